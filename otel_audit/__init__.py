@@ -1,0 +1,5 @@
+"""Audit trail for Python services."""
+
+from otel_audit._version import __version__
+
+__all__ = ["__version__"]

@@ -1,0 +1,296 @@
+"""Every setting, validated once, with the place it came from.
+
+This module is the only reader of the environment. It promises that a setting
+that cannot be used is an `AuditSettingsError` naming the variable, its value
+and a remedy, and never a silent default. What a setting *does* is the
+business of the module that takes it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field, fields
+from ipaddress import ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from otel_audit.errors import AuditSettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"0", "false", "no", "off", ""})
+_SIZE: Final = re.compile(r"(\d+)\s*([kmg]?)i?b?", re.IGNORECASE)
+
+
+def _text(value: str) -> str:
+    return value.strip()
+
+
+def _boolean(value: str) -> bool:
+    lowered = value.strip().lower()
+    if lowered in _TRUE:
+        return True
+    if lowered in _FALSE:
+        return False
+    message = "expected true or false"
+    raise ValueError(message)
+
+
+def _directory(value: str) -> Path:
+    expanded = os.path.expanduser(os.path.expandvars(value.strip()))  # noqa: PTH111 - pathlib has no expandvars, and both belong together
+    if not expanded:
+        message = "expected a path"
+        raise ValueError(message)
+    if "$" in expanded:
+        message = f"{expanded!r} names a variable that is not set"
+        raise ValueError(message)
+    return Path(os.path.abspath(expanded))  # noqa: PTH100 - resolve() would follow links, and the caller's name for the place is what errors should show
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        lowered = value.strip().lower()
+        if lowered not in choices:
+            message = f"expected one of {', '.join(choices)}"
+            raise ValueError(message)
+        return lowered
+
+    return parse
+
+
+def _seconds(value: str) -> float:
+    number = float(value)
+    if not 0 < number <= 86_400:  # noqa: PLR2004 - a day; longer waits are typing errors
+        message = "expected seconds, more than 0 and at most 86400"
+        raise ValueError(message)
+    return number
+
+
+def _count(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        message = "expected a whole number of at least 1"
+        raise ValueError(message)
+    return number
+
+
+def _size(value: str) -> int:
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        message = "expected a size such as 0 (off), 104857600 or 100MB"
+        raise ValueError(message)
+    return int(match[1]) * 1024 ** " kmg".index(match[2].lower() or " ")
+
+
+def _networks(value: str) -> tuple[str, ...]:
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    return tuple(str(ip_network(part, strict=False)) for part in parts)
+
+
+def _mirror(value: str) -> bool | Path:
+    """Read a switch or a path: operators use the one name for both."""
+    lowered = value.strip().lower()
+    if lowered in _TRUE:
+        return True
+    if lowered in _FALSE:
+        return False
+    return _directory(value)
+
+
+def _setting(
+    variable: str,
+    parse: Callable[[str], Any],
+    default: Any,  # noqa: ANN401 - one helper for settings of every type
+    meaning: str,
+    *,
+    secret: bool = False,
+) -> Any:  # noqa: ANN401 - dataclass fields take the annotation of the attribute
+    return field(
+        default=default,
+        metadata={"variable": variable, "parse": parse, "meaning": meaning, "secret": secret},
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one provider.
+
+    ``Settings.from_env()`` reads the environment; keyword arguments there win
+    over it. ``origins`` says for each attribute where its value came from.
+    """
+
+    service_name: str | None = _setting(
+        "OTEL_SERVICE_NAME", _text, None, "the service's name in each record"
+    )
+    log_dir: Path | None = _setting(
+        "LOG_DIR", _directory, None, "holds trail/ and audit.log when nothing else is said"
+    )
+    directory: Path | None = _setting(
+        "OTEL_AUDIT_DIR", _directory, None, "the trail's directory"
+    )
+    mirror: bool | Path | None = _setting(
+        "AUDIT_LOG_LOCAL_FILE", _mirror, None, "JSON lines copy: true, false or a path"
+    )
+    mirror_max_bytes: int = _setting(
+        "OTEL_AUDIT_MIRROR_MAX_BYTES", _size, 0, "rotate the mirror by itself at this size (0: logrotate does)"
+    )
+    mirror_backups: int = _setting(
+        "OTEL_AUDIT_MIRROR_BACKUPS", _count, 90, "rotated mirror files that are kept"
+    )
+    on_failure: str = _setting(
+        "OTEL_AUDIT_ON_FAILURE",
+        _choice("fail", "continue", "shutdown"),
+        "fail",
+        "what happens when the trail cannot take a record",
+    )
+    http_activity: str = _setting(
+        "OTEL_AUDIT_HTTP_ACTIVITY",
+        _choice("all", "mutating", "off"),
+        "all",
+        "which requests become http.request records",
+    )
+    agent: str = _setting(
+        "OTEL_AUDIT_AGENT",
+        _choice("thread", "off"),
+        "thread",
+        "who signs checkpoints and writes the mirror: a thread of ours, or `otel-audit agent` (off)",
+    )
+    trusted_proxies: tuple[str, ...] = _setting(
+        "OTEL_AUDIT_TRUSTED_PROXIES", _networks, (), "networks whose X-Forwarded-For is believed"
+    )
+    timeout: float = _setting(
+        "OTEL_AUDIT_TIMEOUT", _seconds, 10.0, "seconds that a caller waits for a confirmation"
+    )
+    queue_size: int = _setting(
+        "OTEL_AUDIT_QUEUE_SIZE", _count, 65_536, "records that may wait before back-pressure"
+    )
+    signing_key: str | None = _setting(
+        "OTEL_AUDIT_SIGNING_KEY", _text, None, "the signing key itself", secret=True
+    )
+    signing_key_file: Path | None = _setting(
+        "OTEL_AUDIT_SIGNING_KEY_FILE", _directory, None, "the signing key's file"
+    )
+    loki_enabled: bool = _setting(
+        "LOKI_ENABLED", _boolean, False, "ship straight to Loki"  # noqa: FBT003 - a default, not a call
+    )
+    loki_endpoint: str | None = _setting(
+        "LOKI_ENDPOINT", _text, None, "Loki's address"
+    )
+    disabled: bool = _setting(
+        "OTEL_AUDIT_DISABLED", _boolean, False, "record nothing at all"  # noqa: FBT003 - a default, not a call
+    )
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+    unknown: tuple[str, ...] = ()
+    state_home: Path = field(default=Path(), compare=False)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ, **overrides: object) -> Settings:
+        """Read the environment; ``overrides`` (attribute names) win over it.
+
+        An empty variable counts as not set (OpenTelemetry's rule). An override
+        of None means "not said". Raises `AuditSettingsError`.
+        """
+        values: dict[str, Any] = {}
+        origins: dict[str, str] = {}
+        known = set()
+        for spec in fields(cls):
+            variable = spec.metadata.get("variable")
+            if variable is None:
+                continue
+            known.add(variable)
+            if overrides.get(spec.name) is not None:
+                value = _checked(spec.name, overrides.pop(spec.name), spec.metadata["parse"])
+                values[spec.name], origins[spec.name] = value, "argument"
+            elif environ.get(variable, "").strip():
+                values[spec.name] = _parsed(variable, environ[variable], spec.metadata["parse"])
+                origins[spec.name] = f"environment ({variable})"
+            else:
+                overrides.pop(spec.name, None)
+                origins[spec.name] = "default"
+        if overrides:
+            message = (
+                f"unknown setting {sorted(overrides)[0]!r}; known are "
+                f"{', '.join(sorted(origins))}"
+            )
+            raise AuditSettingsError(message)
+        unknown = {name for name in environ if name.startswith("OTEL_AUDIT_")} - known
+        return cls(
+            **values,
+            origins=origins,
+            unknown=tuple(sorted(unknown)),
+            state_home=_state_home(environ),
+        )
+
+    @property
+    def trail_directory(self) -> Path:
+        """Where the trail is: OTEL_AUDIT_DIR, else LOG_DIR/trail, else the user's state."""
+        if self.directory is not None:
+            return self.directory
+        if self.log_dir is not None:
+            return self.log_dir / "trail"
+        return self.state_home / "otel-audit" / (self.service_name or "unknown_service")
+
+    @property
+    def mirror_file(self) -> Path | None:
+        """Where the JSON lines copy goes, or None when there is none.
+
+        Without a word about it there is a mirror exactly when LOG_DIR is set.
+        """
+        if isinstance(self.mirror, Path):
+            return self.mirror
+        wanted = self.log_dir is not None if self.mirror is None else self.mirror
+        if not wanted:
+            return None
+        return (self.log_dir or self.trail_directory) / "audit.log"
+
+    def describe(self) -> list[dict[str, str]]:
+        """All settings as rows of name, variable, value, origin and meaning (secrets masked)."""
+        rows = []
+        for spec in fields(self):
+            if "variable" not in spec.metadata:
+                continue
+            value = getattr(self, spec.name)
+            shown = "(set)" if spec.metadata["secret"] and value else _shown(value)
+            rows.append(
+                {
+                    "name": spec.name,
+                    "variable": cast("str", spec.metadata["variable"]),
+                    "value": shown,
+                    "origin": self.origins.get(spec.name, "argument"),
+                    "meaning": cast("str", spec.metadata["meaning"]),
+                }
+            )
+        return rows
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _parsed(name: str, value: str, parse: Callable[[str], Any]) -> Any:  # noqa: ANN401 - the setting's own type
+    try:
+        return parse(value)
+    except ValueError as error:
+        message = f"{name}={value!r} cannot be used: {error}; correct it or unset it"
+        raise AuditSettingsError(message) from None
+
+
+def _checked(name: str, value: object, parse: Callable[[str], Any]) -> Any:  # noqa: ANN401 - the setting's own type
+    """Send an argument through the same parser as its variable, so both obey one rule."""
+    if isinstance(value, (list, tuple)):
+        value = ",".join(map(str, value))
+    return _parsed(name, str(value), parse)
+
+
+def _state_home(environ: Mapping[str, str]) -> Path:
+    """XDG Base Directory Specification: state that persists between restarts."""
+    configured = environ.get("XDG_STATE_HOME", "")
+    if configured.startswith("/"):
+        return Path(configured)
+    home = environ.get("HOME")
+    return (Path(home) if home else Path.home()) / ".local" / "state"
