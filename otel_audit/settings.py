@@ -82,7 +82,7 @@ def _size(value: str) -> int:
     if match is None:
         message = "expected a size such as 0 (off), 104857600 or 100MB"
         raise ValueError(message)
-    return int(match[1]) * 1024 ** " kmg".index(match[2].lower() or " ")
+    return int(match[1]) << 10 * " kmg".index(match[2].lower() or " ")
 
 
 def _networks(value: str) -> tuple[str, ...]:
@@ -128,14 +128,15 @@ class Settings:
     log_dir: Path | None = _setting(
         "LOG_DIR", _directory, None, "holds trail/ and audit.log when nothing else is said"
     )
-    directory: Path | None = _setting(
-        "OTEL_AUDIT_DIR", _directory, None, "the trail's directory"
-    )
+    directory: Path | None = _setting("OTEL_AUDIT_DIR", _directory, None, "the trail's directory")
     mirror: bool | Path | None = _setting(
         "AUDIT_LOG_LOCAL_FILE", _mirror, None, "JSON lines copy: true, false or a path"
     )
     mirror_max_bytes: int = _setting(
-        "OTEL_AUDIT_MIRROR_MAX_BYTES", _size, 0, "rotate the mirror by itself at this size (0: logrotate does)"
+        "OTEL_AUDIT_MIRROR_MAX_BYTES",
+        _size,
+        0,
+        "rotate the mirror by itself at this size (0: logrotate does)",
     )
     mirror_backups: int = _setting(
         "OTEL_AUDIT_MIRROR_BACKUPS", _count, 90, "rotated mirror files that are kept"
@@ -173,15 +174,9 @@ class Settings:
     signing_key_file: Path | None = _setting(
         "OTEL_AUDIT_SIGNING_KEY_FILE", _directory, None, "the signing key's file"
     )
-    loki_enabled: bool = _setting(
-        "LOKI_ENABLED", _boolean, False, "ship straight to Loki"  # noqa: FBT003 - a default, not a call
-    )
-    loki_endpoint: str | None = _setting(
-        "LOKI_ENDPOINT", _text, None, "Loki's address"
-    )
-    disabled: bool = _setting(
-        "OTEL_AUDIT_DISABLED", _boolean, False, "record nothing at all"  # noqa: FBT003 - a default, not a call
-    )
+    loki_enabled: bool = _setting("LOKI_ENABLED", _boolean, False, "ship straight to Loki")
+    loki_endpoint: str | None = _setting("LOKI_ENDPOINT", _text, None, "Loki's address")
+    disabled: bool = _setting("OTEL_AUDIT_DISABLED", _boolean, False, "record nothing at all")
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     unknown: tuple[str, ...] = ()
     state_home: Path = field(default=Path(), compare=False)
@@ -211,10 +206,7 @@ class Settings:
                 overrides.pop(spec.name, None)
                 origins[spec.name] = "default"
         if overrides:
-            message = (
-                f"unknown setting {sorted(overrides)[0]!r}; known are "
-                f"{', '.join(sorted(origins))}"
-            )
+            message = f"unknown setting {min(overrides)!r}; known are {', '.join(sorted(origins))}"
             raise AuditSettingsError(message)
         unknown = {name for name in environ if name.startswith("OTEL_AUDIT_")} - known
         return cls(
