@@ -1,0 +1,41 @@
+"""What every test gets: an environment of its own and a global provider that is reset."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Everything that settings.py or OpenTelemetry would read, wherever the developer set it.
+_PREFIXES = ("OTEL_", "LOKI_", "AUDIT_", "LOG_DIR", "XDG_")
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Hide the developer's environment, and forget the global provider afterwards.
+
+    Gives the directory that stands in for the home directory. Whoever needs it asks for
+    ``isolated``; that it is `autouse` for all others is what keeps tests apart.
+    """
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(_PREFIXES)]:
+            patch.delenv(name)
+        patch.setenv("HOME", str(home))
+        patch.setenv("XDG_STATE_HOME", str(home / "state"))
+        try:
+            yield home
+        finally:
+            _reset_global_provider()
+
+
+def _reset_global_provider() -> None:
+    """Close the provider that a test configured; without one there is nothing to load."""
+    if "otel_audit.api.provider" in sys.modules:
+        sys.modules["otel_audit.api.provider"].reset()
