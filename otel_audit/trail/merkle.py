@@ -56,9 +56,7 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return sha256(_NODE + left + right).digest()
 
 
-def extend(
-    edge: Sequence[bytes], size: int, leaf_hashes: Sequence[bytes]
-) -> list[bytes]:
+def extend(edge: Sequence[bytes], size: int, leaf_hashes: Sequence[bytes]) -> list[bytes]:
     """Return the right edge of the tree after ``leaf_hashes`` were appended.
 
     ``edge`` is the right edge at ``size`` leaves and is not changed. Costs one
