@@ -1,0 +1,138 @@
+"""SQLite handles that survive threads and forks; nothing about the trail itself.
+
+Promises: one thread at a time uses a handle; a handle opens on first use and
+again after a fork. SQLite keeps its table of POSIX locks in process memory,
+so a child that inherits an open database believes that it holds locks which
+only its parent holds, even through a connection of its own
+(https://sqlite.org/howtocorrupt.html section 2.6). Therefore every handle is
+closed *before* a fork, in the parent, and both sides open theirs again.
+
+Rule for callers: never use one handle inside another one's `use()`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import apsw
+
+from otel_audit.errors import TrailError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_MINIMUM: Final = 3_051_003
+"""SQLite 3.51.3: the first release without the WAL-reset defect."""
+
+_FORK_PATIENCE: Final = 5.0
+"""Seconds that a fork waits for a transaction under way in another thread."""
+
+_logger = logging.getLogger("otel_audit.trail")
+
+if apsw.SQLITE_VERSION_NUMBER < _MINIMUM:  # pragma: no cover - needs an old apsw
+    _message = (
+        f"SQLite {apsw.sqlite_lib_version()} can corrupt a write-ahead log; "
+        "otel-audit needs 3.51.3 or later: pip install --upgrade apsw"
+    )
+    raise ImportError(_message)
+
+
+def fetch(
+    connection: apsw.Connection, query: str, bindings: tuple[int | str | bytes, ...] = ()
+) -> list[Any]:
+    """Return all rows of a query whose column types the schema settles."""
+    return connection.execute(query, bindings).fetchall()
+
+
+class Handle:
+    """One lazily opened connection, guarded by one mutex."""
+
+    def __init__(self, connect: Callable[[], apsw.Connection]) -> None:
+        """Take the function that opens and prepares a connection."""
+        self._connect = connect
+        self._mutex = threading.Lock()
+        self._connection: apsw.Connection | None = None
+        self._unusable = False
+        _handles.add(self)
+
+    @contextmanager
+    def use(self) -> Iterator[apsw.Connection]:
+        """Lend the connection to the calling thread, opening it when needed."""
+        with self._mutex:
+            if self._connection is None:
+                self._connection = self._open()
+            yield self._connection
+
+    def close(self) -> None:
+        """Close the connection; the next `use()` would open another one."""
+        with self._mutex:
+            self._shut()
+
+    def _open(self) -> apsw.Connection:
+        if self._unusable:
+            message = (
+                "this process was forked while its parent was inside a transaction that did "
+                f"not end within {_FORK_PATIENCE:g} s, so SQLite's lock table is not "
+                "trustworthy here; start the process by spawn instead of fork"
+            )
+            raise TrailError(message)
+        return self._connect()
+
+    def _shut(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _before_fork(self) -> bool:
+        if not self._mutex.acquire(timeout=_FORK_PATIENCE):
+            _logger.error("a fork happens inside a transaction; the child cannot use the trail")
+            return False
+        self._shut()
+        return True
+
+    def _in_child(self, *, closed: bool) -> None:
+        self._mutex = threading.Lock()
+        self._unusable = self._unusable or not closed
+        if not closed and self._connection is not None:
+            _leak(self._connection)
+            self._connection = None
+
+
+def _leak(connection: apsw.Connection) -> None:
+    """Keep the parent's connection from ever being closed in the child."""
+    import ctypes  # noqa: PLC0415 - needed only after a fork that went wrong
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+_handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+_forking: list[tuple[Handle, bool]] = []
+
+
+def _before_fork() -> None:
+    _forking.extend((handle, handle._before_fork()) for handle in list(_handles))  # noqa: SLF001 - same module
+
+
+def _after_fork_in_parent() -> None:
+    for handle, closed in _forking:
+        if closed:
+            handle._mutex.release()  # noqa: SLF001 - same module
+    _forking.clear()
+
+
+def _after_fork_in_child() -> None:
+    for handle, closed in _forking:
+        handle._in_child(closed=closed)  # noqa: SLF001 - same module
+    _forking.clear()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

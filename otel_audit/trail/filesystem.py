@@ -1,0 +1,104 @@
+"""Whether a directory can keep the promises, and its safe creation.
+
+The trail needs working fsync, flock and shared memory between processes. A
+network file system has none of them for certain, so it is refused; tmpfs and
+overlay work but forget on restart, so there is a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+from otel_audit.errors import TrailFileSystemError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MOUNTS: Final = "/proc/self/mountinfo"
+_REFUSED: Final = ("nfs", "cifs", "smb", "fuse", "9p", "afs", "ceph", "gluster", "lustre", "vboxsf")
+_FORGETFUL: Final = {
+    "tmpfs": "its contents are gone after a restart",
+    "ramfs": "its contents are gone after a restart",
+    "overlay": "a container's own layer is gone with the container; mount a volume",
+}
+
+_logger = logging.getLogger("otel_audit.trail")
+
+
+def type_of(directory: Path, mounts: str | None = None) -> str:
+    """Name the type of the file system that holds ``directory`` ("" when unknown).
+
+    ``mounts`` is the text of /proc/self/mountinfo (proc(5)).
+    """
+    if mounts is None:
+        try:
+            with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123 - a constant of the kernel
+                mounts = file.read()
+        except OSError:  # pragma: no cover - systems without /proc
+            return ""
+    target = os.path.realpath(directory)
+    best, kind = "", ""
+    for line in mounts.splitlines():
+        fields, separator, after = line.partition(" - ")
+        if not separator:
+            continue
+        point = fields.split()[4].encode().decode("unicode_escape")
+        inside = target == point or target.startswith(point.rstrip("/") + "/")
+        # Later lines hide earlier ones at the same mount point.
+        if inside and len(point) >= len(best):
+            best, kind = point, after.split()[0]
+    return kind
+
+
+def check(directory: Path, mounts: str | None = None) -> str | None:
+    """Refuse a network file system; return a warning for a forgetful one.
+
+    Raises `TrailFileSystemError`.
+    """
+    kind = type_of(directory, mounts)
+    if kind.startswith(_REFUSED):
+        message = (
+            f"{directory} is on {kind}, where fsync and locks between hosts cannot be relied "
+            "on; set OTEL_AUDIT_DIR to a directory on a local disk (each host keeps a trail "
+            "of its own)"
+        )
+        raise TrailFileSystemError(message)
+    if kind in _FORGETFUL:
+        return f"{directory} is on {kind}: {_FORGETFUL[kind]}"
+    return None
+
+
+def prepare(directory: Path) -> None:
+    """Make the trail's directory (mode 0700) and make its name durable.
+
+    Raises `TrailFileSystemError` when it cannot be made or is unsuitable.
+    """
+    try:
+        missing = not directory.exists()
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if missing:
+            sync(directory.parent)
+        mode = stat.S_IMODE(directory.stat().st_mode)
+    except OSError as error:
+        message = (
+            f"the trail's directory {directory} cannot be made: {error.strerror}; create it "
+            "for this user, or set OTEL_AUDIT_DIR to another place"
+        )
+        raise TrailFileSystemError(message) from error
+    if mode & 0o022:
+        _logger.warning("%s is writable by others (mode %04o): chmod 700 it", directory, mode)
+    warning = check(directory)
+    if warning is not None:
+        _logger.warning("%s", warning)
+
+
+def sync(directory: Path) -> None:
+    """Flush the directory itself, so that names in it survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

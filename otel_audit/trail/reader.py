@@ -1,0 +1,299 @@
+"""Reading a trail; the only interface that verification and readers use.
+
+Promises: nothing is ever written, not even a lock file; each call is one short
+read transaction, so that no reader keeps the write-ahead log from being
+reused; a live trail, a copy, and a directory that cannot be written all work.
+What the bytes mean, and whether they are right, is left to others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import apsw
+
+from otel_audit.errors import ProofError, TrailError, TrailVersionError
+from otel_audit.trail import merkle
+from otel_audit.trail.database import Handle, fetch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+DATABASE: Final = "trail.db"
+SCHEMA_VERSION: Final = 1
+APPLICATION_ID: Final = 0x6F744155
+"""PRAGMA application_id of a trail: "otAU"."""
+
+_BATCH: Final = 2_048
+_SCAN: Final = 20_000
+
+
+class Tree(NamedTuple):
+    """The tree as the trail states it; ``committed_unix_nano`` is its last leaf's."""
+
+    size: int
+    edge: tuple[bytes, ...]
+    committed_unix_nano: int
+
+    @property
+    def root(self) -> bytes:
+        """The root hash (RFC 6962, section 2.1)."""
+        return merkle.edge_root(self.edge)
+
+
+class Leaf(NamedTuple):
+    """One record at its place; ``hash`` is what the trail states, not a computed one."""
+
+    sequence: int
+    committed_unix_nano: int
+    hash: bytes
+    record: bytes
+
+
+class StoredCheckpoint(NamedTuple):
+    """A checkpoint's row: the signed note is the evidence, the rest is for search."""
+
+    size: int
+    unix_nano: int
+    note: str
+
+
+class TrailReader:
+    """One trail, for reading; usable from several threads and after a fork."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the trail in ``directory``.
+
+        Raises `TrailError` when there is none and `TrailVersionError` when it
+        is newer than this software.
+        """
+        self.directory = directory
+        self.path = directory / DATABASE
+        self._handle = Handle(self._connect)
+        with self._handle.use() as connection:
+            self.meta: dict[str, str] = dict(fetch(connection, "SELECT key, value FROM meta"))
+        self.hash_at = merkle.TileHashes(self.tile)
+
+    def __enter__(self) -> Self:
+        """Return the reader itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the reader."""
+        self.close()
+
+    @property
+    def origin(self) -> str:
+        """The trail's name in its checkpoints."""
+        return self.meta["origin"]
+
+    @property
+    def claimed_keys(self) -> tuple[str, ...]:
+        """The public keys that the trail says are its own (C2SP vkeys).
+
+        Whoever can change the trail can change these: they are no substitute
+        for a key obtained elsewhere.
+        """
+        keys = (self.meta.get("log_key"), self.meta.get("cosigner_key"))
+        return tuple(key for key in keys if key)
+
+    def close(self) -> None:
+        """Close the database; a later call would open it again."""
+        self._handle.close()
+
+    def tree(self) -> Tree:
+        """Return the tree's size and right edge as of now."""
+        with self._handle.use() as connection:
+            size, edge, committed = connection.execute(
+                "SELECT size, edge, committed_unix_nano FROM tree"
+            ).get
+        return Tree(size, tuple(split_hashes(edge)), committed)
+
+    def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[Leaf]:
+        """Yield the leaves from ``start`` up to before ``stop`` (default: all there are)."""
+        for batch in self.batches(start, stop):
+            yield from batch
+
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[list[Leaf]]:
+        """Yield lists of leaves in order; one read transaction each."""
+        limit = (1 << 62) if stop is None else stop
+        while start < limit:
+            with self._handle.use() as connection:
+                rows = fetch(
+                    connection,
+                    "SELECT seq, committed_unix_nano, hash, record FROM leaf "
+                    "WHERE seq >= ? AND seq < ? ORDER BY seq LIMIT ?",
+                    (start, limit, _BATCH),
+                )
+            if not rows:
+                return
+            yield list(map(Leaf._make, rows))
+            start = rows[-1][0] + 1
+
+    def leaf(self, sequence: int) -> Leaf | None:
+        """Return one leaf, or None when there is no such row."""
+        for leaf in self.leaves(sequence, sequence + 1):
+            return leaf
+        return None
+
+    def find(self, record_id: str) -> Leaf | None:
+        """Return the newest record with this id, by scanning backwards.
+
+        The trail has no secondary index (appending would pay for it), so this
+        costs about a second for a million records.
+        """
+        needle = f'"record_id":"{record_id}"'.encode()
+        stop = self.tree().size
+        while stop > 0:
+            start = max(0, stop - _SCAN)
+            with self._handle.use() as connection:
+                row = connection.execute(
+                    "SELECT seq, committed_unix_nano, hash, record FROM leaf "
+                    "WHERE seq >= ? AND seq < ? AND instr(record, ?) > 0 "
+                    "ORDER BY seq DESC LIMIT 1",
+                    (start, stop, needle),
+                ).fetchone()
+            if row is not None:
+                return Leaf._make(row)
+            stop = start
+        return None
+
+    def tile(self, level: int, index: int) -> bytes:
+        """Return the hashes of a tile (C2SP tlog-tiles), fewer than 256 when partial.
+
+        Raises `ProofError` when there is no such tile.
+        """
+        with self._handle.use() as connection:
+            row = connection.execute(
+                "SELECT hashes FROM tile WHERE level = ? AND idx = ?", (level, index)
+            ).fetchone()
+            if row is not None:
+                return bytes(row[0])
+            rows: list[Any] = []
+            if level == 0:
+                first = index * merkle.TILE_WIDTH
+                rows = fetch(
+                    connection,
+                    "SELECT hash FROM leaf WHERE seq >= ? AND seq < ? ORDER BY seq",
+                    (first, first + merkle.TILE_WIDTH),
+                )
+        if not rows:
+            message = f"{self.path} has no tile {level}/{index}; the trail is incomplete"
+            raise ProofError(message)
+        return b"".join(row[0] for row in rows)
+
+    def tiles(self, level: int = 0) -> Iterator[tuple[int, bytes]]:
+        """Yield index and hashes of the stored tiles of a level, in order."""
+        after = -1
+        while True:
+            with self._handle.use() as connection:
+                rows = fetch(
+                    connection,
+                    "SELECT idx, hashes FROM tile WHERE level = ? AND idx > ? "
+                    "ORDER BY idx LIMIT 64",
+                    (level, after),
+                )
+            if not rows:
+                return
+            yield from rows
+            after = rows[-1][0]
+
+    def checkpoints(self, min_size: int = 0) -> Iterator[StoredCheckpoint]:
+        """Yield the checkpoints of at least ``min_size`` leaves, oldest first."""
+        after = 0
+        while True:
+            with self._handle.use() as connection:
+                rows = fetch(
+                    connection,
+                    "SELECT rowid, size, unix_nano, note FROM checkpoint "
+                    "WHERE rowid > ? AND size >= ? ORDER BY rowid LIMIT ?",
+                    (after, min_size, _BATCH),
+                )
+            if not rows:
+                return
+            for row in rows:
+                yield StoredCheckpoint._make(row[1:])
+            after = rows[-1][0]
+
+    def last_checkpoint(self) -> StoredCheckpoint | None:
+        """Return the newest checkpoint, if there is one."""
+        with self._handle.use() as connection:
+            row = connection.execute(
+                "SELECT size, unix_nano, note FROM checkpoint ORDER BY rowid DESC LIMIT 1"
+            ).fetchone()
+        return None if row is None else StoredCheckpoint._make(row)
+
+    def resource(self, resource_hash: str) -> bytes | None:
+        """Return the OTel Resource (JSON) with this hash, if the trail has it."""
+        with self._handle.use() as connection:
+            row = connection.execute(
+                "SELECT json FROM resource WHERE hash = ?", (resource_hash,)
+            ).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def _connect(self) -> apsw.Connection:
+        if not self.path.is_file():
+            message = (
+                f"there is no trail in {self.directory} ({DATABASE} is missing); name its "
+                "directory with --dir or OTEL_AUDIT_DIR"
+            )
+            raise TrailError(message)
+        try:
+            connection = _open_read_only(self.path)
+            check_version(connection, self.path)
+        except apsw.Error as error:
+            message = f"{self.path} cannot be read: {error}; is it a trail, and readable for you?"
+            raise TrailError(message) from error
+        return connection
+
+
+def split_hashes(joined: bytes) -> list[bytes]:
+    """Cut a blob of 32-byte hashes into them."""
+    size = merkle.HASH_SIZE
+    return [joined[start : start + size] for start in range(0, len(joined), size)]
+
+
+def check_version(connection: apsw.Connection, path: Path) -> None:
+    """Refuse what is not a trail or is newer than this software.
+
+    Raises `TrailError` and `TrailVersionError`.
+    """
+    application = connection.pragma("application_id")
+    if application != APPLICATION_ID:
+        message = f"{path} is a database, but not an audit trail (application_id {application})"
+        raise TrailError(message)
+    version = connection.pragma("user_version")
+    if version > SCHEMA_VERSION:
+        message = (
+            f"{path} has schema version {version}, this otel-audit knows up to "
+            f"{SCHEMA_VERSION}: upgrade otel-audit (pip install --upgrade otel-audit); "
+            "nothing was changed"
+        )
+        raise TrailVersionError(message)
+
+
+def _open_read_only(path: Path) -> apsw.Connection:
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    connection = apsw.Connection(uri, flags=flags)
+    connection.set_busy_timeout(5_000)
+    try:
+        connection.pragma("user_version")
+    except apsw.Error:
+        # Where the directory cannot be written there is no shared memory for
+        # the log's index; nobody can be writing then, so an index in our own
+        # memory, without locks, is right (https://sqlite.org/wal.html#readonly).
+        connection.close()
+        connection = apsw.Connection(f"{uri}&nolock=1", flags=flags)
+        connection.pragma("locking_mode", "exclusive")
+        connection.pragma("user_version")
+    return connection

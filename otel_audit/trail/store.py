@@ -1,0 +1,363 @@
+"""The only place that writes a trail's database.
+
+`TrailStore.append` promises: when it returns, the whole group is synced to the
+disk, in order, without gaps, the tree is that of RFC 6962 over all records,
+and ``committed_unix_nano`` never decreases, whatever the clock does. When it
+raises, nothing is promised either way. It costs the same whatever the trail's
+length.
+
+Groups, queues and waiting are the committer's business; keys and signatures
+the signer's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import apsw
+
+from otel_audit.errors import TrailError, TrailLockedError, TrailMismatchError
+from otel_audit.trail import filesystem, merkle
+from otel_audit.trail.database import Handle, fetch
+from otel_audit.trail.lock import FileLock
+from otel_audit.trail.reader import (
+    APPLICATION_ID,
+    DATABASE,
+    SCHEMA_VERSION,
+    check_version,
+    split_hashes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+_SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE leaf (
+  seq INTEGER PRIMARY KEY, committed_unix_nano INTEGER NOT NULL,
+  hash BLOB NOT NULL, record BLOB NOT NULL);
+CREATE TABLE tile (
+  level INTEGER NOT NULL, idx INTEGER NOT NULL, hashes BLOB NOT NULL,
+  PRIMARY KEY (level, idx)) WITHOUT ROWID;
+CREATE TABLE tree (
+  id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL, edge BLOB NOT NULL,
+  committed_unix_nano INTEGER NOT NULL);
+CREATE TABLE checkpoint (
+  id INTEGER PRIMARY KEY, size INTEGER NOT NULL, unix_nano INTEGER NOT NULL, note TEXT NOT NULL);
+CREATE TABLE resource (hash TEXT PRIMARY KEY, json BLOB NOT NULL) WITHOUT ROWID;
+INSERT INTO tree VALUES (0, 0, x'', 0);
+"""
+
+# One statement for the whole group; carray takes a tuple, and joining hash and
+# record in one value spares a second virtual table.
+_INSERT: Final = (
+    "INSERT INTO leaf SELECT ?1 + rowid - 1, ?2, substr(value, 1, 32), substr(value, 33) "
+    "FROM carray(?3)"
+)
+
+_BUSY_MILLISECONDS: Final = 5_000
+_WAL_PREALLOCATED: Final = 8 << 20
+"""Bytes of log written in advance: a sync that need not grow the file costs half."""
+
+_WAL_CHECKPOINT_PAGES: Final = 50_000
+"""Without an agent SQLite itself empties the log at about 200 MB."""
+
+_logger = logging.getLogger("otel_audit.trail")
+
+
+class Commit(NamedTuple):
+    """Where a group went: sequence number of its first record, and when."""
+
+    first: int
+    committed_unix_nano: int
+
+
+class TrailStore:
+    """The writer's side of one trail, shared by threads, forks and processes."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        new_origin: Callable[[], str],
+        timeout: float = 10.0,
+        vfs: str | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """Open the trail in ``directory``, or create one named by ``new_origin()``.
+
+        ``timeout`` is how long to wait for another process, in seconds;
+        ``vfs`` names an SQLite VFS (fault injection); ``clock`` gives
+        nanoseconds since 1970. Raises `TrailError` and its kinds.
+        """
+        self.directory = directory
+        self.path = directory / DATABASE
+        self.timeout = timeout
+        self._new_origin = new_origin
+        self._vfs = vfs
+        self._clock = clock
+        self._known_resources: set[str] = set()
+        self._wal_trusted = True
+        filesystem.prepare(directory)
+        self._lock = FileLock(directory / "lock")
+        self._handle = Handle(lambda: self._connect(self._lock))
+        # Another connection and descriptor: commits go on while the log is copied.
+        self._emptier_lock = FileLock(directory / "lock")
+        self._emptier = Handle(lambda: self._connect(self._emptier_lock))
+        with self._transaction() as connection:
+            self.origin = str(connection.execute("SELECT value FROM meta WHERE key = 'origin'").get)
+
+    def append(
+        self, entries: Sequence[tuple[bytes, bytes]], resources: Mapping[str, bytes]
+    ) -> Commit:
+        """Commit ``entries`` of (leaf hash, record) as one group, durably.
+
+        ``resources`` are the OTel Resources (hash to JSON) that the records
+        name. Raises `TrailError`; the records are then not confirmed.
+        """
+        blobs = tuple(leaf_hash + record for leaf_hash, record in entries)
+        with self._transaction() as connection:
+            size, joined, last = connection.execute(
+                "SELECT size, edge, committed_unix_nano FROM tree"
+            ).get
+            now = max(self._clock(), last)
+            connection.execute(_INSERT, (size, now, apsw.carray(blobs)))
+            for resource_hash, json in resources.items():
+                if resource_hash not in self._known_resources:
+                    connection.execute(
+                        "INSERT OR IGNORE INTO resource VALUES (?, ?)", (resource_hash, json)
+                    )
+            edge = merkle.extend(
+                split_hashes(joined), size, [leaf_hash for leaf_hash, _ in entries]
+            )
+            grown = size + len(entries)
+            _complete_tiles(connection, size, grown)
+            connection.execute(
+                "UPDATE tree SET size = ?, edge = ?, committed_unix_nano = ?",
+                (grown, b"".join(edge), now),
+            )
+        self._known_resources.update(resources)
+        return Commit(size, now)
+
+    def add_checkpoint(self, size: int, unix_nano: int, note: str) -> None:
+        """Keep a signed checkpoint. Raises `TrailError`."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT INTO checkpoint (size, unix_nano, note) VALUES (?, ?, ?)",
+                (size, unix_nano, note),
+            )
+
+    def describe(self, facts: Mapping[str, str]) -> None:
+        """Write facts about the trail, such as its public keys, into ``meta``."""
+        with self._transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(facts.items()))
+
+    def probe(self) -> None:
+        """Commit a harmless row, to learn whether the trail takes records again."""
+        self.describe({"probed_unix_nano": str(self._clock())})
+
+    def empty_wal(self, *, above: int = 0) -> None:
+        """Copy the write-ahead log into the database, so that it is reused.
+
+        Does nothing while at most ``above`` bytes in the log are not copied yet. Most of the
+        work happens beside the writers, only the rest under their lock. After
+        an I/O error it never runs again in this process: the kernel may have
+        dropped what a later sync would then claim to have written, while the
+        log still holds everything.
+        """
+        if not self._wal_trusted:
+            return
+        try:
+            with self._emptier.use() as connection:
+                total, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+                if (total - copied) * connection.pragma("page_size") <= above:
+                    return
+                total, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                if copied < total:
+                    with self._emptier_lock.held(self.timeout):
+                        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except (apsw.BusyError, TrailLockedError):
+            return
+        except apsw.Error as error:
+            self._wal_trusted = False
+            _logger.critical(
+                "%s: the write-ahead log could not be copied into the database (%s); records "
+                "stay safe in the log, which grows from now on: repair the disk, then restart",
+                self.path,
+                error,
+            )
+
+    def close(self) -> None:
+        """Close the database and let go of the lock."""
+        self._emptier.close()
+        self._handle.close()
+        self._emptier_lock.close()
+        self._lock.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[apsw.Connection]:
+        """One write transaction under the lock of all processes.
+
+        The commit is the last thing inside the block of the lock, and what
+        SQLite reports becomes an error that says what to do.
+        """
+        try:
+            with self._handle.use() as connection, self._lock.held(self.timeout):
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+        except apsw.Error as error:
+            raise self._explained(error) from error
+        except OSError as error:
+            message = f"the trail's lock {self._lock.path} cannot be used: {error.strerror}"
+            raise TrailError(message) from error
+
+    def _explained(self, error: apsw.Error) -> TrailError:
+        for kind, advice in _ADVICE:
+            if isinstance(error, kind):
+                return TrailError(f"{self.path}: {error}: {advice}")
+        return TrailError(f"{self.path}: {type(error).__name__}: {error}")
+
+    def _connect(self, lock: FileLock) -> apsw.Connection:
+        with lock.held(self.timeout):
+            exists = self.path.exists() and self.path.stat().st_size > 0
+            if not exists:
+                self._refuse_orphans()
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.close(descriptor)
+            connection = apsw.Connection(str(self.path), vfs=self._vfs)
+            try:
+                self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+    def _refuse_orphans(self) -> None:
+        """Do not replace a database that went missing by an empty one."""
+        for name in ("signing.key", "signed"):
+            if (self.directory / name).exists():
+                message = (
+                    f"{self.directory} has {name} but no {DATABASE}: the trail was removed or "
+                    f"not restored. Restore {DATABASE}, or move {name} away to begin a new "
+                    "trail under a new origin"
+                )
+                raise TrailMismatchError(message)
+
+    def _prepare(self, connection: apsw.Connection) -> None:
+        connection.set_busy_timeout(_BUSY_MILLISECONDS)
+        fresh = connection.pragma("application_id") == 0
+        if fresh:
+            self._refuse_foreign(connection)
+            connection.pragma("page_size", 4096)
+            connection.pragma("auto_vacuum", 2)
+        else:
+            check_version(connection, self.path)
+        connection.pragma("journal_mode", "wal")
+        connection.pragma("synchronous", "full")
+        connection.pragma("secure_delete", "on")
+        connection.pragma("trusted_schema", "off")
+        connection.pragma("wal_autocheckpoint", _WAL_CHECKPOINT_PAGES)
+        connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+        _keep_wal(connection)
+        if fresh:
+            self._create(connection)
+        _preallocate(self.path.with_name(self.path.name + "-wal"))
+
+    def _refuse_foreign(self, connection: apsw.Connection) -> None:
+        if connection.execute("SELECT count(*) FROM sqlite_schema").get:
+            message = f"{self.path} is a database, but not an audit trail; nothing was changed"
+            raise TrailMismatchError(message)
+
+    def _create(self, connection: apsw.Connection) -> None:
+        """Make the schema in one transaction: a crash leaves all of it or nothing."""
+        with connection:
+            connection.execute(_SCHEMA)
+            connection.execute(
+                "INSERT INTO meta VALUES ('origin', ?), ('created_unix_nano', ?)",
+                (self._new_origin(), str(self._clock())),
+            )
+            connection.pragma("application_id", APPLICATION_ID)
+            connection.pragma("user_version", SCHEMA_VERSION)
+        filesystem.sync(self.directory)
+
+
+_ADVICE: Final[tuple[tuple[type[apsw.Error], str], ...]] = (
+    (apsw.FullError, "free space on the disk; the trail goes on by itself afterwards"),
+    (apsw.ReadOnlyError, "make the file and its directory writable for this user"),
+    (apsw.CantOpenError, "make the file and its directory readable and writable for this user"),
+    (apsw.BusyError, "another program holds the database; close it"),
+    (apsw.CorruptError, "the file is damaged; keep it, run `otel-audit verify`, restore a copy"),
+    (apsw.NotADBError, "this is not a trail; keep it, and restore the right file"),
+    (apsw.IOError, "the disk reports an error; look at the kernel's log (dmesg)"),
+)
+
+
+def _complete_tiles(connection: apsw.Connection, size: int, grown: int) -> None:
+    """Store each tile that was completed, and its root one level up."""
+    width = merkle.TILE_WIDTH
+    for index in range(size // width, grown // width):
+        rows = fetch(
+            connection,
+            "SELECT hash FROM leaf WHERE seq >= ? AND seq < ? ORDER BY seq",
+            (index * width, (index + 1) * width),
+        )
+        hashes = b"".join(row[0] for row in rows)
+        connection.execute("INSERT INTO tile VALUES (0, ?, ?)", (index, hashes))
+        _climb(connection, index, merkle.tile_root(hashes))
+
+
+def _climb(connection: apsw.Connection, index: int, root: bytes) -> None:
+    """Append the root of the tile ``index`` to the tiles above it."""
+    width, level = merkle.TILE_WIDTH, 0
+    while True:
+        level += 1
+        parent, place = divmod(index, width)
+        connection.execute(
+            "INSERT INTO tile VALUES (?1, ?2, ?3) ON CONFLICT (level, idx) "
+            "DO UPDATE SET hashes = CAST(hashes || ?3 AS BLOB)",
+            (level, parent, root),
+        )
+        if place != width - 1:
+            return
+        hashes = connection.execute(
+            "SELECT hashes FROM tile WHERE level = ? AND idx = ?", (level, parent)
+        ).get
+        index, root = parent, merkle.tile_root(hashes)
+
+
+def _keep_wal(connection: apsw.Connection) -> None:
+    """Keep the log's file when the last connection closes: the next one is spared its growth."""
+    yes = ctypes.c_int(1)
+    connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(yes))
+
+
+def _preallocate(wal: Path) -> None:
+    """Give the log its length in advance, so that a sync need not change the inode.
+
+    Zeros after the last frame end SQLite's recovery, whose frames carry salted
+    checksums (https://sqlite.org/walformat.html). SQLite places its locks on
+    the database and on the shared memory, never on the log, so that closing
+    the file here lets go of none.
+    """
+    try:
+        missing = _WAL_PREALLOCATED - wal.stat().st_size
+        if missing > 0:
+            with wal.open("ab") as file:
+                file.write(bytes(missing))
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        # Only speed is lost; if the disk is full, the append itself will say so.
+        _logger.info("%s was not preallocated: %s", wal, error.strerror)
