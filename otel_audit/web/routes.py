@@ -1,0 +1,100 @@
+"""The template of the route that a request took, as frameworks leave it in the scope.
+
+Promises a name of low cardinality: the template with its parameters
+(``/items/{id}``), with the mount's prefix, or `UNMATCHED`. Nothing here
+matches a path by itself when the framework has said what it matched.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+
+UNMATCHED: Final = "unmatched"
+_REST: Final = "/{path}"  # what lies below a mount whose inside is not known
+
+_Leaf = Any  # a Starlette Route or WebSocketRoute; this module imports no framework
+_by_endpoint: MutableMapping[Any, dict[Any, list[_Leaf]]] = WeakKeyDictionary()
+
+
+def route_template(scope: Mapping[str, Any], root_path: str = "") -> str:
+    """Return the template that matched, once routing is done.
+
+    ``root_path`` is the scope's as the server gave it; what routing added to
+    it since are mounts.
+    """
+    mount = _mount_template(scope, root_path)
+    leaf = _leaf_template(scope)
+    if leaf is not None:
+        return mount + leaf or "/"
+    return mount + _REST if mount else UNMATCHED
+
+
+def _leaf_template(scope: Mapping[str, Any]) -> str | None:
+    included = _included_template(scope)
+    if included is not None:
+        return included
+    route = scope.get("route")
+    if route is None:
+        route = _route_of_endpoint(scope)
+    if route is None or hasattr(route, "routes"):  # a mount: its prefix is in root_path
+        return None
+    template = getattr(route, "path_format", None) or getattr(route, "path", None)
+    return template if isinstance(template, str) else None
+
+
+def _included_template(scope: Mapping[str, Any]) -> str | None:
+    """FastAPI from 0.137 keeps a route as its router has it, and the whole template beside."""
+    fastapi = scope.get("fastapi")
+    if not isinstance(fastapi, dict):
+        return None
+    template = getattr(fastapi.get("effective_route_context"), "path_format", None)
+    return template if isinstance(template, str) else None
+
+
+def _mount_template(scope: Mapping[str, Any], root_path: str) -> str:
+    """Return what mounts have consumed, with their parameters by name again."""
+    now: str = scope.get("root_path") or ""
+    if len(now) <= len(root_path) or not now.startswith(root_path):
+        return ""
+    mount = now[len(root_path) :]
+    parameters: Mapping[str, Any] = scope.get("path_params") or {}
+    if not parameters:
+        return mount
+    names = {str(value): f"{{{name}}}" for name, value in reversed(parameters.items())}
+    return "/".join(names.get(segment, segment) for segment in mount.split("/"))
+
+
+def _route_of_endpoint(scope: Mapping[str, Any]) -> _Leaf | None:
+    """Find the route by its endpoint: plain Starlette before 1.0 leaves nothing else."""
+    endpoint = scope.get("endpoint")
+    router = scope.get("router")
+    if endpoint is None or router is None:
+        return None
+    known = _by_endpoint.get(router)
+    if known is None:
+        known = _by_endpoint[router] = _indexed(router.routes)
+    candidates = known.get(endpoint, ())
+    if len(candidates) < 2:  # noqa: PLR2004 - one is certain
+        return next(iter(candidates), None)
+    path: str = scope["path"]
+    inner = path.removeprefix(scope.get("root_path") or "")
+    return next((leaf for leaf in candidates if leaf.path_regex.match(inner)), None)
+
+
+def _indexed(routes: Iterable[Any]) -> dict[Any, list[_Leaf]]:
+    index: dict[Any, list[_Leaf]] = {}
+    for leaf in _leaves(routes):
+        index.setdefault(leaf.endpoint, []).append(leaf)
+    return index
+
+
+def _leaves(routes: Iterable[Any]) -> Iterator[_Leaf]:
+    for route in routes:
+        if hasattr(route, "routes"):
+            yield from _leaves(route.routes)
+        elif hasattr(route, "endpoint") and hasattr(route, "path_regex"):
+            yield route
