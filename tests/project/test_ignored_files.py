@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.project.documents import blocks
+
 ROOT = Path(__file__).parents[2]
 HYGIENE = ROOT / "docs" / "repository-hygiene.md"
 
@@ -130,16 +132,16 @@ def test_no_file_of_the_sources_is_ignored() -> None:
     assert [path for path in hidden if not left_behind.search(path)] == []
 
 
-def history_command() -> str:
-    """Take the command from the document, so that what is tested is what people run."""
-    match = re.search(r"```bash\n(git log --all.*?)```", HYGIENE.read_text("utf-8"), re.DOTALL)
-    assert match is not None, f"{HYGIENE.name} has lost its command"
-    return match[1]
+def commands_of_the_document() -> list[str]:
+    """Take the commands from the document, so that what is tested is what people run."""
+    document = blocks(HYGIENE.name, HYGIENE.read_text(encoding="utf-8"))
+    return [block.text for block in document if block.text.startswith("git log --all")]
 
 
-def run_history_command(at: Path) -> list[str]:
+def run_history_command(at: Path, number: int = 0) -> list[str]:
+    command = commands_of_the_document()[number]
     done = subprocess.run(
-        ["bash", "-c", history_command()], cwd=at, capture_output=True, text=True, check=False
+        ["bash", "-c", command], cwd=at, capture_output=True, text=True, check=False
     )
     assert done.stderr == ""
     return done.stdout.splitlines()
@@ -147,6 +149,13 @@ def run_history_command(at: Path) -> list[str]:
 
 def test_the_whole_history_is_clean() -> None:
     assert run_history_command(ROOT) == []
+
+
+def test_private_keys_are_in_no_file_but_tests() -> None:
+    # Commits are listed as "hash subject", files by their name alone.
+    listed = run_history_command(ROOT, 1)
+    files = [line for line in listed if not re.match(r"[0-9a-f]{7,40} ", line)]
+    assert [path for path in files if not path.startswith("tests/")] == []
 
 
 def test_a_secret_that_was_committed_once_is_found_in_the_history(tmp_path: Path) -> None:
