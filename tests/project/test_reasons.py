@@ -29,10 +29,12 @@ REGISTRY_HOSTS = [
 
 SWITCHED_OFF = re.compile(r"# *(noqa|type: *ignore|pragma: *no|fmt: *(?:off|skip)|isort:)")
 WITH_REASON = re.compile(
-    r"# noqa: [A-Z]+[0-9]+(, [A-Z]+[0-9]+)* - \w.+"
-    r"|# type: ignore\[[a-z, -]+\]  # \w.+"
+    r"# noqa: [A-Z]+[0-9]+(, [A-Z]+[0-9]+)* +[-#(] ?\w.+"
+    r"|# type: ignore\[[a-z, -]+\] +# \w.+"
     r"|# pragma: no (cover|branch) - \w.+"
 )
+# A test that calls with wrong types, or writes what is frozen, says so by being that test.
+WITH_REASON_IN_TESTS = re.compile(r"# type: ignore\[[a-z, -]+\]")
 
 
 def committed(*patterns: str) -> list[str]:
@@ -59,7 +61,10 @@ def unreasoned(source: str) -> list[str]:
 def test_a_rule_is_switched_off_for_a_reason(name: str) -> None:
     if Path(name) == Path(__file__).relative_to(ROOT):
         return
-    assert unreasoned((ROOT / name).read_text(encoding="utf-8")) == []
+    found = unreasoned((ROOT / name).read_text(encoding="utf-8"))
+    if name.startswith("tests/"):
+        found = [line for line in found if not WITH_REASON_IN_TESTS.search(line)]
+    assert found == []
 
 
 @pytest.mark.parametrize(
