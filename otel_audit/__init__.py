@@ -1,5 +1,178 @@
-"""Audit trail for Python services."""
+"""Audit trail for Python services: durable before it answers, provable afterwards.
+
+The names below are the public surface; each is loaded on first use, so that
+importing the package costs next to nothing. This module is also where the
+parts meet: it gives every provider its agent.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from otel_audit._version import __version__
+from otel_audit.api import companions
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from otel_audit.api.companions import Companion
+    from otel_audit.api.context import (
+        Actor,
+        acting_as,
+        get_audit_context,
+        set_actor,
+    )
+    from otel_audit.api.logger import AuditLogger, get_audit_logger
+    from otel_audit.api.policy import Policy, Rule
+    from otel_audit.api.provider import (
+        AuditProvider,
+        configure,
+        get_audit_provider,
+        is_configured,
+        reset,
+    )
+    from otel_audit.api.receipt import AuditReceipt, PendingReceipt
+    from otel_audit.api.spans import AuditSpan, audit_span, audited
+    from otel_audit.errors import (
+        AuditBackpressureError,
+        AuditClosedError,
+        AuditEventError,
+        AuditSettingsError,
+        AuditTimeoutError,
+        AuditUnavailableError,
+        OtelAuditError,
+        ProofError,
+        TrailError,
+    )
+    from otel_audit.record import classes as events
+    from otel_audit.record.event import AuditEvent
+    from otel_audit.record.redact import Redactor
+    from otel_audit.settings import Settings
+    from otel_audit.trail.keys import TrailKeys
+    from otel_audit.trail.reader import TrailReader
+    from otel_audit.web.fastapi import instrument_app, uninstrument_app
+    from otel_audit.web.middleware import AuditMiddleware
+
+_WHERE = {
+    "Actor": "api.context",
+    "AuditBackpressureError": "errors",
+    "AuditClosedError": "errors",
+    "AuditEvent": "record.event",
+    "AuditEventError": "errors",
+    "AuditLogger": "api.logger",
+    "AuditMiddleware": "web.middleware",
+    "AuditProvider": "api.provider",
+    "AuditReceipt": "api.receipt",
+    "AuditSettingsError": "errors",
+    "AuditSpan": "api.spans",
+    "AuditTimeoutError": "errors",
+    "AuditUnavailableError": "errors",
+    "OtelAuditError": "errors",
+    "PendingReceipt": "api.receipt",
+    "Policy": "api.policy",
+    "ProofError": "errors",
+    "Redactor": "record.redact",
+    "Rule": "api.policy",
+    "Settings": "settings",
+    "TrailError": "errors",
+    "TrailKeys": "trail.keys",
+    "TrailReader": "trail.reader",
+    "acting_as": "api.context",
+    "audit_span": "api.spans",
+    "audited": "api.spans",
+    "configure": "api.provider",
+    "events": "record.classes",
+    "get_audit_context": "api.context",
+    "get_audit_logger": "api.logger",
+    "get_audit_provider": "api.provider",
+    "instrument_app": "web.fastapi",
+    "is_configured": "api.provider",
+    "reset": "api.provider",
+    "set_actor": "api.context",
+    "uninstrument_app": "web.fastapi",
+}
+
+__all__ = [
+    "Actor",
+    "AuditBackpressureError",
+    "AuditClosedError",
+    "AuditEvent",
+    "AuditEventError",
+    "AuditLogger",
+    "AuditMiddleware",
+    "AuditProvider",
+    "AuditReceipt",
+    "AuditSettingsError",
+    "AuditSpan",
+    "AuditTimeoutError",
+    "AuditUnavailableError",
+    "OtelAuditError",
+    "PendingReceipt",
+    "Policy",
+    "ProofError",
+    "Redactor",
+    "Rule",
+    "Settings",
+    "TrailError",
+    "TrailKeys",
+    "TrailReader",
+    "__version__",
+    "acting_as",
+    "audit_span",
+    "audited",
+    "configure",
+    "events",
+    "get_audit_context",
+    "get_audit_logger",
+    "get_audit_provider",
+    "instrument_app",
+    "is_configured",
+    "reset",
+    "set_actor",
+    "uninstrument_app",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for
+    """Load a public name on first use (PEP 562)."""
+    where = _WHERE.get(name)
+    if where is None:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    module = import_module(f"{__name__}.{where}")
+    value = module if name == "events" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public surface."""
+    return __all__
+
+
+def _agent(provider: AuditProvider) -> Companion | None:
+    """Give a provider the agent that signs its checkpoints and writes its mirror."""
+    from otel_audit.readers.agent import Agent
+    from otel_audit.readers.mirror import create
+
+    settings = provider.settings
+    mirror = settings.mirror_file
+    if mirror is not None:
+        create(mirror)
+    if settings.agent == "off":
+        return None
+    store = provider.trail.store
+    return Agent(
+        provider.directory,
+        reader_factory=provider.reader,
+        sign_checkpoint=provider.checkpoint,
+        empty_wal=lambda: store.empty_wal(above=_WAL_LIMIT),
+        mirror_path=mirror,
+        mirror_max_bytes=settings.mirror_max_bytes,
+        mirror_backups=settings.mirror_backups,
+    )
+
+
+_WAL_LIMIT = 4 << 20
+"""Bytes of write-ahead log that wait before the agent copies them into the database."""
+
+companions.factories.append(_agent)

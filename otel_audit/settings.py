@@ -182,30 +182,30 @@ class Settings:
     state_home: Path = field(default=Path(), compare=False)
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] = os.environ, **overrides: object) -> Settings:
+    def from_env(cls, environ: Mapping[str, str] = os.environ, /, **overrides: object) -> Settings:
         """Read the environment; ``overrides`` (attribute names) win over it.
 
         An empty variable counts as not set (OpenTelemetry's rule). An override
         of None means "not said". Raises `AuditSettingsError`.
         """
+        said = {name: value for name, value in overrides.items() if value is not None}
         values: dict[str, Any] = {}
         origins: dict[str, str] = {}
-        known = set()
+        known: set[str] = set()
         for spec in fields(cls):
             variable = spec.metadata.get("variable")
             if variable is None:
                 continue
             known.add(variable)
-            if overrides.get(spec.name) is not None:
-                value = _checked(spec.name, overrides.pop(spec.name), spec.metadata["parse"])
-                values[spec.name], origins[spec.name] = value, "argument"
+            if spec.name in said:
+                values[spec.name] = _checked(spec.name, said.pop(spec.name), spec.metadata["parse"])
+                origins[spec.name] = "argument"
             elif environ.get(variable, "").strip():
                 values[spec.name] = _parsed(variable, environ[variable], spec.metadata["parse"])
                 origins[spec.name] = f"environment ({variable})"
             else:
-                overrides.pop(spec.name, None)
                 origins[spec.name] = "default"
-        if overrides:
+        if said:
             message = f"unknown setting {min(overrides)!r}; known are {', '.join(sorted(origins))}"
             raise AuditSettingsError(message)
         unknown = {name for name in environ if name.startswith("OTEL_AUDIT_")} - known

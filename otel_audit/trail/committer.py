@@ -21,7 +21,7 @@ import time
 import weakref
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from otel_audit.errors import (
     AuditBackpressureError,
@@ -31,7 +31,7 @@ from otel_audit.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from otel_audit.trail.store import Commit
 
@@ -79,16 +79,25 @@ class Ticket:
         "leaf_hash",
         "lock",
         "loops",
+        "owner",
         "record",
         "resource",
         "sequence",
         "timeout",
     )
 
-    def __init__(self, record: bytes, leaf_hash: bytes, resource: Resource | None) -> None:
+    def __init__(
+        self,
+        record: bytes,
+        leaf_hash: bytes,
+        resource: Resource | None,
+        owner: Any = None,  # noqa: ANN401 - the submitter's own, never looked at here
+    ) -> None:
+        """Take a record; ``owner`` is whatever the submitter wants to find in it again."""
         self.record = record
         self.leaf_hash = leaf_hash
         self.resource = resource
+        self.owner = owner
         self.done = False
         self.lead = False
         self.error: Exception | None = None
@@ -148,12 +157,23 @@ class Committer:
     _probe_due: float
     _probe_wanted: bool
 
-    def __init__(self, store: Appender, *, queue_size: int = 65_536, timeout: float = 10.0) -> None:
-        """Bound the queue to ``queue_size`` records and each wait to ``timeout`` seconds."""
+    def __init__(
+        self,
+        store: Appender,
+        *,
+        queue_size: int = 65_536,
+        timeout: float = 10.0,
+        unattended: Callable[[list[Ticket], Exception], None] | None = None,
+    ) -> None:
+        """Bound the queue to ``queue_size`` records and each wait to ``timeout`` seconds.
+
+        ``unattended`` is told of failed tickets that nobody waits for.
+        """
         self.statistics = Statistics()
         self._store = store
         self._queue_size = queue_size
         self._timeout = timeout
+        self._unattended = unattended
         self._closed = False
         self._start_empty()
         _committers.add(self)
@@ -294,6 +314,7 @@ class Committer:
     def _finish(self, group: list[Ticket], commit: Commit | None, failure: Exception) -> None:
         statistics = self.statistics
         statistics.groups += 1
+        alone: list[Ticket] = []
         if commit is not None:
             statistics.committed += len(group)
             self._broken = None
@@ -305,7 +326,10 @@ class Committer:
             self._mark_broken(failure, len(group))
             for ticket in group:
                 ticket.error = failure
+            alone = [t for t in group if t.lock is None and not t.loops]
         _wake_waiters(group)
+        if alone and self._unattended is not None:
+            self._unattended(alone, failure)
 
     def _hand_on(self) -> None:
         """Name the next leader: the first in the queue, or the writer for it."""

@@ -231,11 +231,7 @@ class TrailStore:
 
     def _connect(self, lock: FileLock) -> apsw.Connection:
         with lock.held(self.timeout):
-            exists = self.path.exists() and self.path.stat().st_size > 0
-            if not exists:
-                self._refuse_orphans()
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            os.close(descriptor)
+            self._make_file()
             connection = apsw.Connection(str(self.path), vfs=self._vfs)
             try:
                 self._prepare(connection)
@@ -243,6 +239,17 @@ class TrailStore:
                 connection.close()
                 raise
             return connection
+
+    def _make_file(self) -> None:
+        """Make an empty file of mode 0600, whose mode SQLite's side files inherit.
+
+        Never opens one that exists: to close it would let go of the POSIX
+        locks of this process's other connections.
+        """
+        if self.path.exists():
+            return
+        self._refuse_orphans()
+        os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
     def _refuse_orphans(self) -> None:
         """Do not replace a database that went missing by an empty one."""

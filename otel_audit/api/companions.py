@@ -1,0 +1,34 @@
+"""What lives as long as a provider without the provider knowing it.
+
+Readers stand above the API, so the API cannot start them; the package's root
+puts a factory here instead.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_audit.api.provider import AuditProvider
+
+
+class Companion(Protocol):
+    """A thing that follows the trail, such as the agent."""
+
+    def start(self) -> None:
+        """Begin; called again in a forked child."""
+        ...
+
+    def flush(self, timeout: float) -> bool:
+        """Catch up with the trail within ``timeout`` seconds; False when time is up."""
+        ...
+
+    def close(self) -> None:
+        """Finish and let go."""
+        ...
+
+
+factories: list[Callable[[AuditProvider], Companion | None]] = []
+"""Each is called once for every provider; None means that none is needed."""

@@ -1,0 +1,201 @@
+"""Who asks, from where, in which request: carried by the OTel Context.
+
+Promises: two operations at a time never see each other's context; it follows
+tasks, threads (`asyncio.to_thread`; others through OTel's threading
+instrumentation) and nothing else; there is no ContextVar of our own. Only
+`set_actor` and the middleware's ``identify=`` hook make an actor.
+
+A request's context is one mutable `RequestScope`, not a mapping that is
+replaced: FastAPI runs dependencies in copies of the context, and what
+authentication finds there must reach the whole request.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from opentelemetry import context as otel_context
+
+from otel_audit.errors import AuditEventError, AuditUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from contextvars import Token
+
+    from opentelemetry.context import Context
+
+    from otel_audit.api.receipt import PendingReceipt
+
+_SCOPE: Final = otel_context.create_key("otel-audit-scope")
+_ACTOR: Final = otel_context.create_key("otel-audit-actor")
+_ACTOR_TYPES: Final = ("user", "service", "system")
+
+
+class Actor(NamedTuple):
+    """Who acts; ``verified`` only after authentication."""
+
+    id: str
+    type: str = "user"
+    verified: bool = True
+
+
+class RequestScope:
+    """One request: its context, its actor, and its records on the way to the disk.
+
+    `barrier` MUST be awaited before anything of the answer leaves: it returns
+    only when every record that was emitted in the scope so far is durable.
+    """
+
+    __slots__ = (
+        "actor", "client_id", "client_ip", "closed", "failure", "pending", "request_id",
+        "session_id", "user_agent",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        request_id: str,
+        *,
+        client_id: str = "anonymous",
+        client_ip: str = "unknown",
+        session_id: str | None = None,
+        user_agent: str | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.client_id = client_id
+        self.client_ip = client_ip
+        self.session_id = session_id
+        self.user_agent = user_agent
+        self.actor: Actor | None = None
+        self.pending: list[PendingReceipt] = []
+        self.failure: AuditUnavailableError | None = None
+        self.closed = False
+
+    def attach(self) -> Token[Context]:
+        """Make this the current scope; give the token to `detach`."""
+        return otel_context.attach(otel_context.set_value(_SCOPE, self))
+
+    @staticmethod
+    def detach(token: Token[Context]) -> None:
+        """Restore what was before `attach`."""
+        otel_context.detach(token)
+
+    async def barrier(self) -> None:
+        """Wait until all that was emitted in this scope is durable.
+
+        Raises `AuditUnavailableError` when a record is not confirmed whose
+        policy is to fail, also when the code that emitted it swallowed the
+        error.
+        """
+        while self.pending:
+            pending, self.pending = self.pending, []
+            for receipt in pending:
+                await self._settle(receipt)
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+
+    async def _settle(self, receipt: PendingReceipt) -> None:
+        """Wait for one record; its failure must not keep us from the others."""
+        try:
+            await receipt
+        except AuditUnavailableError as error:
+            self.failure = self.failure or error
+
+    def close(self) -> None:
+        """End the request: tasks that outlive it belong to no request."""
+        self.closed = True
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is known, under the record's names."""
+        facts: dict[str, Any] = {
+            "request_id": self.request_id,
+            "client_id": self.client_id,
+            "client_ip": self.client_ip,
+        }
+        if self.session_id is not None:
+            facts["session_id"] = self.session_id
+        if self.user_agent is not None:
+            facts["user_agent"] = self.user_agent
+        return facts
+
+
+def current_scope(context: Context | None = None) -> RequestScope | None:
+    """Return the request that the calling code belongs to, if any."""
+    scope = otel_context.get_value(_SCOPE, context)
+    if isinstance(scope, RequestScope) and not scope.closed:
+        return scope
+    return None
+
+
+def current_actor(context: Context | None = None) -> Actor | None:
+    """Return the actor set for the current request, or for the current context."""
+    scope = current_scope(context)
+    if scope is not None:
+        return scope.actor
+    actor = otel_context.get_value(_ACTOR, context)
+    return actor if isinstance(actor, Actor) else None
+
+
+def get_audit_context() -> Mapping[str, Any]:
+    """Return what the next record will say about request, client and actor.
+
+    An immutable mapping with the record's names, without what is unknown. It
+    may be passed along: ``audit_event(..., **get_audit_context())``.
+    """
+    context = otel_context.get_current()
+    scope = current_scope(context)
+    facts = {} if scope is None else scope.facts()
+    actor = current_actor(context)
+    if actor is not None:
+        facts.update(actor_id=actor.id, actor_type=actor.type, actor_verified=actor.verified)
+    return MappingProxyType(facts)
+
+
+def set_actor(actor_id: str, actor_type: str = "user", *, verified: bool = True) -> None:
+    """Say who acts, after authentication.
+
+    In a request it holds for the whole request, whichever task or thread says
+    it; elsewhere for the current OTel Context (`acting_as` ends by itself).
+    ``actor_type`` is user, service or system. Raises `AuditEventError`.
+    """
+    actor = _checked_actor(actor_id, actor_type, verified=verified)
+    context = otel_context.get_current()
+    scope = current_scope(context)
+    if scope is not None:
+        scope.actor = actor
+    else:
+        otel_context.attach(otel_context.set_value(_ACTOR, actor, context))
+
+
+@contextmanager
+def acting_as(actor_id: str, actor_type: str = "user", *, verified: bool = True) -> Iterator[None]:
+    """Act for somebody during the block, outside a request: a job, a consumer."""
+    actor = _checked_actor(actor_id, actor_type, verified=verified)
+    scope = current_scope()
+    if scope is not None:
+        before, scope.actor = scope.actor, actor
+        try:
+            yield
+        finally:
+            scope.actor = before
+        return
+    token = otel_context.attach(otel_context.set_value(_ACTOR, actor))
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
+
+
+def _checked_actor(actor_id: str, actor_type: str, *, verified: bool) -> Actor:
+    if not actor_id or not isinstance(actor_id, str):
+        message = (
+            f"actor_id is {actor_id!r}, but a record must say who acted: pass the "
+            "authenticated user's id as a non-empty string"
+        )
+        raise AuditEventError(message)
+    if actor_type not in _ACTOR_TYPES:
+        message = f"actor_type {actor_type!r} is not one of {', '.join(_ACTOR_TYPES)}"
+        raise AuditEventError(message)
+    return Actor(actor_id, actor_type, verified)

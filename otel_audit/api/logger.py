@@ -1,0 +1,278 @@
+"""The logger: every way to say what happened ends in `AuditLogger.emit`.
+
+Promises: `emit` MUST NOT give an `AuditReceipt` before the record is durable;
+in a thread with a running event loop it never blocks. Bad input is an
+`AuditEventError` at the call, or altered and marked; it never costs the
+record.
+"""
+
+from __future__ import annotations
+
+from asyncio import _get_running_loop
+from typing import TYPE_CHECKING, Any
+
+from otel_audit.api.context import current_scope
+from otel_audit.api.provider import get_audit_provider, provider_for
+from otel_audit.api.receipt import AuditReceipt, PendingReceipt, Receipt
+from otel_audit.errors import AuditUnavailableError
+from otel_audit.record.encode import encode
+from otel_audit.record.event import AuditEvent
+from otel_audit.settings import Settings
+from otel_audit.trail.merkle import leaf_hash
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from otel_audit.api.provider import AuditProvider
+
+_OF_THE_EVENT = ("resource_type", "resource_name", "error", "retention", "level")
+
+
+class AuditLogger:
+    """Emits audit events to one provider.
+
+    ``get_audit_logger(name)`` gives one that uses the global provider, also
+    one that is configured later. Given ``provider``, or any of ``log_dir``,
+    ``enable_local_file``, ``enable_loki`` and ``loki_endpoint``, it uses that
+    one, or one made of these settings. ``name`` becomes the record's field
+    ``logger``.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        provider: AuditProvider | None = None,
+        enable_loki: bool | None = None,
+        enable_local_file: bool | None = None,
+        loki_endpoint: str | None = None,
+        log_dir: str | Path | None = None,
+    ) -> None:
+        """Choose the provider. Raises `AuditSettingsError` and `TrailError`."""
+        self.name = name
+        overrides = {
+            "loki_enabled": enable_loki,
+            "mirror": enable_local_file,
+            "loki_endpoint": loki_endpoint,
+            "log_dir": log_dir,
+        }
+        if provider is None and any(value is not None for value in overrides.values()):
+            provider = provider_for(Settings.from_env(**overrides))
+        self._provider = provider
+
+    @property
+    def provider(self) -> AuditProvider:
+        """The provider that this logger emits to."""
+        return self._provider or get_audit_provider()
+
+    @property
+    def audit_log_file(self) -> Path | None:
+        """The mirror: one JSON line a record, None without a mirror. `flush` completes it."""
+        return self.provider.settings.mirror_file
+
+    def emit(self, event: AuditEvent) -> Receipt:
+        """Record the event.
+
+        Without a running event loop in this thread: blocks until the record is
+        durable and returns its `AuditReceipt`. With one: returns a
+        `PendingReceipt` at once; inside a request the middleware awaits it
+        before the response starts. Raises `AuditEventError`, and
+        `AuditUnavailableError` when the record is not confirmed and the policy
+        says fail.
+        """
+        provider = self._provider or get_audit_provider()
+        draft = provider.stages.prepare(event, self.name)
+        if not draft.wanted:
+            return provider.unrecorded(draft)
+        record = encode(draft)
+        hashed = leaf_hash(record)
+        try:
+            if _get_running_loop() is None:
+                return provider.commit(draft, record, hashed)
+            ticket = provider.submit(draft, record, hashed)
+        except AuditUnavailableError as error:
+            # Whoever swallows this error must still not get a 200 sent.
+            scope = current_scope()
+            if scope is not None:
+                scope.failure = error
+            raise
+        if isinstance(ticket, AuditReceipt):
+            return ticket
+        pending = PendingReceipt(draft.record_id, ticket, provider.settle)
+        scope = current_scope()
+        if scope is not None:
+            scope.pending.append(pending)
+        return pending
+
+    async def aemit(self, event: AuditEvent) -> AuditReceipt:
+        """Record the event and return when it is durable. Raises as `emit`."""
+        return await self.emit(event)
+
+    def audit_event(
+        self,
+        event_type: str,
+        action: str,
+        resource_type: str | None = None,
+        resource_name: str | None = None,
+        status: str = "success",
+        error: str | BaseException | None = None,
+        *,
+        severity: str | None = None,
+        **fields: Any,
+    ) -> Receipt:
+        """Record that ``action`` was done to a resource; the event's name is its type."""
+        return self.emit(
+            AuditEvent(
+                event=event_type,
+                action=action,
+                status=status,
+                level=severity,
+                resource_type=resource_type,
+                resource_name=resource_name,
+                error=error,
+                fields=fields,
+            )
+        )
+
+    def log_event(
+        self, event_type: str, action: str, status: str = "success", **fields: Any
+    ) -> Receipt:
+        """Record an event that needs no resource; ``resource_type=`` and so on are taken too."""
+        return self._named(event_type, action, status, fields)
+
+    def debug(self, event: str, action: str, status: str = "success", **fields: Any) -> Receipt:
+        """Record at level debug."""
+        return self._named(event, action, status, {**fields, "level": "debug"})
+
+    def info(self, event: str, action: str, status: str = "success", **fields: Any) -> Receipt:
+        """Record at level info."""
+        return self._named(event, action, status, {**fields, "level": "info"})
+
+    def warning(self, event: str, action: str, status: str = "success", **fields: Any) -> Receipt:
+        """Record at level warning."""
+        return self._named(event, action, status, {**fields, "level": "warning"})
+
+    def error(self, event: str, action: str, status: str = "failed", **fields: Any) -> Receipt:
+        """Record at level error."""
+        return self._named(event, action, status, {**fields, "level": "error"})
+
+    def critical(self, event: str, action: str, status: str = "failed", **fields: Any) -> Receipt:
+        """Record at level critical."""
+        return self._named(event, action, status, {**fields, "level": "critical"})
+
+    def log_ai_provider_call(
+        self,
+        provider: str,
+        model: str,
+        tokens_used: int,
+        cost_usd: float,
+        latency_ms: float,
+        success: bool,  # noqa: FBT001 - the signature that existing code calls
+        **fields: Any,
+    ) -> Receipt:
+        """Record a call of an AI provider (event ``ai_provider_call``)."""
+        facts = {
+            "provider": provider,
+            "model": model,
+            "tokens_used": tokens_used,
+            "cost_usd": cost_usd,
+            "latency_ms": latency_ms,
+            "resource_type": "ai_model",
+            "resource_name": model,
+        }
+        return self._named(
+            "ai_provider_call", "call", "success" if success else "failed", {**facts, **fields}
+        )
+
+    def log_task_execution(
+        self,
+        task_id: str,
+        agent: str,
+        status: str,
+        duration_ms: float,
+        result_quality: float | str | None = None,
+        **fields: Any,
+    ) -> Receipt:
+        """Record that an agent ran a task (event ``task_execution``)."""
+        facts = {
+            "task_id": task_id,
+            "agent": agent,
+            "duration_ms": duration_ms,
+            "resource_type": "task",
+            "resource_name": task_id,
+            **_given(result_quality=result_quality),
+        }
+        return self._named("task_execution", "execute", status, {**facts, **fields})
+
+    def log_security_event(
+        self,
+        event_type: str,
+        severity: str,
+        description: str,
+        user_id: str | None = None,
+        ip_address: str | None = None,
+        **fields: Any,
+    ) -> Receipt:
+        """Record something that security people should see (status ``detected``).
+
+        ``severity`` is a level, or low, medium, high. ``user_id`` and
+        ``ip_address`` are what the event is about; they do not become the actor.
+        """
+        facts = {
+            "description": description,
+            "level": severity,
+            **_given(user_id=user_id, ip_address=ip_address),
+        }
+        return self._named(event_type, "detect", "detected", {**facts, **fields})
+
+    def log_system_event(
+        self,
+        component: str,
+        event: str,
+        status: str,
+        details: Any = None,  # noqa: ANN401 - whatever describes the event
+        **fields: Any,
+    ) -> Receipt:
+        """Record what happened to a part of the system (type ``system_event``)."""
+        facts = {
+            "component": component,
+            "resource_type": "component",
+            "resource_name": component,
+            **_given(details=details),
+        }
+        return self._named(event, event, status, {**facts, **fields}, event_type="system_event")
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all records are durable and in the mirror; False when time is up."""
+        return self.provider.flush(timeout)
+
+    def close(self) -> None:
+        """Close this logger's own provider; the global one stays open."""
+        if self._provider is not None:
+            self._provider.close()
+
+    def _named(
+        self,
+        event: str,
+        action: str,
+        status: str,
+        fields: dict[str, Any],
+        event_type: str | None = None,
+    ) -> Receipt:
+        said = {name: fields.pop(name) for name in _OF_THE_EVENT if name in fields}
+        severity = fields.pop("severity", None)
+        if severity is not None:
+            said["level"] = severity
+        return self.emit(
+            AuditEvent(event, action, event_type=event_type, status=status, fields=fields, **said)
+        )
+
+
+def _given(**facts: Any) -> dict[str, Any]:
+    """Leave out what the caller did not say."""
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def get_audit_logger(name: str | None = None) -> AuditLogger:
+    """Return a logger of the global provider, which is opened when it first emits."""
+    return AuditLogger(name)

@@ -1,0 +1,438 @@
+"""The provider: one trail, one policy, one queue, for all loggers of a process.
+
+`AuditProvider` promises (MUST): a receipt is given only for a record that is
+synced to disk; a record that cannot be stored raises, or is counted and
+logged, as the policy says; nothing disables it but OTEL_AUDIT_DISABLED. It
+touches none of OpenTelemetry's providers.
+
+The global provider is made from the environment on first use, or by
+`configure`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Final
+
+import orjson
+from opentelemetry.sdk.resources import SERVICE_NAME
+from opentelemetry.sdk.resources import Resource as OtelResource
+
+from otel_audit.api import companions
+from otel_audit.api.policy import Policy
+from otel_audit.api.receipt import AuditReceipt
+from otel_audit.api.stages import Stages
+from otel_audit.errors import AuditClosedError, AuditUnavailableError
+from otel_audit.record.encode import new_record_id
+from otel_audit.record.redact import Redactor
+from otel_audit.settings import Settings
+from otel_audit.trail.committer import Committer, Resource, Ticket
+from otel_audit.trail.keys import TrailKeys
+from otel_audit.trail.reader import TrailReader
+from otel_audit.trail.trail import Trail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from otel_audit.api.companions import Companion
+    from otel_audit.record.event import Draft
+
+_CLOSE_SECONDS: Final = 10.0
+
+_logger = logging.getLogger("otel_audit")
+
+
+class AuditProvider:
+    """Everything that loggers of one trail share. Safe for threads and forks."""
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        policy: Policy | None = None,
+        redactor: Redactor | None = None,
+        keys: TrailKeys | None = None,
+        clock: Callable[[], int] = time.time_ns,
+        new_id: Callable[[], str] = new_record_id,
+        vfs: str | None = None,
+    ) -> None:
+        """Open the trail that ``settings`` (default: the environment) name.
+
+        ``keys`` stand for a signing key that is kept elsewhere. ``clock`` (Unix
+        nanoseconds), ``new_id`` and ``vfs`` are for tests. Raises
+        `AuditSettingsError` and `TrailError`.
+        """
+        self.settings = settings or Settings.from_env()
+        self.policy = policy or Policy(
+            on_failure=self.settings.on_failure, http_activity=self.settings.http_activity
+        )
+        self.not_recorded = 0
+        self._closed = False
+        self._forked = False
+        self._companions: list[Companion] = []
+        self.resource, self.service_name = _resource(self.settings)
+        self.stages = Stages(
+            policy=self.policy,
+            redactor=redactor or Redactor(),
+            service_name=self.service_name,
+            resource=self.resource.hash,
+            clock=clock,
+            new_id=new_id,
+        )
+        self._trail: Trail | None = None
+        self._committer: Committer | None = None
+        if self.settings.disabled:
+            _logger.warning(
+                "OTEL_AUDIT_DISABLED is set: NOTHING is audited in process %d", os.getpid()
+            )
+        else:
+            self._trail = self._open(keys, clock, vfs)
+            self._committer = Committer(
+                self._trail.store,
+                queue_size=self.settings.queue_size,
+                timeout=self.settings.timeout,
+                unattended=self._unattended,
+            )
+            self._accompany()
+        self._warn()
+        _providers.add(self)
+
+    @property
+    def directory(self) -> Path:
+        """The trail's directory."""
+        return self.settings.trail_directory
+
+    @property
+    def disabled(self) -> bool:
+        """Whether OTEL_AUDIT_DISABLED turned everything off."""
+        return self._trail is None
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def trail(self) -> Trail:
+        """The open trail. Raises `AuditClosedError` when there is none."""
+        if self._trail is None:
+            message = "there is no trail: OTEL_AUDIT_DISABLED is set"
+            raise AuditClosedError(message)
+        return self._trail
+
+    @property
+    def keys(self) -> TrailKeys:
+        """The keys that sign checkpoints."""
+        return self.trail.keys
+
+    @property
+    def session_salt(self) -> bytes:
+        """32 secret bytes of this trail, to store session ids as hashes."""
+        return _session_salt(self.directory)
+
+    @property
+    def statistics(self) -> dict[str, int]:
+        """Counts of this process: records committed, failed, refused, waiting, not recorded."""
+        counts = {"not_recorded": self.not_recorded}
+        if self._committer is not None:
+            statistics = self._committer.statistics
+            counts |= {
+                "committed": statistics.committed,
+                "failed": statistics.failed,
+                "refused": statistics.refused,
+                "groups": statistics.groups,
+                "waiting": self._committer.waiting,
+            }
+        return counts
+
+    def reader(self) -> TrailReader:
+        """Return a new reader of the trail; close it after use."""
+        return TrailReader(self.directory)
+
+    def commit(self, draft: Draft, record: bytes, leaf_hash: bytes) -> AuditReceipt:
+        """Block until the record is durable. Raises as the policy says."""
+        if self._committer is None:
+            return self.unrecorded(draft)
+        ticket = Ticket(record, leaf_hash, self.resource, draft)
+        try:
+            if self._forked:
+                self._revive()
+            self._committer.commit(ticket)
+        except AuditUnavailableError as error:
+            return self._refused(draft, error)
+        return self.settle(ticket)
+
+    def submit(self, draft: Draft, record: bytes, leaf_hash: bytes) -> Ticket | AuditReceipt:
+        """Queue the record and return at once. Raises as the policy says."""
+        if self._committer is None:
+            return self.unrecorded(draft)
+        ticket = Ticket(record, leaf_hash, self.resource, draft)
+        try:
+            if self._forked:
+                self._revive()
+            self._committer.submit(ticket)
+        except AuditUnavailableError as error:
+            return self._refused(draft, error)
+        return ticket
+
+    def settle(self, ticket: Ticket) -> AuditReceipt:
+        """Turn a ticket that is done into a receipt, or raise as the policy says."""
+        draft = ticket.owner
+        if ticket.error is not None:
+            failure = AuditUnavailableError(str(ticket.error), record_id=draft.record_id)
+            failure.__cause__ = ticket.error
+            return self._refused(draft, failure)
+        return AuditReceipt(
+            draft.record_id,
+            ticket.sequence,
+            ticket.leaf_hash,
+            ticket.committed_unix_nano,
+            self.trail.prove,
+        )
+
+    def unrecorded(self, draft: Draft) -> AuditReceipt:
+        """Return the (false) receipt of a record that is not wanted or not stored."""
+        return AuditReceipt(draft.record_id, -1, b"", 0)
+
+    def refusal(self) -> AuditUnavailableError | None:
+        """Return why the trail takes no records now, or None. Never blocks."""
+        committer = self._committer
+        if committer is None:
+            return None
+        error = committer.broken
+        if error is None:
+            return None
+        return AuditUnavailableError(f"the audit trail takes no records at present: {error}")
+
+    def checkpoint(self) -> str:
+        """Sign a checkpoint of all that is committed and return the note. Blocks."""
+        return self.trail.signer.sign()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until everything emitted is durable and the mirror has it.
+
+        False when ``timeout`` (seconds, default: the settings') is up first.
+        """
+        if self._committer is None:
+            return True
+        limit = self.settings.timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit
+        if self._forked:
+            self._revive()
+        drained = self._committer.drain(limit)
+        caught_up = [
+            companion.flush(max(0.0, deadline - time.monotonic())) for companion in self._companions
+        ]
+        return drained and all(caught_up)
+
+    def settle_down(self) -> None:
+        """Flush, and sign a checkpoint if one is due: at the end of an application.
+
+        The provider stays usable. Failures are logged: what was answered is
+        durable already, and the next process signs it.
+        """
+        try:
+            if self._committer is not None:
+                self._committer.drain(_CLOSE_SECONDS)
+                self.trail.sign_if_grown()
+                self.flush(_CLOSE_SECONDS)
+        except Exception:
+            _logger.exception("the last checkpoint could not be signed; the next start will")
+
+    def close(self) -> None:
+        """Commit what is queued, sign, let the mirror catch up, and close the trail."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._committer is None or self._trail is None:
+            return
+        if not self._committer.close(_CLOSE_SECONDS):
+            _logger.error("%d audit records are not confirmed at close", self._committer.waiting)
+        self.settle_down()
+        for companion in self._companions:
+            companion.close()
+        self._trail.close()
+
+    def _open(self, keys: TrailKeys | None, clock: Callable[[], int], vfs: str | None) -> Trail:
+        settings = self.settings
+        if keys is None and settings.signing_key:
+            keys = TrailKeys.from_text(settings.signing_key)
+        if settings.directory is None and settings.log_dir is None:
+            sys.stderr.write(
+                f"otel-audit: the audit trail is in {self.directory} (set LOG_DIR or "
+                "OTEL_AUDIT_DIR to choose)\n"
+            )
+        return Trail.open(
+            self.directory,
+            service=self.service_name,
+            keys=keys,
+            key_file=settings.signing_key_file,
+            timeout=settings.timeout,
+            clock=clock,
+            vfs=vfs,
+        )
+
+    def _accompany(self) -> None:
+        for factory in companions.factories:
+            companion = factory(self)
+            if companion is not None:
+                self._companions.append(companion)
+                companion.start()
+
+    def _revive(self) -> None:
+        """Start the companions in a forked child, whose threads stayed in the parent."""
+        self._forked = False
+        for companion in self._companions:
+            companion.start()
+
+    def _warn(self) -> None:
+        for name in self.settings.unknown:
+            _logger.warning("%s is not a setting of otel-audit; is it misspelt?", name)
+        if self.settings.loki_enabled:
+            _logger.warning(
+                "LOKI_ENABLED is set, but this version does not ship to Loki yet: records stay "
+                "in the trail, from where a later version ships them from the first one on"
+            )
+
+    def _refused(self, draft: Draft, error: AuditUnavailableError) -> AuditReceipt:
+        """Do what the policy says about a record that is not confirmed."""
+        if error.record_id is None:
+            error = _with_record(error, draft.record_id)
+        if draft.on_failure == "continue":
+            self.not_recorded += 1
+            _logger.error("%s (the policy says continue)", error)
+            return self.unrecorded(draft)
+        if draft.on_failure == "shutdown":
+            self._shut_down(error)
+        raise error
+
+    def _unattended(self, tickets: list[Ticket], error: Exception) -> None:
+        """Log failures whose receipts nobody waits for."""
+        drafts: list[Draft] = [ticket.owner for ticket in tickets]
+        self.not_recorded += len(drafts)
+        _logger.error(
+            "%d audit records are not confirmed and nobody awaited their receipts: %s; ids: %s",
+            len(drafts),
+            error,
+            ", ".join(draft.record_id for draft in drafts[:20]),
+        )
+        if any(draft.on_failure == "shutdown" for draft in drafts):
+            self._shut_down(error)
+
+    def _shut_down(self, error: Exception) -> None:
+        _logger.critical("%s: the policy says shutdown, sending SIGTERM to ourselves", error)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _with_record(error: AuditUnavailableError, record_id: str) -> AuditUnavailableError:
+    named = type(error)(error.reason, record_id=record_id)
+    named.__cause__ = error
+    return named
+
+
+def _resource(settings: Settings) -> tuple[Resource, str]:
+    """Build the OTel Resource: OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME, our settings."""
+    named = {SERVICE_NAME: settings.service_name} if settings.service_name else {}
+    attributes = dict(OtelResource.create(named).attributes)
+    service = str(attributes[SERVICE_NAME])
+    json = orjson.dumps(attributes, option=orjson.OPT_SORT_KEYS)
+    return Resource(hashlib.sha256(json).hexdigest()[:32], json), service
+
+
+def _session_salt(directory: Path) -> bytes:
+    """Read the trail's salt, or make it: atomically, as several processes may come first."""
+    path = directory / "session.salt"
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        pass
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(32))
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+    return path.read_bytes()
+
+
+def hashed_session(salt: bytes, session_id: str) -> str:
+    """Return the form in which a session id is stored: 32 hex digits of an HMAC-SHA256."""
+    return hmac.new(salt, session_id.encode("utf-8", "surrogatepass"), "sha256").hexdigest()[:32]
+
+
+_providers: weakref.WeakSet[AuditProvider] = weakref.WeakSet()
+_global: AuditProvider | None = None
+_global_mutex = threading.RLock()
+
+
+def configure(settings: Settings | None = None, **overrides: object) -> AuditProvider:
+    """Set up the global provider; ``overrides`` are settings by name.
+
+    A provider that was configured before is closed. Raises
+    `AuditSettingsError` and `TrailError`, and then changes nothing.
+    """
+    global _global
+    with _global_mutex:
+        provider = AuditProvider(settings or Settings.from_env(**overrides))
+        before, _global = _global, provider
+    if before is not None:
+        before.close()
+    return provider
+
+
+def get_audit_provider() -> AuditProvider:
+    """Return the global provider, made from the environment on first use."""
+    provider = _global
+    if provider is not None:
+        return provider
+    with _global_mutex:
+        return _global or configure()
+
+
+def provider_for(settings: Settings) -> AuditProvider:
+    """Return this process's open provider for exactly these settings, or make one."""
+    with _global_mutex:
+        for provider in list(_providers):
+            if provider.settings == settings and not provider.closed:
+                return provider
+        return AuditProvider(settings)
+
+
+def is_configured() -> bool:
+    """Whether there is a global provider."""
+    return _global is not None
+
+
+def reset() -> None:
+    """Close all providers of this process and forget the global one: for tests."""
+    global _global  # noqa: PLW0603 - see configure
+    with _global_mutex:
+        _global = None
+    for provider in list(_providers):
+        provider.close()
+
+
+def _after_fork_in_child() -> None:
+    global _global_mutex  # noqa: PLW0603 - the parent's may be held by a thread that is not here
+    _global_mutex = threading.RLock()
+    for provider in list(_providers):
+        provider._forked = True  # noqa: SLF001 - same module
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,102 @@
+"""What a caller gets for a record.
+
+An `AuditReceipt` MUST NOT exist before its record is committed and synced to
+disk. A `PendingReceipt` is the promise of one, for callers that must not
+block.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from otel_audit.errors import ProofError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from otel_audit.trail.committer import Ticket
+
+
+class AuditReceipt(NamedTuple):
+    """A record's place in the trail.
+
+    ``leaf_hash`` is SHA-256(0x00 || stored bytes) (RFC 6962, section 2.1);
+    ``committed_unix_nano`` is when its group was committed. A receipt that is
+    false (``if not receipt``) stands for a record that was *not* stored:
+    because the policy says ``on_failure=continue`` or does not want the event,
+    or because OTEL_AUDIT_DISABLED is set.
+    """
+
+    record_id: str
+    sequence_number: int
+    leaf_hash: bytes
+    committed_unix_nano: int
+    prover: Callable[[int], str] | None = None
+
+    def __bool__(self) -> bool:
+        """Whether the record is in the trail."""
+        return self.sequence_number >= 0
+
+    def __repr__(self) -> str:
+        """Show what identifies the record."""
+        return (
+            f"AuditReceipt(record_id={self.record_id!r}, "
+            f"sequence_number={self.sequence_number}, leaf_hash={self.leaf_hash.hex()!r}, "
+            f"committed_at={self.committed_at.isoformat()!r})"
+        )
+
+    def __await__(self) -> Generator[object, None, AuditReceipt]:
+        """Be awaitable, so that one line of code serves threads and coroutines."""
+        yield from ()
+        return self
+
+    @property
+    def committed_at(self) -> datetime:
+        """When the record was committed (UTC, to the microsecond)."""
+        return datetime.fromtimestamp(self.committed_unix_nano / 1e9, timezone.utc)
+
+    def proof(self) -> str:
+        """Return a C2SP tlog-proof: anybody with the public key can check it offline.
+
+        Signs a checkpoint first when none covers the record yet, so it blocks
+        for a commit. Raises `ProofError` when the record was not stored.
+        """
+        if self.prover is None:
+            message = f"record {self.record_id} was not stored, so there is nothing to prove"
+            raise ProofError(message)
+        return self.prover(self.sequence_number)
+
+
+class PendingReceipt:
+    """A receipt on its way; await it. Its record is in the queue, not yet on disk."""
+
+    __slots__ = ("_settle", "_ticket", "record_id")
+
+    def __init__(
+        self, record_id: str, ticket: Ticket, settle: Callable[[Ticket], AuditReceipt]
+    ) -> None:
+        self.record_id = record_id
+        self._ticket = ticket
+        self._settle = settle
+
+    def __await__(self) -> Generator[object, None, AuditReceipt]:
+        """Wait until the record is durable.
+
+        Raises `AuditUnavailableError` when it is not confirmed, unless the
+        policy says to continue.
+        """
+        yield from self._ticket.__await__()
+        return self._settle(self._ticket)
+
+    def __repr__(self) -> str:
+        """Show the record and whether its fate is known."""
+        return f"<PendingReceipt {self.record_id} {'done' if self.done() else 'pending'}>"
+
+    def done(self) -> bool:
+        """Whether the record is durable or has failed."""
+        return self._ticket.done
+
+
+Receipt: TypeAlias = AuditReceipt | PendingReceipt
+"""What `emit` returns; either can be awaited."""

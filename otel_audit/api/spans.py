@@ -1,0 +1,262 @@
+"""A block or a function as one span and its audit records.
+
+Promises: the record's outcome is the block's: success, failure by exception
+(which is raised again), or the status that the block set. With
+``write_ahead`` a record with status ``initiated`` is durable *before* the
+block runs. In ``async with`` nothing blocks the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import string
+import time
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+from opentelemetry import trace
+
+from otel_audit._version import __version__
+from otel_audit.api.logger import get_audit_logger
+from otel_audit.errors import AuditEventError
+from otel_audit.record.event import AuditEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from opentelemetry.trace import Span
+
+    from otel_audit.api.logger import AuditLogger
+    from otel_audit.api.receipt import Receipt
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class AuditSpan:
+    """What ``audit_span`` gives: set ``status``, add fields, look at the receipt."""
+
+    def __init__(self, event: AuditEvent, logger: AuditLogger, *, write_ahead: bool) -> None:
+        self._event = event
+        self._logger = logger
+        self._write_ahead = write_ahead
+        self._fields: dict[str, Any] = dict(event.fields)
+        self._initiated: str | None = None
+        self._current: AbstractContextManager[Span] | None = None
+        self._started = 0.0
+        self.status: str | None = None
+        self.receipt: Receipt | None = None
+
+    def set(self, **fields: Any) -> None:
+        """Add fields to the record that ends the block."""
+        self._fields.update(fields)
+
+    def __enter__(self) -> AuditSpan:  # noqa: PYI034 - typing.Self comes with Python 3.11
+        """Start the span; with ``write_ahead`` the first record is durable now."""
+        if self._write_ahead and _in_event_loop():
+            message = (
+                f"audit_span({self._event.event!r}, write_ahead=True) must wait for the disk, "
+                "which would block the event loop: write `async with` instead of `with`"
+            )
+            raise AuditEventError(message)
+        self._start()
+        if self._write_ahead:
+            try:
+                self._initiated = self._initiate().record_id
+            except BaseException as error:
+                self._stop(error)
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace_back: TracebackType | None,
+    ) -> None:
+        """Emit the record of how it went, inside the span, then end the span."""
+        try:
+            self.receipt = self._logger.emit(self._outcome(error))
+        finally:
+            self._stop(error)
+
+    async def __aenter__(self) -> AuditSpan:  # noqa: PYI034 - typing.Self comes with Python 3.11
+        """Start the span; with ``write_ahead`` the first record is durable now."""
+        self._start()
+        if self._write_ahead:
+            try:
+                self._initiated = (await self._initiate()).record_id
+            except BaseException as error:
+                self._stop(error)
+                raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace_back: TracebackType | None,
+    ) -> None:
+        """Emit the record and wait until it is durable, then end the span."""
+        try:
+            self.receipt = await self._logger.emit(self._outcome(error))
+        finally:
+            self._stop(error)
+
+    def _start(self) -> None:
+        tracer = trace.get_tracer("otel_audit", __version__)
+        self._current = tracer.start_as_current_span(self._event.event)
+        self._current.__enter__()
+        self._started = time.perf_counter()
+
+    def _stop(self, error: BaseException | None) -> None:
+        current, self._current = self._current, None
+        if current is not None:
+            current.__exit__(type(error) if error else None, error, None)
+
+    def _initiate(self) -> Receipt:
+        return self._logger.emit(self._said("initiated", dict(self._fields)))
+
+    def _outcome(self, error: BaseException | None) -> AuditEvent:
+        fields = dict(self._fields)
+        fields["duration_ms"] = round((time.perf_counter() - self._started) * 1e3, 3)
+        if self._initiated is not None:
+            fields["initiated_record_id"] = self._initiated
+        if error is None:
+            return self._said(self.status or self._event.status, fields)
+        cancelled = isinstance(error, asyncio.CancelledError)
+        event = self._said("cancelled" if cancelled else self.status or "failed", fields)
+        event.error = error
+        return event
+
+    def _said(self, status: str, fields: dict[str, Any]) -> AuditEvent:
+        event = self._event
+        return AuditEvent(
+            event=event.event,
+            action=event.action,
+            event_type=event.event_type,
+            status=status,
+            level=event.level,
+            resource_type=event.resource_type,
+            resource_name=event.resource_name,
+            retention=event.retention,
+            fields=fields,
+        )
+
+
+def audit_span(
+    event: str,
+    action: str,
+    *,
+    resource_type: str | None = None,
+    resource_name: str | None = None,
+    event_type: str | None = None,
+    write_ahead: bool = False,
+    logger: AuditLogger | None = None,
+    **fields: Any,
+) -> AuditSpan:
+    """Audit a block, by ``with`` or ``async with``: a span and a record of how it went.
+
+    ``write_ahead`` makes a record with status ``initiated`` durable before the
+    block runs, so that even a block that never ends is on record. ``severity=``
+    and ``retention=`` among the fields are the record's.
+    """
+    level, retention = fields.pop("severity", None), fields.pop("retention", None)
+    said = AuditEvent(
+        event,
+        action,
+        event_type=event_type,
+        level=level,
+        resource_type=resource_type,
+        resource_name=resource_name,
+        retention=retention,
+        fields=fields,
+    )
+    return AuditSpan(said, logger or get_audit_logger(), write_ahead=write_ahead)
+
+
+def audited(
+    event: str,
+    action: str,
+    *,
+    resource_type: str | None = None,
+    resource_name: str | None = None,
+    event_type: str | None = None,
+    write_ahead: bool = False,
+    capture: tuple[str, ...] = (),
+    logger: AuditLogger | None = None,
+    **fields: Any,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Audit each call of a function, sync or async, as `audit_span` does a block.
+
+    ``resource_name`` may name arguments: ``"{server_id}"``. ``capture`` lists
+    arguments that become fields. Raises `AuditEventError` at decoration when
+    there is no such argument, or when the function is a generator (it would
+    have returned before it ran).
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        _check_arguments(function, signature, resource_name, capture)
+
+        def span(*args: P.args, **kwargs: P.kwargs) -> AuditSpan:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return audit_span(
+                event,
+                action,
+                resource_type=resource_type,
+                resource_name=resource_name and resource_name.format_map(bound.arguments),
+                event_type=event_type,
+                write_ahead=write_ahead,
+                logger=logger,
+                **{**fields, **{name: bound.arguments[name] for name in capture}},
+            )
+
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def run(*args: P.args, **kwargs: P.kwargs) -> Any:  # noqa: ANN401 - the function's own
+                async with span(*args, **kwargs):
+                    return await function(*args, **kwargs)
+
+            return cast("Callable[P, R]", run)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            with span(*args, **kwargs):
+                return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def _check_arguments(
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    resource_name: str | None,
+    capture: tuple[str, ...],
+) -> None:
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        message = (
+            f"{function.__qualname__} is a generator, which returns before it runs, so @audited "
+            "would record nothing true; put audit_span() inside it"
+        )
+        raise AuditEventError(message)
+    named = {name for _, name, _, _ in string.Formatter().parse(resource_name or "") if name}
+    roots = {name.replace("[", ".").split(".")[0] for name in named}
+    unknown = sorted((roots | set(capture)) - set(signature.parameters))
+    if unknown:
+        message = (
+            f"@audited on {function.__qualname__} names {unknown[0]!r}, which is not one of its "
+            f"arguments ({', '.join(signature.parameters) or 'none'})"
+        )
+        raise AuditEventError(message)
+
+
+def _in_event_loop() -> bool:
+    return asyncio._get_running_loop() is not None  # noqa: SLF001 - the documented get_running_loop() raises instead

@@ -1,0 +1,168 @@
+"""The way of an event to its bytes: context, policy, redaction, encoding.
+
+Each stage is a plain callable over one draft and is tested by calling it.
+`Stages.prepare` runs them in order and promises: it raises only
+`AuditEventError`, whatever the event holds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+
+from otel_audit.api.context import current_actor, current_scope
+from otel_audit.record import coerce
+from otel_audit.record.classes import CLASSES, missing
+from otel_audit.record.encode import merge_fields, timestamp_of
+from otel_audit.record.event import Draft, level_named
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.trace import SpanContext
+
+    from otel_audit.api.policy import Policy
+    from otel_audit.record.event import AuditEvent, Stage
+    from otel_audit.record.redact import Redactor
+
+_TEXTS: Final = (
+    "event", "action", "event_type", "status", "resource_type", "resource_name", "retention",
+)  # fmt: skip
+
+
+class Stages:
+    """The stages of one provider, bound to its policy, rules and clock."""
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        redactor: Redactor,
+        service_name: str,
+        resource: str,
+        clock: Callable[[], int],
+        new_id: Callable[[], str],
+    ) -> None:
+        """Bind what the stages need; ``clock`` gives Unix nanoseconds."""
+        self._redactor = redactor
+        self._service_name = service_name
+        self._resource = resource
+        self._clock = clock
+        self._new_id = new_id
+        self._stages: tuple[Stage, ...] = (
+            plain,
+            in_trace,
+            self.in_context,
+            policy,
+            flag_missing,
+            self.redacted,
+        )
+
+    def prepare(self, event: AuditEvent, logger: str | None = None) -> Draft:
+        """Run all stages; ``logger`` is the logger's name. Raises `AuditEventError`."""
+        draft = Draft(event, self._new_id(), timestamp_of(self._clock()))
+        for stage in self._stages:
+            stage(draft)
+        if logger is not None:
+            draft.fields.setdefault("logger", logger)
+        return draft
+
+    def in_context(self, draft: Draft) -> None:
+        """Say who wrote the record and, from the OTel Context, who asked."""
+        draft.service_name = self._service_name
+        draft.resource = self._resource
+        context = otel_context.get_current()
+        scope = current_scope(context)
+        actor = current_actor(context)
+        if scope is not None:
+            draft.request_id = scope.request_id
+            draft.client_id = scope.client_id
+            draft.client_ip = scope.client_ip
+            draft.session_id = scope.session_id
+            draft.user_agent = scope.user_agent
+        if actor is not None:
+            draft.actor_id, draft.actor_type, draft.actor_verified = actor
+        elif scope is not None:
+            draft.actor_id, draft.actor_type, draft.actor_verified = "anonymous", "user", False
+        else:
+            draft.actor_id, draft.actor_type = self._service_name, "service"
+        fields, altered = coerce.plain(draft.source.fields)
+        merge_fields(draft, fields)
+        draft.coerced += altered
+
+    def redacted(self, draft: Draft) -> None:
+        """Take secrets out of what the caller said."""
+        redactor = self._redactor
+        redactor.fields(draft.fields)
+        if draft.error is not None:
+            draft.error = redactor.text(draft.error)
+        if draft.resource_name is not None:
+            draft.resource_name = redactor.text(draft.resource_name)
+
+
+def plain(draft: Draft) -> None:
+    """Make plain text of the record's own words."""
+    for name in _TEXTS:
+        value = getattr(draft, name)
+        if value is not None and not (type(value) is str and value.isascii()):
+            _make_text(draft, name, value)
+    if draft.level is not None:
+        draft.level = level_named(draft.level)
+    error = draft.source.error
+    if error is not None:
+        _explain(draft, error)
+
+
+def in_trace(draft: Draft) -> None:
+    """Tie the record to the current span."""
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        draft.trace_id, draft.span_id, draft.trace_flags = _hex(context)
+
+
+def flag_missing(draft: Draft) -> None:
+    """Name the fields that the event's class expects and that nobody gave."""
+    if draft.event_type in CLASSES:
+        own = {name: getattr(draft, name) for name in ("actor_id", "client_ip", *_TEXTS)}
+        draft.missing_fields = missing(draft.event_type, own, draft.fields) or None
+
+
+_last_span: tuple[SpanContext | None, tuple[str, str, str]] = (None, ("", "", ""))
+
+
+def _hex(context: SpanContext) -> tuple[str, str, str]:
+    """Format the ids of a span once: its records usually come in a row."""
+    global _last_span  # noqa: PLW0603 - one tuple, replaced whole, so threads cannot mix it up
+    cached, formatted = _last_span
+    if cached is not context:
+        formatted = (
+            format(context.trace_id, "032x"),
+            format(context.span_id, "016x"),
+            format(context.trace_flags, "02x"),
+        )
+        _last_span = (context, formatted)
+    return formatted
+
+
+def _make_text(draft: Draft, name: str, value: object) -> None:
+    converted, altered = coerce.plain({name: value})
+    text = converted.get(name)
+    if type(text) is not str:
+        text = str(text)
+    setattr(draft, name, text)
+    draft.coerced += altered
+
+
+def _explain(draft: Draft, error: str | BaseException) -> None:
+    if isinstance(error, BaseException):
+        draft.error_type = type(error).__name__
+        try:
+            error = str(error) or type(error).__name__
+        except Exception:  # noqa: BLE001 - an exception's text is code of its author
+            error = type(error).__name__
+            draft.coerced.append("error")
+    converted, altered = coerce.plain({"error": error})
+    draft.error = str(converted.get("error"))
+    draft.coerced += altered

@@ -1,0 +1,198 @@
+"""From a draft to the canonical bytes: flat JSON, one line, fixed order.
+
+Promises: `encode` returns valid UTF-8 JSON of at most 65,535 bytes (the limit
+of a C2SP tlog-tiles entry), without a newline, whatever the caller's fields
+hold; what had to be altered is named in ``coerced``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from otel_audit.record import coerce
+from otel_audit.record.event import KEYS, RESERVED, SCHEMA, level_of, outcome_of
+
+if TYPE_CHECKING:
+    from otel_audit.record.event import Draft
+
+LIMIT: Final = 65_535
+"""Bytes of the longest record."""
+
+_MARGIN: Final = 256
+"""Room for naming what was cut."""
+
+_UNCUT: Final = frozenset(
+    {"schema", "timestamp", "level", "record_id", "outcome", "trace_id", "span_id", "trace_flags",
+     "coerced", "resource"}
+)  # fmt: skip
+
+_SECOND: Final = 1_000_000_000
+_POOL: Final = 256
+
+
+def encode(draft: Draft) -> bytes:
+    """Return the record's canonical bytes."""
+    record = _assembled(draft)
+    try:
+        encoded = orjson.dumps(record)
+    except TypeError:
+        # Something in the record's own keys that JSON cannot hold, such as a
+        # lone surrogate in a resource's name.
+        record, altered = coerce.plain(record)
+        record["coerced"] = sorted({*draft.coerced, *altered})
+        encoded = orjson.dumps(record)
+    if len(encoded) > LIMIT:
+        encoded = _cut(record, len(encoded))
+    return encoded
+
+
+def merge_fields(draft: Draft, fields: dict[str, Any]) -> None:
+    """Take the caller's fields into the draft, away from the reserved names.
+
+    A reserved name that says what the record says anyway is dropped, so that
+    ``**get_audit_context()`` may be passed along; otherwise it is kept as
+    ``field_<name>``.
+    """
+    if not RESERVED.isdisjoint(fields):
+        known = {name: getattr(draft, name, None) for name in RESERVED.intersection(fields)}
+        for name, same in known.items():
+            value = fields.pop(name)
+            if value != same:
+                fields[_free_name(f"field_{name}", fields)] = value
+    draft.fields = fields
+
+
+def timestamp_of(unix_nano: int) -> str:
+    """Format nanoseconds since 1970 by RFC 3339: UTC, nine digits, ``Z``."""
+    global _cached  # noqa: PLW0603 - formatting the second anew costs five times the rest
+    second, fraction = divmod(unix_nano, _SECOND)
+    cached = _cached
+    if cached[0] != second:
+        text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+        _cached = cached = (second, text)
+    return f"{cached[1]}{fraction:09d}Z"
+
+
+_cached: tuple[int, str] = (-1, "")
+_identifiers: list[str] = []
+
+
+def new_record_id() -> str:
+    """Return a new UUIDv4 (RFC 9562), random bits drawn 256 at a time."""
+    try:
+        return _identifiers.pop()
+    except IndexError:
+        _identifiers.extend(_identifier(os.urandom(16)) for _ in range(_POOL - 1))
+        return _identifier(os.urandom(16))
+
+
+def _identifier(random: bytes) -> str:
+    digits = random.hex()
+    variant = "89ab"[random[8] >> 6]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+
+
+# A child must not hand out what its parent hands out.
+os.register_at_fork(after_in_child=_identifiers.clear)
+
+
+def _assembled(draft: Draft) -> dict[str, Any]:  # noqa: C901, PLR0912 - one line a key, in the order of the record
+    """Build the record key by key: faster than any loop over the keys."""
+    status = draft.status
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "timestamp": draft.timestamp,
+        "level": draft.level or level_of(status, draft.event_type),
+        "event": draft.event,
+        "record_id": draft.record_id,
+        "event_type": draft.event_type,
+        "action": draft.action,
+        "status": status,
+        "outcome": outcome_of(status),
+    }
+    if draft.actor_id is not None:
+        record["actor_id"] = draft.actor_id
+        record["actor_type"] = draft.actor_type
+        if draft.actor_verified is not None:
+            record["actor_verified"] = draft.actor_verified
+    if draft.resource_type is not None:
+        record["resource_type"] = draft.resource_type
+    if draft.resource_name is not None:
+        record["resource_name"] = draft.resource_name
+    if draft.request_id is not None:
+        record["request_id"] = draft.request_id
+    if draft.client_id is not None:
+        record["client_id"] = draft.client_id
+    if draft.client_ip is not None:
+        record["client_ip"] = draft.client_ip
+    if draft.session_id is not None:
+        record["session_id"] = draft.session_id
+    if draft.user_agent is not None:
+        record["user_agent"] = draft.user_agent
+    if draft.error is not None:
+        record["error"] = draft.error
+    if draft.trace_id is not None:
+        record["trace_id"] = draft.trace_id
+        record["span_id"] = draft.span_id
+        record["trace_flags"] = draft.trace_flags
+    if draft.service_name is not None:
+        record["service_name"] = draft.service_name
+        record["resource"] = draft.resource
+    if draft.retention is not None:
+        record["retention"] = draft.retention
+    if draft.error_type is not None:
+        record["error_type"] = draft.error_type
+    record.update(draft.fields)
+    if draft.missing_fields:
+        record["missing_fields"] = draft.missing_fields
+    if draft.coerced:
+        record["coerced"] = sorted(set(draft.coerced))
+    return record
+
+
+def _cut(record: dict[str, Any], size: int) -> bytes:
+    """Shorten a record that is too long: caller's fields first, then its own text."""
+    altered = set(record.get("coerced", ()))
+    own = frozenset(KEYS)
+    for keys in (record.keys() - own - _UNCUT, record.keys() - _UNCUT):
+        cuttable = {key: record[key] for key in record if key in keys}
+        altered.update(coerce.shorten(cuttable, size - LIMIT + _MARGIN))
+        record = {key: cuttable.get(key, record[key]) for key in record}
+        record["coerced"] = _named(altered)
+        encoded = orjson.dumps(record)
+        size = len(encoded)
+        if size <= LIMIT:
+            return encoded
+    # So many fields that their names alone are too long: the fact is recorded,
+    # and the fields that fit.
+    return _first_fields(record, own)
+
+
+def _first_fields(record: dict[str, Any], own: frozenset[str]) -> bytes:
+    kept = {key: record[key] for key in record if key in own}
+    kept["coerced"] = ["*"]
+    room = LIMIT - len(orjson.dumps(kept))
+    for key, value in record.items():
+        if key in kept:
+            continue
+        room -= len(orjson.dumps({key: value}))
+        if room < 0:
+            break
+        kept[key] = value
+    return orjson.dumps(kept)
+
+
+def _named(altered: set[str]) -> list[str]:
+    """Name what was altered, or say "*" where the names would not fit themselves."""
+    names = sorted(altered)
+    return names if sum(map(len, names)) < _MARGIN // 2 else ["*"]
+
+
+def _free_name(name: str, fields: dict[str, Any]) -> str:
+    while name in fields:
+        name += "_"
+    return name

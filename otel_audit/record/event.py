@@ -1,0 +1,168 @@
+"""What a caller says, and what becomes of it on the way to a record.
+
+`AuditEvent` is the caller's side: who calls says what happened. `Draft` is
+ours: stages (plain callables) fill it in, and `encode` turns it into the
+canonical bytes, which nothing changes any more. A draft is mutable because a
+frozen copy for each stage costs more than all stages together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from otel_audit.errors import AuditEventError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCHEMA: Final = "otel-audit/1"
+
+KEYS: Final = (
+    "schema", "timestamp", "level", "event", "record_id", "event_type", "action", "status",
+    "outcome", "actor_id", "actor_type", "actor_verified", "resource_type", "resource_name",
+    "request_id", "client_id", "client_ip", "session_id", "user_agent", "error", "trace_id",
+    "span_id", "trace_flags", "service_name", "resource", "retention",
+)  # fmt: skip
+"""The record's own keys, in their order; caller's fields follow."""
+
+RESERVED: Final = frozenset({*KEYS, "missing_fields", "coerced"})
+"""Names that a caller's field cannot have."""
+
+LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+
+_SEVERITIES: Final = {
+    **{level: level for level in LEVELS},
+    "warn": "warning",
+    "fatal": "critical",
+    "low": "info",
+    "medium": "warning",
+    "moderate": "warning",
+    "high": "error",
+}
+
+_SUCCESS: Final = frozenset(
+    {"success", "succeeded", "successful", "ok", "completed", "complete", "allowed", "granted",
+     "passed", "accepted", "approved"}
+)  # fmt: skip
+_FAILURE: Final = frozenset(
+    {"failed", "failure", "fail", "error", "denied", "rejected", "refused", "forbidden",
+     "unauthorized", "timeout", "aborted", "cancelled", "canceled", "blocked"}
+)  # fmt: skip
+_ERRORS: Final = frozenset({"failed", "failure", "error", "denied"})
+
+
+@dataclass(slots=True)
+class AuditEvent:
+    """What happened, in the caller's words.
+
+    ``event`` names it and ``action`` says what was done; both are required.
+    ``event_type`` is its class (default: the event), ``status`` how it went,
+    ``level`` how grave it is (default: derived), ``error`` why it failed (text
+    or the exception), ``retention`` for how long it is kept (default: the
+    policy's). Everything else goes into ``fields``. Who did it is not said
+    here: only a verified identity becomes the actor (`set_actor`).
+    """
+
+    event: str
+    action: str
+    event_type: str | None = None
+    status: str = "success"
+    level: str | None = None
+    resource_type: str | None = None
+    resource_name: str | None = None
+    error: str | BaseException | None = None
+    retention: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Draft:
+    """One record in the making; see `KEYS` for the meaning of what it holds."""
+
+    __slots__ = (
+        "action", "actor_id", "actor_type", "actor_verified", "client_id", "client_ip", "coerced",
+        "error", "error_type", "event", "event_type", "fields", "level", "missing_fields",
+        "on_failure", "record_id", "request_id", "resource", "resource_name", "resource_type",
+        "retention", "service_name", "session_id", "source", "span_id", "status", "timestamp",
+        "trace_flags", "trace_id", "user_agent", "wanted",
+    )  # fmt: skip
+
+    def __init__(self, source: AuditEvent, record_id: str, timestamp: str) -> None:
+        """Take over what the caller said. Raises `AuditEventError`."""
+        event: object = source.event
+        action: object = source.action
+        if not (isinstance(event, str) and event):
+            raise AuditEventError(_required("event", event, "login"))
+        if not (isinstance(action, str) and action):
+            raise AuditEventError(_required("action", action, "start"))
+        self.source = source
+        self.record_id = record_id
+        self.timestamp = timestamp
+        self.event: str = event
+        self.action: str = action
+        self.event_type: str = source.event_type or event
+        self.status: str = source.status
+        self.level: str | None = source.level
+        self.resource_type: str | None = source.resource_type
+        self.resource_name: str | None = source.resource_name
+        self.retention: str | None = source.retention
+        self.error: str | None = None
+        self.error_type: str | None = None
+        self.actor_id: str | None = None
+        self.actor_type: str | None = None
+        self.actor_verified: bool | None = None
+        self.request_id: str | None = None
+        self.client_id: str | None = None
+        self.client_ip: str | None = None
+        self.session_id: str | None = None
+        self.user_agent: str | None = None
+        self.trace_id: str | None = None
+        self.span_id: str | None = None
+        self.trace_flags: str | None = None
+        self.service_name: str | None = None
+        self.resource: str | None = None
+        self.fields: dict[str, Any] = {}
+        self.missing_fields: list[str] | None = None
+        self.coerced: list[str] = []
+        self.on_failure = "fail"
+        self.wanted = True
+
+
+Stage: TypeAlias = Callable[[Draft], None]
+"""One step on the way from an event to a record; it fills the draft in."""
+
+
+def outcome_of(status: str) -> str:
+    """Derive success, failure or unknown from the caller's status."""
+    lowered = status.lower()
+    if lowered in _SUCCESS:
+        return "success"
+    return "failure" if lowered in _FAILURE else "unknown"
+
+
+def level_of(status: str, event_type: str) -> str:
+    """Derive the level: failed, error, denied are errors; credential access warns."""
+    if status.lower() in _ERRORS:
+        return "error"
+    return "warning" if event_type == "credential_access" else "info"
+
+
+def level_named(severity: str) -> str:
+    """Return the level for a severity in any usual spelling; raises `AuditEventError`."""
+    level = _SEVERITIES.get(str(severity).strip().lower())
+    if level is None:
+        message = (
+            f"severity {severity!r} is unknown, so the record's level cannot be said; use one "
+            f"of {', '.join(LEVELS)}"
+        )
+        raise AuditEventError(message)
+    return level
+
+
+def _required(name: str, value: object, example: str) -> str:
+    return (
+        f"an audit event needs {'an' if name[0] in 'ae' else 'a'} {name}, but {name} is "
+        f"{value!r}: without it nobody can find the record later; pass a non-empty string such "
+        f"as {example!r}"
+    )

@@ -1,0 +1,127 @@
+"""Signing checkpoints of one trail, off the path of the records.
+
+`CheckpointSigner.sign` promises: the tree that it signs is committed; sizes
+and times never decrease; and no size is ever signed with two roots, because
+the last checkpoint is also kept in the file ``signed`` beside the database
+(written first, replaced atomically), against which `check` holds the trail
+when it is opened. So a database restored from an older copy is noticed and
+refused instead of being signed again. Who restores the whole directory is
+found by whoever has a later checkpoint from elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from otel_audit.errors import TrailKeyError, TrailMismatchError
+from otel_audit.trail import merkle
+from otel_audit.trail.checkpoint import Checkpoint, read_checkpoint, sign
+from otel_audit.trail.filesystem import sync
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_audit.trail.keys import TrailKeys
+    from otel_audit.trail.reader import TrailReader, Tree
+    from otel_audit.trail.store import TrailStore
+
+MEMORY: Final = "signed"
+_SECOND: Final = 1_000_000_000
+
+
+class CheckpointSigner:
+    """Signs what a store has committed with the keys of its origin."""
+
+    def __init__(
+        self,
+        store: TrailStore,
+        reader: TrailReader,
+        keys: TrailKeys,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """Bind keys to the trail.
+
+        Raises `TrailKeyError` when the trail is another key's, and
+        `TrailMismatchError` when it is older than what was signed.
+        """
+        self.keys = keys
+        self._store = store
+        self._reader = reader
+        self._clock = clock
+        self._memory = store.directory / MEMORY
+        self._mutex = threading.Lock()
+        self._claim()
+        self.check(reader.tree())
+
+    def sign(self) -> str:
+        """Sign the tree as it is now, keep the checkpoint, and return the note.
+
+        Raises `TrailError`.
+        """
+        with self._mutex:
+            tree = self._reader.tree()
+            self.check(tree)
+            last = self._reader.last_checkpoint()
+            now = max(self._clock(), last.unix_nano if last else 0)
+            checkpoint = Checkpoint(self._store.origin, tree.size, tree.root)
+            note = sign(checkpoint, self.keys, now // _SECOND)
+            self._remember(note)
+            self._store.add_checkpoint(tree.size, now, note)
+        return note
+
+    def check(self, tree: Tree) -> None:
+        """Hold the tree against the last checkpoint that was signed here.
+
+        Raises `TrailMismatchError` when the tree is shorter than, or differs
+        from, what was signed.
+        """
+        try:
+            text = self._memory.read_text("utf-8")
+        except FileNotFoundError:
+            return
+        signed = read_checkpoint(text)
+        if tree.size < signed.size:
+            found = f"holds {tree.size} records"
+        elif self._root_at(signed.size, tree) != signed.root:
+            found = f"has another root at {signed.size} records"
+        else:
+            return
+        message = (
+            f"{self._store.path} {found}, but a checkpoint of {signed.size} records was signed "
+            f"({self._memory}): an older copy was restored, or records were changed or removed. "
+            "Keep everything as evidence and run `otel-audit verify`; to go on recording, begin "
+            "a new origin with `otel-audit new-origin`"
+        )
+        raise TrailMismatchError(message)
+
+    def _root_at(self, size: int, tree: Tree) -> bytes:
+        if size == tree.size:
+            return tree.root
+        return merkle.edge_root(merkle.edge_at(size, merkle.TileHashes(self._reader.tile)))
+
+    def _claim(self) -> None:
+        """Write the public keys into the trail once; later they must be the same."""
+        log_key, cosigner_key = self.keys.verifier_keys()
+        claimed = self._reader.claimed_keys
+        if claimed and claimed != (log_key, cosigner_key):
+            message = (
+                f"the signing key is {log_key}, but {self._store.path} was begun with "
+                f"{claimed[0]}: put back the key that was made with the trail, or begin a new "
+                "origin with `otel-audit new-origin`"
+            )
+            raise TrailKeyError(message)
+        if not claimed:
+            self._store.describe({"log_key": log_key, "cosigner_key": cosigner_key})
+
+    def _remember(self, note: str) -> None:
+        # A name of its own for each process: two may sign at the same time.
+        temporary = self._memory.with_name(f"{MEMORY}.{os.getpid()}")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(note)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._memory)
+        sync(self._memory.parent)
