@@ -147,9 +147,9 @@ def to_log_record(
         body=record.decode(),
         attributes=attributes,
         dropped_attributes_count=dropped,
-        trace_id=bytes.fromhex(said.get("trace_id", "")),
-        span_id=bytes.fromhex(said.get("span_id", "")),
-        trace_flags=int(said.get("trace_flags", "0"), 16),
+        trace_id=bytes.fromhex(said.get("trace_id") or ""),
+        span_id=bytes.fromhex(said.get("span_id") or ""),
+        trace_flags=int(said.get("trace_flags") or "0", 16),
         resource=_resource(said, resource),
     )
 

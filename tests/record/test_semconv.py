@@ -30,6 +30,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from otel_audit.record.event import RESERVED
 from otel_audit.record.semconv import (
     ATTRIBUTES,
     FIELD_LIMIT,
@@ -165,6 +166,10 @@ def test_every_key_can_be_read_back_from_its_place(key: str) -> None:
 
 def test_the_complete_record_covers_every_mapped_key() -> None:
     assert set(COMPLETE) - {"subject_id", "amount"} == MAPPED_KEYS
+
+
+def test_every_key_of_the_record_has_its_place() -> None:
+    assert RESERVED | {"error_type"} == MAPPED_KEYS
 
 
 def test_no_two_keys_share_an_attribute() -> None:
@@ -351,7 +356,8 @@ def test_a_field_has_a_form_that_otlp_takes(value: Any, attribute: Any) -> None:
 
 
 def test_null_says_nothing() -> None:
-    sent = mapped(small(it=None, user_agent=None))
+    sent = mapped(small(it=None, user_agent=None, trace_id=None, span_id=None, trace_flags=None))
+    assert (sent.trace_id, sent.span_id, sent.trace_flags) == (b"", b"", 0)
     assert "audit.field.it" not in sent.attributes
     assert "user_agent.original" not in sent.attributes
     assert sent.dropped_attributes_count == 0
