@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from otel_audit.errors import ProofError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 HASH_SIZE = 32
 """Bytes of a hash (SHA-256)."""
@@ -49,6 +49,11 @@ _PAIR_SIZE = 2 * HASH_SIZE
 def leaf_hash(data: bytes) -> bytes:
     """Return the hash of a leaf: SHA-256(0x00 || data)."""
     return sha256(_LEAF + data).digest()
+
+
+def leaf_hashes(records: Iterable[bytes]) -> list[bytes]:
+    """Return the hash of each leaf; faster than as many calls of ``leaf_hash``."""
+    return [sha256(_LEAF + record).digest() for record in records]
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:

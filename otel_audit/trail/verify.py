@@ -1,0 +1,441 @@
+"""Verification of a whole trail, offline, through the reading interface alone.
+
+Promises: a change, removal, insertion or reordering of records that a valid
+checkpoint covers MUST be found, if made without the signing key; truncation,
+and whatever was done with the key, MUST be found when ``against`` is a later
+checkpoint kept elsewhere. Records after the last checkpoint are counted as not
+yet covered; that is no finding. Each finding names the record as far as that is
+possible; where every trace was rewritten, the records between the last
+checkpoint that holds and the first that does not. The trail is read once; the
+memory used does not grow with it; a trail that is written to meanwhile is
+verified as it was at the start.
+
+Without keys from elsewhere, the keys that the trail itself claims are used, and
+the report says so: whoever rewrote the trail could have put in their own.
+
+The parts: ``scan`` checks stretches of records, ``workers`` spreads them over
+processes, ``spine`` puts them together to the tree, ``judge`` holds the
+checkpoints against it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from otel_audit.errors import ProofError, TrailError
+from otel_audit.trail import merkle
+from otel_audit.trail.checkpoint import open_checkpoint, read_checkpoint
+from otel_audit.trail.findings import Finding, Findings, record_id_in
+from otel_audit.trail.judge import Judge
+from otel_audit.trail.merkle import TILE_WIDTH
+from otel_audit.trail.note import ED25519, Verifier
+from otel_audit.trail.reader import StoredCheckpoint, Tree
+from otel_audit.trail.scan import STRETCH, UNREADABLE, Scanner, Stretch, size_of
+from otel_audit.trail.spine import Levels, Spine
+from otel_audit.trail.workers import scanning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from otel_audit.trail.checkpoint import Checkpoint
+    from otel_audit.trail.reader import Leaf, TrailReader
+    from otel_audit.trail.scan import Scanned
+
+__all__ = ["Finding", "Report", "verify"]
+
+_SMALL = 4 * STRETCH
+"""Records below which starting worker processes costs more than it gives."""
+_LARGEST = 1 << 62
+_SMALLEST = -(1 << 63)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The outcome of a verification.
+
+    ``size``: records verified. ``covered``: how many of them a valid checkpoint
+    covers. ``root``: the root over all of them, in hex, empty if it cannot be
+    computed. ``checkpoints``: how many are valid; ``last_checkpoint``: when the
+    newest was signed (Unix seconds, by the cosignature). ``findings``: the first
+    1,000; ``counts``: how many there are of each kind. ``warnings``: what is
+    worth knowing and proves nothing. ``keys``: the public keys used;
+    ``self_asserted``: they come from the trail itself.
+    """
+
+    origin: str
+    size: int
+    covered: int
+    root: str
+    checkpoints: int
+    last_checkpoint: int | None
+    findings: tuple[Finding, ...]
+    counts: dict[str, int]
+    warnings: tuple[str, ...]
+    keys: tuple[str, ...]
+    self_asserted: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing at all was found."""
+        return not self.counts
+
+    @property
+    def finding_count(self) -> int:
+        """How many findings there are, listed or not."""
+        return sum(self.counts.values())
+
+
+def verify(
+    reader: TrailReader,
+    *,
+    verifiers: Iterable[Verifier] | None = None,
+    against: str | bytes | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    processes: int = 1,
+) -> Report:
+    """Verify the trail that ``reader`` reads.
+
+    ``verifiers`` are public keys obtained from elsewhere; ``against`` is the
+    note of a checkpoint kept elsewhere. ``progress`` is called with the number
+    of records done and of all. With ``processes`` above 1, as many worker
+    processes share the work, if the trail is long enough to be worth it.
+
+    Raises `ProofError` if ``against`` is not a checkpoint at all, and
+    `TrailError` if the trail cannot be read at all. Whatever is wrong with the
+    trail itself is in the report.
+    """
+    given = None if verifiers is None else tuple(verifiers)
+    run = _Verification(reader, given, against)
+    with scanning(reader, run.trusted, processes if run.size > _SMALL else 1) as scan:
+        for scanned in scan(run.stretches()):
+            run.take(scanned)
+            if progress is not None:
+                progress(scanned.stop, run.size)
+    return run.report()
+
+
+class _Verification:
+    """One verification: what there is to do, what has come back, what is left."""
+
+    def __init__(
+        self,
+        reader: TrailReader,
+        given: tuple[Verifier, ...] | None,
+        against: str | bytes | None,
+    ) -> None:
+        self._reader = reader
+        self._findings = Findings()
+        self._given = given
+        self.trusted = self._choose_keys()
+        self._stated = self._read_tree()
+        self.size = self._find_size()
+        self._kept, self._kept_is_signed = self._open_kept(against)
+        self._judge = Judge(reader, self._findings, signed=bool(self.trusted))
+        self._spine = Spine()
+        self._levels = Levels(reader, self._findings)
+        self._unordered: list[StoredCheckpoint] = []
+        self._beyond: list[StoredCheckpoint] = []
+        self._root: bytes | None = None
+        self._last_nano = 0
+        self._time_jumps = 0
+
+    # Before the records are read.
+
+    def _choose_keys(self) -> tuple[Verifier, ...]:
+        """Return the keys to use: none if there is no log key of this origin."""
+        origin = self._reader.origin
+        keys, source = self._given, "given"
+        if keys is None:
+            source = "that the trail claims"
+            try:
+                keys = tuple(Verifier.parse(key) for key in self._reader.claimed_keys)
+            except ProofError:
+                keys = ()
+        if any(key.name == origin and key.algorithm == ED25519 for key in keys):
+            return keys
+        if self._given is not None or self._reader.last_checkpoint() is not None:
+            names = ", ".join(key.name for key in keys) or "none"
+            msg = (
+                f"this trail is {origin}, but the keys {source} are of {names}: no signature can "
+                "be checked, and nothing counts as covered"
+            )
+            self._findings.add(Finding("wrong-key", msg))
+        return ()
+
+    def _read_tree(self) -> Tree:
+        try:
+            tree = self._reader.tree()
+        except UNREADABLE as error:
+            if isinstance(error, TrailError):
+                raise
+            self._findings.add(Finding("tree-changed", f"the stored tree cannot be read: {error}"))
+            return Tree(-1, (), 0)
+        return tree
+
+    def _find_size(self) -> int:
+        """Return how many records can be verified: the tree's, unless rows are gone."""
+        stated = self._stated.size
+        if stated == 0 or (stated > 0 and self._exists(stated - 1)):
+            return stated
+        # A damaged row may state any size; what can be read decides.
+        low, high = 0, _LARGEST if stated < 0 else stated
+        while low < high:
+            middle = (low + high) // 2
+            if self._exists(middle):
+                low = middle + 1
+            else:
+                high = middle
+        if stated > low:
+            msg = f"records {low} to {stated - 1} are missing: the trail was cut off at its end"
+            self._findings.add(Finding("truncated", msg, low, stated - 1), stated - low)
+        return low
+
+    def _exists(self, sequence: int) -> bool:
+        """Say whether there is a record at ``sequence`` or after it."""
+        try:
+            return next(self._reader.batches(sequence, _LARGEST), None) is not None
+        except UNREADABLE:
+            return True
+
+    def _open_kept(self, note: str | bytes | None) -> tuple[Checkpoint | None, bool]:
+        """Check the form, the signatures and the size of a checkpoint kept elsewhere."""
+        if note is None:
+            return None, False
+        kept = read_checkpoint(note)
+        signed = False
+        try:
+            open_checkpoint(note, self.trusted)
+            signed = True
+        except ProofError as error:
+            msg = f"the checkpoint kept elsewhere is not rightly signed: {error}"
+            self._findings.add(Finding("checkpoint-invalid", msg, checkpoint_size=kept.size))
+        if kept.origin != self._reader.origin:
+            msg = (
+                f"the checkpoint kept elsewhere is of {kept.origin}, this trail is "
+                f"{self._reader.origin}: it is another trail, or was replaced by another"
+            )
+            self._findings.add(Finding("rewritten", msg, checkpoint_size=kept.size))
+            return None, False
+        if kept.size > self.size:
+            msg = (
+                f"the checkpoint kept elsewhere covers {kept.size} records, the trail has only "
+                f"{self.size}: it was cut off, or replaced by an older copy"
+            )
+            finding = Finding(
+                "rolled-back", msg, self.size, kept.size - 1, checkpoint_size=kept.size
+            )
+            self._findings.add(finding)
+            return None, False
+        return kept, signed
+
+    # While they are read.
+
+    def stretches(self) -> Iterator[Stretch]:
+        """Yield the stretches in order, each with the checkpoints that fall into it.
+
+        The checkpoints are read along the way, so that memory does not grow
+        with their number either.
+        """
+        rows = self._plausible_checkpoints()
+        row = next(rows, None)
+        for start in range(0, max(self.size, 1), STRETCH):
+            stop = min(start + STRETCH, self.size)
+            mine: list[StoredCheckpoint] = []
+            while row is not None and row.size <= stop:
+                in_order = row.size > start or start == 0
+                (mine if in_order else self._unordered).append(row)
+                row = next(rows, None)
+            cuts = self._cuts(start, stop, (row.size for row in mine))
+            yield Stretch(start, stop, cuts, tuple(mine), self._stated_tail())
+
+    def take(self, scanned: Scanned) -> None:
+        """Add the next stretch to the tree, and judge its checkpoints."""
+        self._findings.merge(scanned.findings)
+        self._time_jumps += scanned.time_jumps
+        if scanned.stop > scanned.start:
+            self._time_jumps += scanned.first_nano < self._last_nano
+            self._last_nano = scanned.last_nano
+        roots = self._roots(scanned)
+        self._levels.add(scanned.tile_roots)
+        self._judge.checkpoints(scanned.checkpoints, roots)
+        self._root = roots.get(self.size, self._root)
+        if self._kept is not None and self._kept.size in roots:
+            root = roots[self._kept.size]
+            self._judge.outside(self._kept, root, signed=self._kept_is_signed)
+
+    def _plausible_checkpoints(self) -> Iterator[StoredCheckpoint]:
+        try:
+            for row in self._reader.checkpoints():
+                if 0 <= size_of(row, -1) <= self.size:
+                    yield row
+                else:
+                    self._beyond.append(row)
+        except UNREADABLE as error:
+            self._findings.add(Finding("unreadable", f"the checkpoints cannot be read: {error}"))
+
+    def _cuts(self, start: int, stop: int, sizes: Iterable[int]) -> tuple[int, ...]:
+        """Return the sizes within a stretch at which the root is needed."""
+        wanted = {*sizes, self.size}
+        if self._kept is not None:
+            wanted.add(self._kept.size)
+        return tuple(sorted(size for size in wanted if start < size <= stop))
+
+    def _stated_tail(self) -> bytes | None:
+        """Return what the stored tree says of its last, incomplete tile."""
+        edge, size = self._stated.edge, self._stated.size
+        count = (max(size, 0) % TILE_WIDTH).bit_count()
+        if not count or self.size != size or len(edge) != size.bit_count():
+            return None
+        return merkle.edge_root(edge[-count:])
+
+    def _roots(self, scanned: Scanned) -> dict[int, bytes | None]:
+        """Grow the tree by a stretch; return its roots at the sizes that matter."""
+        spine, base = self._spine, scanned.start // TILE_WIDTH
+        roots: dict[int, bytes | None] = {} if scanned.start else {0: merkle.EMPTY_ROOT}
+        sizes = (checkpoint.size for checkpoint in scanned.checkpoints)
+        for size in self._cuts(scanned.start, scanned.stop, sizes):
+            spine.grow(scanned.tile_roots[spine.tiles - base : size // TILE_WIDTH - base])
+            roots[size] = spine.root(size, scanned.parts.get(size))
+        spine.grow(scanned.tile_roots[spine.tiles - base :])
+        return roots
+
+    # Afterwards.
+
+    def report(self) -> Report:
+        """Check what is not a record, and say what was found."""
+        self._levels.finish()
+        self._check_tree()
+        self._guarded(self._check_tile_rows)
+        self._guarded(self._check_strays)
+        self._check_odd_checkpoints()
+        self._judge.finish()
+        return Report(
+            origin=self._reader.origin,
+            size=self.size,
+            covered=self._judge.covered,
+            root="" if self._root is None else self._root.hex(),
+            checkpoints=self._judge.valid,
+            last_checkpoint=self._judge.last_time,
+            findings=tuple(self._findings.listed),
+            counts=dict(self._findings.counts),
+            warnings=tuple(self._warnings()),
+            keys=tuple(map(str, self.trusted)),
+            self_asserted=self._given is None,
+        )
+
+    def _guarded(self, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except UNREADABLE as error:
+            msg = f"the database cannot be read in full: {error}"
+            self._findings.add(Finding("unreadable", msg))
+
+    def _check_tree(self) -> None:
+        """Compare the stored tree: what is appended next would build on it."""
+        stated = self._stated
+        if stated.size != self.size or self._root is None:
+            return
+        if len(stated.edge) != self.size.bit_count() or stated.root != self._root:
+            msg = f"the stored right edge of the tree is not that of the {self.size} records"
+            self._findings.add(Finding("tree-changed", msg))
+
+    def _check_tile_rows(self) -> None:
+        """Look for tiles of level 0 that are gone, or that should not be there."""
+        complete, expected = self.size // TILE_WIDTH, 0
+        for index, _ in self._reader.tiles(0):
+            if index >= complete:
+                self._check_tile_beyond(index)
+                break
+            self._report_missing_tiles(expected, index)
+            expected = index + 1
+        self._report_missing_tiles(expected, complete)
+
+    def _check_tile_beyond(self, index: int) -> None:
+        if index >= self._reader.tree().size // TILE_WIDTH:
+            msg = f"tile 0/{index} knows of records beyond the {self.size} that there are"
+            self._findings.add(Finding("tile-changed", msg))
+
+    def _report_missing_tiles(self, start: int, stop: int) -> None:
+        if start < stop:
+            msg = f"tile 0/{start} is missing" + (f", up to 0/{stop - 1}" * (stop - start > 1))
+            self._findings.add(Finding("tile-missing", msg), stop - start)
+
+    def _check_strays(self) -> None:
+        """Look for rows where the tree has no record."""
+        for start, stop in ((_SMALLEST, 0), (max(self.size, self._stated.size), _LARGEST)):
+            for batch in self._reader.batches(start, stop):
+                # Read after the batch: what was committed meanwhile is no stray.
+                size = self._reader.tree().size
+                for leaf in batch:
+                    if not 0 <= leaf.sequence < size:
+                        self._report_stray(leaf.sequence, leaf.record)
+
+    def _report_stray(self, sequence: int, record: object) -> None:
+        record_id = record_id_in(record)
+        msg = (
+            f"record {sequence} ({record_id}) stands where the tree has none: it was put in "
+            "without the tree, or the tree was set back"
+        )
+        self._findings.add(Finding("record-unlisted", msg, sequence, sequence, record_id))
+
+    def _check_odd_checkpoints(self) -> None:
+        """Check the checkpoints that stand out of order, or beyond the records."""
+        scanner = Scanner(self._reader, self.trusted)
+        for row in self._unordered:
+            checkpoint = scanner.open(row)
+            if checkpoint is not None:
+                self._judge.checkpoints([checkpoint], {row.size: self._root_from_tiles(row.size)})
+        for row in self._beyond:
+            checkpoint = scanner.open(row)
+            if checkpoint is not None and checkpoint.size > self._reader.tree().size:
+                msg = (
+                    f"a signed checkpoint covers {row.size} records, the trail has only "
+                    f"{self.size}: it was cut off, or replaced by an older copy"
+                )
+                finding = Finding(
+                    "truncated", msg, self.size, row.size - 1, checkpoint_size=row.size
+                )
+                self._findings.add(finding)
+        self._findings.merge(scanner.take_findings())
+
+    def _root_from_tiles(self, size: int) -> bytes | None:
+        """Return the root at any size, by the tiles, which are compared already."""
+        try:
+            return merkle.edge_root(merkle.edge_at(size, self._reader.hash_at))
+        except UNREADABLE:
+            return None
+
+    def _warnings(self) -> Iterator[str]:
+        judge, uncovered = self._judge, self.size - self._judge.covered
+        if self._given is None:
+            yield (
+                "the keys come from the trail itself (self-asserted): whoever rewrote the whole "
+                "trail could have put in their own; give a public key obtained from elsewhere"
+            )
+        if uncovered:
+            last = self._reader.leaf(self.size - 1)
+            until = "" if last is None else f", the last one committed at {_utc(last)}"
+            yield (
+                f"{uncovered} of {self.size} records are not covered by a valid checkpoint yet"
+                f"{until}: changes to them cannot be found, except by a checkpoint kept elsewhere"
+            )
+        if self._unordered:
+            yield f"{len(self._unordered)} checkpoints stand behind one of a larger tree"
+        if judge.time_jumps:
+            yield f"the times of checkpoints go back {judge.time_jumps} times: a clock was set back"
+        if self._time_jumps:
+            yield (
+                f"the commit times of records go back {self._time_jumps} times; they are not "
+                "part of the tree, and writers never let them go back"
+            )
+
+
+def _utc(leaf: Leaf) -> str:
+    """Return a commit time to be read by people."""
+    try:
+        moment = datetime.fromtimestamp(leaf.committed_unix_nano // 10**9, timezone.utc)
+    except (OverflowError, OSError, TypeError, ValueError):
+        return "an impossible time"
+    return moment.isoformat().replace("+00:00", "Z")
