@@ -1,0 +1,527 @@
+"""The agent: one process per trail that signs checkpoints and keeps its readers going.
+
+`Agent` promises, while any process of the trail runs one: a checkpoint covers
+each record within about a second of its commit, and a new one is signed each
+hour when nothing happens; the write-ahead log is copied into the database; the
+mirror follows. It takes a bounded share of one processor. A duty that fails is
+counted, logged (at most once a minute) and tried again; it keeps neither the
+other duties nor the agent from going on. Nothing is lost when the process is
+killed: the next agent continues.
+
+The agents of a trail elect one by flock on `agent.lock`; the others stand by.
+What a checkpoint is, and how the log is emptied, is left to the callables that
+the agent is given.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Final
+
+from otel_audit.errors import AuditSettingsError
+from otel_audit.readers.cursors import Cursors
+from otel_audit.readers.mirror import Mirror, create, cursor_name
+from otel_audit.trail.lock import FileLock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from otel_audit.trail.reader import TrailReader
+
+LOCK: Final = "agent.lock"
+CURSOR: Final = "agent"
+"""The row of `cursors.db` that says which process serves the trail, and with which mirror."""
+
+_TICK: Final = 0.2
+_SHARE: Final = 0.25
+"""Of one processor's time: what a mirror takes at most that has to catch up."""
+
+_STANDBY: Final = 1.0
+_CHECKPOINT_SECONDS: Final = 1.0
+_CHECKPOINT_LEAVES: Final = 10_000
+_WAL_SECONDS: Final = 2.0
+_RETRY_SECONDS: Final = 1.0
+_LOG_SECONDS: Final = 60.0
+_GRACE_SECONDS: Final = 1.0
+_POLL_SECONDS: Final = 0.005
+_HOPELESS: Final = 2
+"""Failures of the mirror after which a flush need not wait for a third."""
+
+_logger = logging.getLogger("otel_audit.agent")
+
+
+class Agent:
+    """Runs the duties of one trail in a daemon thread, or in `run()`'s thread.
+
+    Usable from several threads. In a forked child it does nothing, and leaves
+    the parent's alone, until `start()` is called there.
+    """
+
+    def __init__(  # noqa: PLR0913 - all by name; the provider and the command line know each
+        self,
+        directory: Path,
+        *,
+        reader_factory: Callable[[], TrailReader],
+        sign_checkpoint: Callable[[], object],
+        empty_wal: Callable[[], object],
+        mirror_path: Path | None = None,
+        mirror_mode: int = 0o640,
+        mirror_max_bytes: int = 0,
+        mirror_backups: int = 90,
+        heartbeat: float = 3_600.0,
+    ) -> None:
+        """Take what the duties need; nothing is opened and nothing runs yet.
+
+        ``sign_checkpoint`` signs and stores a checkpoint of the tree as it is;
+        ``empty_wal`` copies the write-ahead log if that is worth while.
+        ``heartbeat`` is the age, in seconds, at which the checkpoint of an idle
+        trail is renewed. Without ``mirror_path`` there is no mirror.
+        """
+        self.directory = directory
+        self.mirror_path = mirror_path
+        self._mirror_mode = mirror_mode
+        self._reader_factory = reader_factory
+        self._reader: TrailReader | None = None
+        self._lease = FileLock(directory / LOCK)
+        self._mirror_name = None if mirror_path is None else os.path.abspath(mirror_path)  # noqa: PTH100 - as in cursor_name()
+        self._compared = ""
+        self._leading = False
+        self._stale = False
+        self._size = 0
+        self._cursors = Cursors(directory)
+        self._checkpoints = _Checkpoints(sign_checkpoint, heartbeat)
+        self._wal = _WriteAheadLog(empty_wal)
+        self._mirror = _Mirroring(
+            mirror_path,
+            lambda reader, path: Mirror(
+                reader,
+                path,
+                self._cursors,
+                mode=mirror_mode,
+                max_bytes=mirror_max_bytes,
+                backups=mirror_backups,
+            ),
+        )
+        self._watches = {name: _Watch(name) for name in ("trail", "checkpoint", "log", "mirror")}
+        self._mutex = threading.Lock()
+        self._run: _Run | None = None
+        self._started_once = False
+        self._flushing = 0
+        _agents.add(self)
+
+    @property
+    def leading(self) -> bool:
+        """Whether this process is the one that serves the trail."""
+        return self._leading
+
+    @property
+    def errors(self) -> int:
+        """How often a duty failed in this process."""
+        return sum(watch.errors for watch in self._watches.values())
+
+    @property
+    def last_error(self) -> str | None:
+        """What the duties that fail at present report, or None when all is well."""
+        failing = [watch.report for watch in self._watches.values() if watch.report]
+        return "; ".join(failing) or None
+
+    def start(self) -> None:
+        """Make the mirror's file and start the thread; harmless when it runs.
+
+        Raises `AuditSettingsError` when the mirror can never be written where
+        it should be. In a forked child such an error is only logged.
+        """
+        with self._mutex:
+            if self._run is not None:
+                return
+            self._make_file()
+            run = _Run()
+            run.thread = threading.Thread(
+                target=self._serve, args=(run,), name="otel-audit-agent", daemon=True
+            )
+            self._run = run
+            run.thread.start()
+
+    def run(self) -> None:
+        """Serve in the calling thread until `stop()` or `close()` is called."""
+        with self._mutex:
+            if self._run is not None:
+                message = "this agent runs already; one agent has one thread"
+                raise RuntimeError(message)
+            self._make_file()
+            self._run = run = _Run()
+        self._serve(run)
+
+    def stop(self) -> None:
+        """Let `run()` finish what is due and return. May be called by a signal handler."""
+        # No lock and no event: the handler may have interrupted their holder.
+        run = self._run
+        if run is not None:
+            run.stopping = True
+
+    def hurry(self) -> None:
+        """Do what is due now instead of at the next tick (0.2 s)."""
+        run = self._run
+        if run is not None:
+            run.wake.set()
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Wait until the mirror has every record that is committed now.
+
+        False when ``timeout`` (seconds) is up first, or when it is clear that
+        the mirror cannot be written. Works whichever process serves the trail.
+        """
+        if self.mirror_path is None:
+            return True
+        deadline = time.monotonic() + timeout
+        with self._reader_factory() as reader:
+            target = reader.tree().size
+        name = cursor_name(self.mirror_path)
+        watch = self._watches["mirror"]
+        hopeless = watch.errors + _HOPELESS
+        with self._mutex:
+            self._flushing += 1
+        try:
+            while self._cursors.get(name) < target:
+                if time.monotonic() >= deadline or watch.errors >= hopeless:
+                    return False
+                self.hurry()
+                time.sleep(_POLL_SECONDS)
+        finally:
+            with self._mutex:
+                self._flushing -= 1
+        return True
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Sign, let the mirror catch up for at most ``timeout`` seconds, and let go.
+
+        `start()` would begin again.
+        """
+        run = self._run
+        if run is not None:
+            run.patience = timeout
+            run.stopping = True
+            run.wake.set()
+            if not run.ended.wait(timeout + _GRACE_SECONDS):
+                _logger.error("the agent did not end within %g s", timeout + _GRACE_SECONDS)
+                return
+            if run.thread is not None:
+                run.thread.join()
+
+    def _serve(self, run: _Run) -> None:
+        try:
+            while not run.stopping:
+                run.wake.wait(self._turn())
+                run.wake.clear()
+            self._finish(time.monotonic() + run.patience)
+        finally:
+            self._let_go()
+            self._close_reader()
+            self._cursors.close()
+            self._run = None
+            run.ended.set()
+
+    def _turn(self) -> float:
+        """Do what is due; return how many seconds to rest."""
+        if not self._elected():
+            self._watches["trail"].attempt(self._stand_by)
+            return _STANDBY
+        began = time.thread_time()
+        more = self._work()
+        if self._watches["trail"].report:
+            return _RETRY_SECONDS
+        if not more:
+            return _TICK
+        if self._flushing:
+            return 0.0
+        return (time.thread_time() - began) * (1 - _SHARE) / _SHARE
+
+    def _elected(self) -> bool:
+        if not self._leading:
+            self._leading = self._watches["trail"].attempt(self._lease.try_acquire)
+            if self._leading:
+                self._checkpoints.forget()
+                self._watches["trail"].attempt(self._announce)
+        return self._leading
+
+    def _announce(self) -> bool:
+        """Tell the other processes who serves the trail, and with which mirror."""
+        self._cursors.set(CURSOR, 0, {"pid": os.getpid(), "mirror": self._mirror_name})
+        return True
+
+    def _stand_by(self) -> bool:
+        """Warn, once a leader, when this process' mirror is not the one that is written."""
+        holder = self._lease.holder()
+        if self.mirror_path is None or holder == self._compared:
+            return True
+        row = self._cursors.row(CURSOR)
+        if row is not None and holder == f"process {row.state.get('pid')}":
+            self._compared = holder
+            if row.state.get("mirror") != self._mirror_name:
+                _logger.warning(
+                    "%s serves the trail in %s and writes the mirror %s, so that %s stays behind: "
+                    "give all processes of one trail the same AUDIT_LOG_LOCAL_FILE",
+                    holder,
+                    self.directory,
+                    row.state.get("mirror"),
+                    self.mirror_path,
+                )
+        return True
+
+    def _work(self) -> bool:
+        """Try each duty once; return whether the mirror has more to do."""
+        if not self._watches["trail"].attempt(self._look):
+            return False
+        reader = self._reader
+        if reader is None:  # pragma: no cover - _look() has opened it
+            return False
+        self._try("checkpoint", lambda: self._checkpoints.step(reader, self._size))
+        self._try("log", lambda: self._wal.step(self._size))
+        return self._try("mirror", lambda: self._mirror.step(reader, self._size))
+
+    def _try(self, name: str, duty: Callable[[], bool]) -> bool:
+        watch = self._watches[name]
+        if not watch.due:
+            return False
+        errors = watch.errors
+        more = watch.attempt(duty)
+        self._stale = self._stale or watch.errors > errors
+        return more
+
+    def _look(self) -> bool:
+        if self._stale:
+            # Whatever was wrong, the next attempt begins with a new view of the trail.
+            self._close_reader()
+            self._stale = False
+        if self._reader is None:
+            self._reader = self._reader_factory()
+        self._size = self._reader.tree().size
+        return True
+
+    def _finish(self, deadline: float) -> None:
+        """Serve what is committed, then let go, and look again whether all was served.
+
+        Another agent that ends now and found the lease taken relies on this
+        one: what it committed was there before the lease was let go.
+        """
+        for watch in self._watches.values():
+            watch.forget()
+        while self._elected():
+            while self._work_at_once() and time.monotonic() < deadline:
+                pass
+            served = self._size
+            self._let_go()
+            if not self._watches["trail"].attempt(self._look):
+                break
+            if self._size == served or time.monotonic() >= deadline:
+                break
+
+    def _work_at_once(self) -> bool:
+        self._checkpoints.hurry()
+        self._wal.hurry()
+        return self._work()
+
+    def _let_go(self) -> None:
+        self._mirror.close()
+        self._leading = False
+        self._lease.close()
+
+    def _close_reader(self) -> None:
+        self._mirror.close()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _make_file(self) -> None:
+        """Make the mirror's file, so that it is there before its first line.
+
+        Once it was usable, later trouble with it is the thread's business.
+        """
+        if self.mirror_path is None:
+            return
+        try:
+            create(self.mirror_path, self._mirror_mode)
+        except (AuditSettingsError, OSError) as error:
+            if isinstance(error, AuditSettingsError) and not self._started_once:
+                raise
+            _logger.exception("the mirror's file cannot be made now; the agent tries again")
+        self._started_once = True
+
+    def _after_fork_in_child(self) -> None:
+        self._mutex = threading.Lock()
+        self._run = None
+        self._leading = False
+        self._flushing = 0
+        self._mirror.close()
+
+
+class _Run:
+    """One life of the agent: from start to close."""
+
+    def __init__(self) -> None:
+        self.wake = threading.Event()
+        self.ended = threading.Event()
+        self.stopping = False
+        self.patience = 5.0
+        self.thread: threading.Thread | None = None
+
+
+class _Checkpoints:
+    """When a checkpoint is due (design, section 4)."""
+
+    def __init__(self, sign: Callable[[], object], heartbeat: float) -> None:
+        self._sign = sign
+        self._heartbeat = heartbeat
+        self._last: tuple[int, int] | None = None
+        self._size = 0
+        self._signed_at = 0.0
+        self._known = False
+        self._at_once = False
+
+    def forget(self) -> None:
+        """Another process may have signed meanwhile."""
+        self._known = False
+
+    def hurry(self) -> None:
+        """Sign at the next step if any record is not covered."""
+        self._at_once = True
+
+    def step(self, reader: TrailReader, size: int) -> bool:
+        if not self._known:
+            self._see(reader)
+        if self._due(size):
+            self._see(reader)
+            if self._due(size):
+                self._sign()
+                self._size, self._signed_at = size, time.monotonic()
+                self._see(reader)
+        self._at_once = False
+        return False
+
+    def _due(self, size: int) -> bool:
+        grown = size - self._size
+        age = time.monotonic() - self._signed_at
+        if grown == 0:
+            return size > 0 and age >= self._heartbeat
+        return self._at_once or age >= _CHECKPOINT_SECONDS or grown >= _CHECKPOINT_LEAVES
+
+    def _see(self, reader: TrailReader) -> None:
+        """Take note of a checkpoint that was signed since, by whichever process."""
+        stored = reader.last_checkpoint()
+        last = None if stored is None else (stored.size, stored.unix_nano)
+        if last is not None and last != self._last:
+            # A clock that was set back must not make a checkpoint look younger than it can be.
+            age = max(0, time.time_ns() - last[1]) / 1e9
+            self._size, self._signed_at = last[0], time.monotonic() - age
+        self._last, self._known = last, True
+
+
+class _WriteAheadLog:
+    """When the write-ahead log is worth a look: some seconds after the trail grew."""
+
+    def __init__(self, empty: Callable[[], object]) -> None:
+        self._empty = empty
+        self._size: int | None = None
+        self._looked_at = 0.0
+
+    def hurry(self) -> None:
+        """Look at the next step."""
+        self._looked_at = 0.0
+
+    def step(self, size: int) -> bool:
+        now = time.monotonic()
+        if size != self._size and now - self._looked_at >= _WAL_SECONDS:
+            self._looked_at = now
+            self._empty()
+            self._size = size
+        return False
+
+
+class _Mirroring:
+    """The mirror, opened for as long as this process serves the trail."""
+
+    def __init__(self, path: Path | None, make: Callable[[TrailReader, Path], Mirror]) -> None:
+        self._path = path
+        self._make = make
+        self._mirror: Mirror | None = None
+
+    def step(self, reader: TrailReader, size: int) -> bool:
+        """Write some lines; return whether more are waiting."""
+        if self._path is None:
+            return False
+        if self._mirror is None:
+            self._mirror = self._make(reader, self._path)
+        return self._mirror.step() > 0 and self._mirror.position < size
+
+    def close(self) -> None:
+        if self._mirror is not None:
+            self._mirror.close()
+            self._mirror = None
+
+
+class _Watch:
+    """Keeps the failures of one duty from ending the agent, and from filling the log."""
+
+    def __init__(self, name: str) -> None:
+        self.errors = 0
+        self.report = ""
+        self._name = name
+        self._unlogged = 0
+        self._retry_at = 0.0
+        self._logged_at: float | None = None
+
+    @property
+    def due(self) -> bool:
+        """Whether the pause after a failure is over."""
+        return time.monotonic() >= self._retry_at
+
+    def forget(self) -> None:
+        """Try again at once."""
+        self._retry_at = 0.0
+
+    def attempt(self, work: Callable[[], bool]) -> bool:
+        """Return what ``work`` returns, or False when it failed."""
+        try:
+            done = work()
+        except Exception as error:  # noqa: BLE001 - whatever fails, the other duties go on
+            self._failed(error)
+            return False
+        if self.report:
+            _logger.warning("the agent's duty %r works again", self._name)
+            self.report, self._logged_at = "", None
+        return done
+
+    def _failed(self, error: Exception) -> None:
+        now = time.monotonic()
+        self.errors += 1
+        self.report = f"{self._name}: {error}"
+        self._retry_at = now + _RETRY_SECONDS
+        if self._logged_at is not None and now - self._logged_at < _LOG_SECONDS:
+            self._unlogged += 1
+            return
+        _logger.error(
+            "the agent's duty %r failed, it tries again each %g s (%d failures since the last "
+            "message): %s",
+            self._name,
+            _RETRY_SECONDS,
+            self._unlogged,
+            error,
+            exc_info=error,
+        )
+        self._logged_at, self._unlogged = now, 0
+
+
+_agents: weakref.WeakSet[Agent] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for agent in list(_agents):
+        agent._after_fork_in_child()  # noqa: SLF001 - same module
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

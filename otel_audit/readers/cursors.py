@@ -1,0 +1,153 @@
+"""How far each reader has come: `cursors.db`, one row a reader.
+
+Promises: a position that `Cursors.set` stored is on the disk when it returns;
+all processes of the host see it; each row changes as a whole. The file is
+opened on first use and again after a fork. A lost or damaged `cursors.db` costs
+nothing but work: how a reader then finds its place, and what its state means,
+is left to that reader.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import apsw
+import orjson
+
+from otel_audit.errors import TrailError, TrailLockedError
+from otel_audit.trail.database import Handle, fetch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+DATABASE: Final = "cursors.db"
+
+_BUSY_MILLISECONDS: Final = 5_000
+_APPLICATION_ID: Final = 0x6F744143
+"""PRAGMA application_id: "otAC"."""
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS cursor (
+  reader TEXT PRIMARY KEY, position INTEGER NOT NULL, state TEXT NOT NULL,
+  updated_unix_nano INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Cursor(NamedTuple):
+    """One reader's row.
+
+    ``position`` is the sequence number of the first record that it has not
+    dealt with; ``state`` is the reader's own JSON object.
+    """
+
+    position: int
+    state: dict[str, Any]
+    updated_unix_nano: int
+
+
+class Cursors:
+    """The cursors of one trail; usable from several threads, processes and forks."""
+
+    def __init__(self, directory: Path) -> None:
+        """Remember the trail's directory; nothing is opened yet."""
+        self.path = directory / DATABASE
+        self._handle = Handle(self._connect)
+
+    def get(self, reader: str) -> int:
+        """Return the reader's position, 0 when it has no row. Raises `TrailError`."""
+        row = self.row(reader)
+        return 0 if row is None else row.position
+
+    def row(self, reader: str) -> Cursor | None:
+        """Return the reader's whole row, None when there is none. Raises `TrailError`."""
+        query = "SELECT position, state, updated_unix_nano FROM cursor WHERE reader = ?"
+        with self._connection() as connection:
+            found = fetch(connection, query, (reader,))
+        for position, state, updated in found:
+            return Cursor(position, orjson.loads(state), updated)
+        return None
+
+    def rows(self) -> dict[str, Cursor]:
+        """Return all rows by the reader's name. Raises `TrailError`."""
+        query = "SELECT reader, position, state, updated_unix_nano FROM cursor ORDER BY reader"
+        with self._connection() as connection:
+            found = fetch(connection, query)
+        return {
+            reader: Cursor(position, orjson.loads(state), updated)
+            for reader, position, state, updated in found
+        }
+
+    def set(self, reader: str, position: int, state: Mapping[str, Any] | None = None) -> None:
+        """Store the reader's position, durably.
+
+        ``state`` replaces the reader's state; None leaves it as it is. Raises
+        `TrailError`; then nothing is promised either way.
+        """
+        text = None if state is None else orjson.dumps(dict(state)).decode()
+        with self._connection() as connection:
+            connection.execute(
+                "INSERT INTO cursor VALUES (?1, ?2, coalesce(?3, '{}'), ?4) "
+                "ON CONFLICT (reader) DO UPDATE SET position = ?2, "
+                "state = coalesce(?3, state), updated_unix_nano = ?4",
+                (reader, position, text, time.time_ns()),
+            )
+
+    def remove(self, reader: str) -> None:
+        """Forget a reader. Raises `TrailError`."""
+        with self._connection() as connection:
+            connection.execute("DELETE FROM cursor WHERE reader = ?", (reader,))
+
+    def close(self) -> None:
+        """Close the database; a later call would open it again."""
+        self._handle.close()
+
+    @contextmanager
+    def _connection(self) -> Iterator[apsw.Connection]:
+        try:
+            with self._handle.use() as connection:
+                yield connection
+        except apsw.BusyError as error:
+            message = (
+                f"{self.path} has been locked by another process for "
+                f"{_BUSY_MILLISECONDS // 1000} s; find it with `fuser {self.path}`"
+            )
+            raise TrailLockedError(message) from error
+        except apsw.Error as error:
+            message = f"{self.path} cannot be used: {error}: {_advice(error)}"
+            raise TrailError(message) from error
+        except OSError as error:
+            message = (
+                f"{self.path} cannot be opened: {error.strerror}; readers keep their place "
+                "there: make the trail's directory writable for the user that runs the agent"
+            )
+            raise TrailError(message) from error
+
+    def _connect(self) -> apsw.Connection:
+        # SQLite gives its side files the mode of the database: so the mode is set before.
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            connection.set_busy_timeout(_BUSY_MILLISECONDS)
+            connection.pragma("journal_mode", "wal")
+            connection.pragma("synchronous", "full")
+            if connection.pragma("application_id") != _APPLICATION_ID:
+                connection.execute(_SCHEMA)
+                connection.pragma("application_id", _APPLICATION_ID)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _advice(error: apsw.Error) -> str:
+    if isinstance(error, apsw.FullError):
+        return "free space on the disk; readers go on by themselves afterwards"
+    if isinstance(error, (apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError)):
+        return "make the trail's directory writable for the user that runs the agent"
+    if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
+        return "delete it with all agents stopped; readers then find their place by themselves"
+    return "look at the kernel's log (dmesg)"
