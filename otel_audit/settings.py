@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import quote
 
 from otel_audit.errors import AuditSettingsError
 
@@ -110,6 +111,7 @@ def _setting(
 ) -> Any:  # noqa: ANN401 - dataclass fields take the annotation of the attribute
     return field(
         default=default,
+        repr=not secret,
         metadata={"variable": variable, "parse": parse, "meaning": meaning, "secret": secret},
     )
 
@@ -206,7 +208,7 @@ class Settings:
             else:
                 origins[spec.name] = "default"
         if said:
-            message = f"unknown setting {min(overrides)!r}; known are {', '.join(sorted(origins))}"
+            message = f"unknown setting {min(said)!r}; known are {', '.join(sorted(origins))}"
             raise AuditSettingsError(message)
         unknown = {name for name in environ if name.startswith("OTEL_AUDIT_")} - known
         return cls(
@@ -223,7 +225,7 @@ class Settings:
             return self.directory
         if self.log_dir is not None:
             return self.log_dir / "trail"
-        return self.state_home / "otel-audit" / (self.service_name or "unknown_service")
+        return self.state_home / "otel-audit" / _folder(self.service_name or "unknown_service")
 
     @property
     def mirror_file(self) -> Path | None:
@@ -256,6 +258,12 @@ class Settings:
                 }
             )
         return rows
+
+
+def _folder(name: str) -> str:
+    """Write a service's name as one folder: not `..`, no path, and no other service's."""
+    quoted = quote(name, safe=" ")
+    return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
 def _shown(value: object) -> str:

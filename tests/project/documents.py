@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[2]
 RUN: Final = frozenset({"python", "console", "bash"})
 SHOWN: Final = frozenset(
-    {"text", "json", "yaml", "toml", "ini", "diff", "go", "html", "mermaid", "nginx", "promql"}
+    {"css", "diff", "go", "html", "http", "ini", "javascript", "json", "jsonl", "logql", "mermaid"}
+    | {"nginx", "promql", "sql", "text", "toml", "xml", "yaml"}
 )
 DIRECTIVES: Final = frozenset({"not run", "file", "from"})
 
