@@ -26,8 +26,8 @@ def route_template(scope: Mapping[str, Any], root_path: str = "") -> str:
     ``root_path`` is the scope's as the server gave it; what routing added to
     it since are mounts.
     """
-    mount = _mount_template(scope, root_path)
     leaf = _leaf_template(scope)
+    mount = _mount_template(scope, root_path, leaf or "")
     if leaf is not None:
         return mount + leaf or "/"
     return mount + _REST if mount else UNMATCHED
@@ -55,29 +55,36 @@ def _included_template(scope: Mapping[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _mount_template(scope: Mapping[str, Any], root_path: str) -> str:
-    """Return what mounts have consumed, with their parameters by name again."""
+def _mount_template(scope: Mapping[str, Any], root_path: str, leaf: str) -> str:
+    """Return what mounts have consumed, with their parameters (not the leaf's) by name again."""
     now: str = scope.get("root_path") or ""
     if len(now) <= len(root_path) or not now.startswith(root_path):
         return ""
     mount = now[len(root_path) :]
     parameters: Mapping[str, Any] = scope.get("path_params") or {}
-    if not parameters:
+    names = {
+        str(value): placeholder
+        for name, value in parameters.items()
+        if (placeholder := f"{{{name}}}") not in leaf
+    }
+    if not names:
         return mount
-    names = {str(value): f"{{{name}}}" for name, value in reversed(parameters.items())}
     return "/".join(names.get(segment, segment) for segment in mount.split("/"))
 
 
 def _route_of_endpoint(scope: Mapping[str, Any]) -> _Leaf | None:
     """Find the route by its endpoint: plain Starlette before 1.0 leaves nothing else."""
     endpoint = scope.get("endpoint")
-    router = scope.get("router")
-    if endpoint is None or router is None:
+    app: Any = scope.get("app")
+    if endpoint is None or not hasattr(app, "routes"):
         return None
-    known = _by_endpoint.get(router)
-    if known is None:
-        known = _by_endpoint[router] = _indexed(router.routes)
-    candidates = known.get(endpoint, ())
+    try:
+        known = _by_endpoint.get(app)
+        if known is None:
+            known = _by_endpoint[app] = _indexed(app.routes)
+        candidates = known.get(endpoint, ())
+    except TypeError:  # an application or endpoint that cannot be a key
+        return None
     if len(candidates) < 2:  # noqa: PLR2004 - one is certain
         return next(iter(candidates), None)
     path: str = scope["path"]

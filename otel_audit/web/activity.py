@@ -1,0 +1,130 @@
+"""The activity records of the web layer: what was asked, and how it was answered.
+
+Promises facts of low risk and low cardinality: the route's template, the path
+without its query string, of an exception the type and never the message
+(messages quote what users typed). Such records do not make a request fail:
+their event type is `EVENT_TYPE`, for which the policy's default is `continue`.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_audit.record.event import AuditEvent
+from otel_audit.web.routes import route_template
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from otel_audit.api.logger import AuditLogger
+    from otel_audit.errors import AuditUnavailableError
+
+EVENT_TYPE: Final = "http.request"
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+"""Methods that are not meant to change anything (RFC 9110, section 9.2.1)."""
+
+_LONGEST_PATH: Final = 1024
+_DENIED: Final = frozenset({401, 403})
+_NORMAL_CLOSURES: Final = frozenset({1000, 1001, 1005})
+"""Close codes of connections that ended in order (RFC 6455, section 7.4.1)."""
+
+
+class Activity:
+    """Records what becomes of one request or one connection; a record once, never twice."""
+
+    __slots__ = ("_audit", "_began", "_recorded", "_root_path", "_scope")
+
+    def __init__(self, audit: AuditLogger, scope: Mapping[str, Any]) -> None:
+        self._audit = audit
+        self._scope = scope
+        self._root_path: str = scope.get("root_path") or ""
+        self._began = perf_counter()
+        self._recorded = False
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the request's record has been emitted."""
+        return self._recorded
+
+    def request(self, status_code: int | None, error: str | None = None) -> None:
+        """Record how the request is answered; without a status it never was."""
+        if self._recorded:
+            return
+        self._recorded = True
+        method: str = self._scope["method"]
+        status, level = _judged(status_code)
+        if error and status == "success":
+            status, level = "failed", "warning"
+        fields: dict[str, Any] = {"method": method, **self._where()}
+        if status_code is not None:
+            fields["status_code"] = status_code
+        self._emit(EVENT_TYPE, method, status, level, error, fields)
+
+    def replaced(self, status_code: int, error: AuditUnavailableError) -> None:
+        """Record that the client got ``status_code`` instead of what was recorded before."""
+        fields: dict[str, Any] = {"method": self._scope["method"], **self._where()}
+        fields["status_code"] = status_code
+        if error.record_id:
+            fields["unconfirmed_record_id"] = error.record_id
+        self._emit("http.response.replaced", "replace", "failed", "error", None, fields)
+
+    def connect(self, status_code: int | None = None, error: str | None = None) -> None:
+        """Record how a WebSocket handshake is answered; without a status it was accepted."""
+        if self._recorded:
+            return
+        self._recorded = True
+        status, level = _judged(101 if status_code is None else status_code)
+        fields = self._where()
+        if status_code is not None:
+            fields["status_code"] = status_code
+        self._emit("websocket.connect", "connect", status, level, error, fields)
+        self._began = perf_counter()
+
+    def disconnect(self, code: int, closed_by: str, error: str | None = None) -> None:
+        """Record the end of a WebSocket connection, and how long it was open."""
+        normal = code in _NORMAL_CLOSURES
+        status, level = ("success", "info") if normal else ("failed", "warning")
+        fields = {**self._where(), "close_code": code, "closed_by": closed_by}
+        self._emit("websocket.disconnect", "disconnect", status, level, error, fields)
+
+    def _where(self) -> dict[str, Any]:
+        path: str = self._scope["path"]
+        return {
+            "route": route_template(self._scope, self._root_path),
+            "path": path if len(path) <= _LONGEST_PATH else path[:_LONGEST_PATH],
+            "duration_ms": round((perf_counter() - self._began) * 1000, 3),
+        }
+
+    def _emit(
+        self,
+        event: str,
+        action: str,
+        status: str,
+        level: str,
+        error: str | None,
+        fields: dict[str, Any],
+    ) -> None:
+        self._audit.emit(
+            AuditEvent(
+                event,
+                action,
+                event_type=EVENT_TYPE,
+                status=status,
+                level=level,
+                resource_type="route",
+                resource_name=fields["route"],
+                error=error,
+                fields=fields,
+            )
+        )
+
+
+def _judged(status_code: int | None) -> tuple[str, str]:
+    """Return the record's status and level for an HTTP status."""
+    if status_code is None:
+        return "failed", "warning"
+    if status_code < 400:  # noqa: PLR2004 - RFC 9110, section 15.5: errors begin here
+        return "success", "info"
+    level = "warning" if status_code < 500 else "error"  # noqa: PLR2004 - section 15.6: the server's
+    return ("denied" if status_code in _DENIED else "failed"), level

@@ -1,0 +1,65 @@
+"""The ``identify=`` hook: from a request to a verified actor.
+
+Promises: whatever the hook does, the request goes on. A hook that fails, or
+that returns something that is no identity, leaves the request anonymous, and
+the log says so; it is never a reason to believe anybody. To refuse a request
+is the application's business.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from otel_audit.api.context import Actor
+
+if TYPE_CHECKING:
+    from otel_audit.api.context import RequestScope
+
+_logger: Final = logging.getLogger("otel_audit.web")
+
+Identity: TypeAlias = str | Actor | None
+IdentityHook: TypeAlias = Callable[[Any], Identity | Awaitable[Identity]]
+"""Takes the request and says who it is from, or None; a coroutine function or a plain one.
+
+The request is the ASGI scope, and for FastAPI and Starlette applications a
+`starlette.requests.HTTPConnection`, which is the same mapping with ``headers``
+and ``cookies`` read. A plain function runs in the event loop: it must not block.
+"""
+
+
+class Identify:
+    """Asks the hook once a request."""
+
+    __slots__ = ("_hook",)
+
+    def __init__(self, hook: IdentityHook) -> None:
+        self._hook = hook
+
+    async def __call__(self, scope: Mapping[str, Any], request: RequestScope) -> None:
+        """Set the request's actor to what the hook says; an actor that is set already stays."""
+        if request.actor is not None:
+            return
+        try:
+            found = self._hook(scope)
+            if isawaitable(found):
+                found = await found
+            request.actor = _actor(found)
+        except Exception:
+            _logger.exception("identify= failed, so the request is recorded as anonymous")
+
+
+def _actor(found: object) -> Actor | None:
+    if found is None or found == "":
+        return None
+    if isinstance(found, Actor):
+        return found
+    if isinstance(found, str):
+        return Actor(found)
+    message = (
+        f"identify= returned {type(found).__name__}, but only str, Actor or None say who it is: "
+        "return the authenticated user's id"
+    )
+    raise TypeError(message)
