@@ -44,6 +44,9 @@ TileAt = Callable[[int, int], bytes]
 _LEAF = b"\x00"
 _NODE = b"\x01"
 _PAIR_SIZE = 2 * HASH_SIZE
+# Copying a started hash is a tenth faster than starting one; for the loops only.
+_new_leaf = sha256(_LEAF).copy
+_new_node = sha256(_NODE).copy
 
 
 def leaf_hash(data: bytes) -> bytes:
@@ -53,7 +56,12 @@ def leaf_hash(data: bytes) -> bytes:
 
 def leaf_hashes(records: Iterable[bytes]) -> list[bytes]:
     """Return the hash of each leaf; faster than as many calls of ``leaf_hash``."""
-    return [sha256(_LEAF + record).digest() for record in records]
+    hashes = []
+    for record in records:
+        state = _new_leaf()
+        state.update(record)
+        hashes.append(state.digest())
+    return hashes
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
@@ -284,10 +292,12 @@ class TileHashes:
 def _parents(row: Sequence[bytes]) -> list[bytes]:
     """Hash the pairs of ``row``; a last one without partner is left out."""
     pairs = iter(row)
-    return [
-        sha256(_NODE + left + right).digest()
-        for left, right in zip(pairs, pairs)  # noqa: B905 (an odd one is dropped on purpose)
-    ]
+    parents = []
+    for left, right in zip(pairs, pairs):  # noqa: B905 (an odd one is dropped on purpose)
+        state = _new_node()
+        state.update(left + right)
+        parents.append(state.digest())
+    return parents
 
 
 def _split(width: int) -> int:
