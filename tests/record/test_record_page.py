@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
+from otel_audit.record.coerce import plain
 from otel_audit.record.event import KEYS, RESERVED, level_of, outcome_of
 from otel_audit.record.semconv import ATTRIBUTES, SEVERITY_NUMBERS, to_log_record
 
@@ -82,6 +87,61 @@ def test_the_samples_are_records(line: str) -> None:
         resource=None,
     )
     assert sent.body == line
+
+
+@dataclass
+class Point:
+    x: int = 1
+
+
+class Bad:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def nested(levels: int) -> dict[str, Any]:
+    return {"a": nested(levels - 1)} if levels else {}
+
+
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "shown", "flagged"),
+    [
+        ("datetime", datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc), None, False),
+        ("timedelta", timedelta(seconds=90), None, False),
+        ("Decimal", Decimal("1.50"), None, False),
+        ("dataclass", Point(), None, False),
+        ("a tuple, a set", {3, 1}, None, False),
+        ("exception", ValueError("no"), None, False),
+        ("NaN", float("nan"), None, True),
+        ("NaN", float("inf"), None, True),
+        ("NaN", float("-inf"), None, True),
+        ("bytes", b"abc", None, True),
+        ("bytes", b"\xff\x00", None, True),
+        ("surrogate", "a\ud800b", None, True),
+        ("integer beyond", 2**70, None, True),
+        ("key", {1: 2}, None, True),
+        ("contains itself", CYCLE, "[cycle]", True),
+        ("16 levels", nested(20), "[cut: deeper than 16 levels]", True),
+        ("raises", Bad(), None, True),
+        ("text that is too long", "x" * 70_000, "…[cut 4464 characters]", True),
+        ("too many elements", list(range(10_005)), "…[cut 5 elements]", True),
+    ],
+)
+def test_the_table_of_odd_values_holds(
+    label: str, value: Any, shown: str | None, *, flagged: bool
+) -> None:
+    fields, altered = plain({"it": value})
+    recorded = orjson.dumps(fields["it"]).decode()
+    table = PAGE.split("values that JSON does not have:")[1].split("##")[0]
+    said = next(line for line in table.splitlines() if label in line)
+    assert (shown or recorded) in recorded
+    assert (shown or recorded) in said
+    assert said.endswith("| yes |") == flagged
+    assert bool(altered) == flagged
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not on this machine")
