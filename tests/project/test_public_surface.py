@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -63,9 +64,16 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert otel_audit.__version__ == version("otel-audit")
 
 
+def loaded_by(module: str) -> set[str]:
+    """Tell what a new process loads with a module; without coverage, which loads its own."""
+    script = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    environment = {name: os.environ[name] for name in os.environ if "COV" not in name}
+    output = subprocess.check_output([sys.executable, "-c", script], text=True, env=environment)
+    return set(output.split())
+
+
 def test_importing_the_package_loads_none_of_its_dependencies() -> None:
-    script = "import sys, otel_audit; print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    loaded = subprocess.check_output([sys.executable, "-c", script], text=True).split()
+    loaded = loaded_by("otel_audit")
     heavy = {"apsw", "cryptography", "fastapi", "opentelemetry", "orjson", "rich", "starlette"}
     assert heavy.isdisjoint(loaded)
     assert {"structlog", "typer", "grpc", "asyncio", "sqlite3"}.isdisjoint(loaded)
@@ -75,6 +83,4 @@ def test_importing_the_package_loads_none_of_its_dependencies() -> None:
     "module", ["otel_audit.api.logger", "otel_audit.web.middleware", "otel_audit.trail.verify"]
 )
 def test_what_an_application_imports_brings_no_web_framework_and_no_terminal(module: str) -> None:
-    script = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
-    loaded = subprocess.check_output([sys.executable, "-c", script], text=True).split()
-    assert {"fastapi", "starlette", "typer", "rich", "uvicorn"}.isdisjoint(loaded)
+    assert {"fastapi", "starlette", "typer", "rich", "uvicorn"}.isdisjoint(loaded_by(module))

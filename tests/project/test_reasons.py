@@ -27,7 +27,7 @@ REGISTRY_HOSTS = [
     )
 ]
 
-SWITCHED_OFF = re.compile(r"# *(noqa|type: *ignore|pragma: *no|fmt: *(?:off|skip)|isort:)")
+SWITCHED_OFF = re.compile(r"# *(noqa|type: *ignore|pragma: *no|ruff: *noqa|mypy: )")
 WITH_REASON = re.compile(
     r"# noqa: [A-Z]+[0-9]+(, [A-Z]+[0-9]+)* +[-#(] ?\w.+"
     r"|# type: ignore\[[a-z, -]+\] +# \w.+"
@@ -79,7 +79,8 @@ def test_a_rule_is_switched_off_for_a_reason(name: str) -> None:
         ("x = 1  # type: ignore[arg-type]", False),
         ("x = 1  # type: ignore", False),
         ("x = 1  # pragma: no cover", False),
-        ("# fmt: off", False),
+        ("# mypy: ignore-errors", False),
+        ("# ruff: noqa: S101", False),
     ],
 )
 def test_a_missing_reason_is_found(line: str, reasoned: bool) -> None:  # noqa: FBT001 - a parameter of the table
