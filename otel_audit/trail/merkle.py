@@ -191,10 +191,10 @@ def verify_inclusion(
     if not 0 <= index < size:
         msg = f"leaf {index} is not in a tree of {size} leaves"
         raise ProofError(msg)
+    _check_hashes(leaf, root, *proof)
     position, last = index, size - 1
     computed = leaf
     for sibling in proof:
-        _check_hash(sibling)
         if last == 0:
             msg = f"the inclusion proof is too long for a tree of {size} leaves"
             raise ProofError(msg)
@@ -223,14 +223,10 @@ def verify_consistency(
     if not 0 <= old <= new:
         msg = f"a tree of {new} leaves cannot continue one of {old}"
         raise ProofError(msg)
+    if old != new:  # equal roots are equal, whatever they are
+        _check_hashes(old_root, new_root, *proof)
     if old in (0, new):
-        if proof:
-            msg = f"a consistency proof from {old} to {new} leaves must be empty"
-            raise ProofError(msg)
-        expected = new_root if old else EMPTY_ROOT
-        if old_root != expected:
-            msg = f"the roots of the trees of {old} and {new} leaves contradict each other"
-            raise ProofError(msg)
+        _verify_trivial_consistency(old, new, old_root, new_root, proof)
         return
     computed_old, computed_new = _roots_of_consistency(old, new, old_root, proof)
     for computed, root, size in (
@@ -344,10 +340,8 @@ def _roots_of_consistency(
     while position & 1:
         position >>= 1
         last >>= 1
-    _check_hash(hashes[0])
     computed_old = computed_new = hashes[0]
     for sibling in hashes[1:]:
-        _check_hash(sibling)
         if last == 0:
             msg = f"the consistency proof from {old} to {new} leaves is too long"
             raise ProofError(msg)
@@ -365,7 +359,21 @@ def _roots_of_consistency(
     return computed_old, computed_new
 
 
-def _check_hash(value: bytes) -> None:
-    if len(value) != HASH_SIZE:
-        msg = f"a proof consists of {HASH_SIZE}-byte hashes, not one of {len(value)} bytes"
+def _verify_trivial_consistency(
+    old: int, new: int, old_root: bytes, new_root: bytes, proof: Sequence[bytes]
+) -> None:
+    """Check the cases that need no proof: the same size, or nothing before."""
+    if proof:
+        msg = f"a consistency proof from {old} to {new} leaves must be empty"
         raise ProofError(msg)
+    roots = {(old, old_root), (new, new_root), (0, EMPTY_ROOT)}
+    if len(roots) > len({old, new, 0}):
+        msg = f"the roots of the trees of {old} and {new} leaves contradict each other"
+        raise ProofError(msg)
+
+
+def _check_hashes(*values: bytes) -> None:
+    for value in values:
+        if len(value) != HASH_SIZE:
+            msg = f"a proof consists of {HASH_SIZE}-byte hashes, not one of {len(value)} bytes"
+            raise ProofError(msg)
