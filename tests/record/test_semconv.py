@@ -30,7 +30,8 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from otel_audit.record.event import RESERVED
+from otel_audit.record.encode import encode, merge_fields, timestamp_of
+from otel_audit.record.event import RESERVED, AuditEvent, Draft
 from otel_audit.record.semconv import (
     ATTRIBUTES,
     FIELD_LIMIT,
@@ -170,6 +171,29 @@ def test_the_complete_record_covers_every_mapped_key() -> None:
 
 def test_every_key_of_the_record_has_its_place() -> None:
     assert RESERVED | {"error_type"} == MAPPED_KEYS
+
+
+def test_a_record_as_it_is_written_maps() -> None:
+    at = 1_767_323_045_123_456_789
+    event = AuditEvent("chart.read", "read", event_type="phi_access", status="denied")
+    draft = Draft(event, COMPLETE["record_id"], timestamp_of(at))
+    draft.actor_id, draft.actor_type, draft.actor_verified = "u-17", "user", True
+    draft.trace_id, draft.span_id, draft.trace_flags = "0a" * 16, "0b" * 8, "01"
+    draft.service_name, draft.resource = "charts", "c0ffee"
+    draft.error, draft.error_type = "no", "PermissionError"
+    draft.missing_fields, draft.coerced = ["purpose"], ["amount"]
+    merge_fields(draft, {"amount": 12, "level": "fatal"})
+    stored = encode(draft)
+    sent = mapped(stored)
+    assert sent.body.encode() == stored
+    assert (sent.timestamp, sent.severity_text, sent.event_name) == (at, "error", "chart.read")
+    assert (sent.trace_id.hex(), sent.span_id.hex(), sent.trace_flags) == ("0a" * 16, "0b" * 8, 1)
+    assert sent.resource == {"service.name": "charts"}
+    assert sent.attributes["audit.outcome"] == "failure"
+    assert sent.attributes["error.type"] == "PermissionError"
+    assert sent.attributes["otel_audit.missing_fields"] == ["purpose"]
+    assert sent.attributes["otel_audit.coerced"] == ["amount"]
+    assert sent.attributes["audit.field.field_level"] == "fatal"
 
 
 def test_no_two_keys_share_an_attribute() -> None:
