@@ -277,25 +277,30 @@ def _check_origin(origin: str) -> None:
 
 def _read(path: Path) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         # The open file is asked, not the path, which may change in between.
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            msg = "not a regular file"
-            raise TrailKeyError(msg)
-        if status.st_mode & _OTHERS:
-            mode = stat.S_IMODE(status.st_mode)
-            msg = (
-                f"its mode {mode:04o} lets others at the signing key; whoever could read it "
-                "can forge the trail: run chmod 600, and make a new trail if others may have"
-            )
-            raise TrailKeyError(msg)
-        content = file.read(_MAX_FILE_SIZE)
+        _refuse_exposed(os.fstat(descriptor))
+        content = os.read(descriptor, _MAX_FILE_SIZE)
+    finally:
+        os.close(descriptor)
     try:
         return content.decode()
     except UnicodeDecodeError:
         msg = f"a signing key must have the form {_FORM}"
         raise TrailKeyError(msg) from None
+
+
+def _refuse_exposed(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        msg = "not a regular file"
+        raise TrailKeyError(msg)
+    if status.st_mode & _OTHERS:
+        msg = (
+            f"its mode {stat.S_IMODE(status.st_mode):04o} lets others at the signing key; whoever "
+            "could read it can forge the trail: run chmod 600, and make a new trail if others "
+            "may have read it"
+        )
+        raise TrailKeyError(msg)
 
 
 def _write_new(path: Path, text: str) -> None:
