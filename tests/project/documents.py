@@ -229,7 +229,8 @@ class Runner:
         path = str(ROOT / block.document)
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             try:
-                exec(compile(source, path, "exec"), vars(self._module))  # noqa: S102 - the examples are ours, and running them is the purpose
+                code = compile(source, path, "exec", dont_inherit=True)
+                exec(code, vars(self._module))  # noqa: S102 - the examples are ours, and running them is the purpose
             except Exception as error:
                 message = f"{block.place}: the example raised\n{traceback.format_exc()}"
                 raise DocumentError(message) from error

@@ -72,6 +72,15 @@ def test_python_blocks_share_one_namespace_and_their_output_is_compared(runner: 
     )
 
 
+def test_an_example_is_compiled_as_the_reader_would(runner: Runner) -> None:
+    # Without the future imports of the module that runs it.
+    run(
+        runner,
+        "```python\ndef f(a: int): ...\nprint(f.__annotations__)\n```\n"
+        "```text\n{'a': <class 'int'>}\n```\n",
+    )
+
+
 def test_text_that_follows_no_code_is_not_output(runner: Runner) -> None:
     run(runner, "```python\nprint(1)\n```\nA picture:\n```text\n+--+\n```\n")
 
