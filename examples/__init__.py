@@ -1,0 +1,1 @@
+"""Runnable examples: whole applications with an audit trail, each driven by tests."""

@@ -1,0 +1,117 @@
+"""Start the hub: ``python -m examples.agenthub`` (which is what ``make run`` does)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+
+from examples.agenthub.config import Config
+from examples.agenthub.services import DEMO_USERS, Services
+from otel_audit import get_audit_provider
+
+HOST: Final = "127.0.0.1"
+FIRST_PORT: Final = 8000
+PORTS: Final = 50
+
+
+def main() -> None:
+    """Prepare the data, say what can be done, and serve until Ctrl-C."""
+    arguments = _arguments()
+    config = Config.from_env()
+    port = _free_port(arguments.port)
+    os.environ["AGENTHUB_DATA"] = str(config.data)
+    password = _prepare(config, new_password=arguments.new_password)
+    print(_banner(config, f"http://{HOST}:{port}", password), flush=True)
+    uvicorn.run(
+        "examples.agenthub.app:create_app",
+        factory=True,
+        host=HOST,
+        port=port,
+        workers=arguments.workers,
+        # The trail has a record of each request already.
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=10,
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m examples.agenthub", description=__doc__)
+    parser.add_argument(
+        "--port",
+        type=int,
+        help=f"port on {HOST} (default: the first free one from {FIRST_PORT}; 0: any)",
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument(
+        "--new-password", action="store_true", help="give the demo users a new password"
+    )
+    return parser.parse_args()
+
+
+def _free_port(wanted: int | None) -> int:
+    candidates = range(FIRST_PORT, FIRST_PORT + PORTS) if wanted is None else (wanted,)
+    for port in candidates:
+        with socket.socket() as attempt:
+            # As uvicorn will bind it: connections that linger from before are no obstacle.
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                attempt.bind((HOST, port))
+            except OSError:
+                continue
+            return int(attempt.getsockname()[1])
+    sys.exit(f"port {candidates[0]} on {HOST} is taken; name another one with --port")
+
+
+def _prepare(config: Config, *, new_password: bool) -> str | None:
+    """Make the demo data on the first start; return the demo users' password if it is new."""
+    password = os.environ.get("AGENTHUB_PASSWORD") or "-".join(
+        secrets.token_hex(2) for _ in range(3)
+    )
+    # uvicorn opens everything anew in the processes that serve.
+    services = Services.build(config)
+    try:
+        if services.add_demo_data(password):
+            return password
+        if new_password:
+            services.reset_demo_password(password)
+            return password
+        return None
+    finally:
+        get_audit_provider().close()
+
+
+def _banner(config: Config, address: str, password: str | None) -> str:
+    provider = get_audit_provider()
+    directory = provider.directory
+    mirror = provider.settings.mirror_file
+    programs = os.path.relpath(Path(sys.executable).parent)
+    users = ", ".join(f"{name} ({role.value})" for name, role in DEMO_USERS.items())
+    known = password or "the one printed on the first start (--new-password makes another)"
+    given = password or "..."
+    lines = [
+        "",
+        f"  AgentHub      {address}",
+        f"  Sign in as    {users}",
+        f"  Password      {known}",
+        "",
+        f"  The trail     {programs}/otel-audit tail -f --dir {directory}",
+        f"                tail -f {mirror}" if mirror else "",
+        f"  Verify it     {programs}/otel-audit verify --dir {directory}",
+        f"  Play traffic  AGENTHUB_PASSWORD={given} {programs}/python -m examples.agenthub.driver --url {address} --check {directory}",
+        "",
+        f"  Data in {config.data}; Ctrl-C stops the hub and its servers.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

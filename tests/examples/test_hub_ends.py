@@ -1,0 +1,78 @@
+"""However the hub ends, no server stays, and nothing that was answered is lost."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from examples.agenthub import driver
+from otel_audit import TrailReader
+from otel_audit.trail.verify import verify
+from tests.examples.hubs import PASSWORD, running_hub, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_hub_that_is_told_to_end_stops_its_servers(tmp_path: Path, number: int) -> None:
+    with running_hub(tmp_path / "data") as hub, hub.signed_in("olga") as olga:
+        for name in ("clock", "text"):
+            assert olga.post(f"/api/servers/{name}/start").status_code == 200
+        servers = hub.servers()
+        assert len(servers) == 2
+        hub.stop(number)
+        assert not any(server.is_running() for server in servers)
+        stopped = [record for record in hub.records() if record["event"] == "mcp_server_stop"]
+        assert {record["resource_name"] for record in stopped} == {"clock", "text"}
+        assert {record["actor_id"] for record in stopped} == {"agenthub"}
+        with TrailReader(hub.trail) as reader:
+            report = verify(reader)
+        assert report.ok
+        assert report.covered == report.size
+
+
+def test_a_hub_that_is_killed_takes_its_servers_along(tmp_path: Path) -> None:
+    with running_hub(tmp_path / "data") as hub, hub.signed_in("olga") as olga:
+        started = olga.post("/api/servers/text/start")
+        (server,) = hub.servers()
+        hub.stop(signal.SIGKILL)
+        wait_until(lambda: not server.is_running(), seconds=5)
+        assert started.headers["x-request-id"] in {
+            record.get("request_id") for record in hub.records()
+        }
+    with running_hub(tmp_path / "data") as hub, hub.signed_in("olga") as olga:
+        assert PASSWORD not in hub.banner.replace(f"AGENTHUB_PASSWORD={PASSWORD}", "")
+        crashed = [record for record in hub.records() if record["event"] == "mcp_server_crashed"]
+        assert [record["resource_name"] for record in crashed] == ["text"]
+        assert "killed" in crashed[0]["details"]["reason"]
+        assert olga.post("/api/servers/text/start").status_code == 200
+        assert olga.post("/api/servers/text/stop").status_code == 200
+
+
+def test_two_workers_are_one_hub(tmp_path: Path) -> None:
+    with running_hub(tmp_path / "data", "--workers", "2") as hub:
+        played = driver.play(hub.url, PASSWORD, rounds=1, seed=11)
+        assert driver.missing(played, hub.trail) == []
+        with hub.signed_in("olga") as olga:
+            assert olga.post("/api/servers/clock/start").status_code == 200
+        (server,) = hub.servers()
+        for _ in range(10):  # new connections, so that both workers get some
+            with hub.signed_in("olga") as olga:
+                answer = olga.post("/api/servers/clock/call", json={"tool": "now", "arguments": {}})
+                assert answer.status_code == 200, answer.text
+        owner = server.parent()
+        assert owner is not None
+        owner.kill()
+        wait_until(lambda: not server.is_running(), seconds=5)
+
+        def found_gone() -> bool:
+            with hub.signed_in("olga") as olga:
+                return olga.post("/api/servers/clock/stop").status_code == 409
+
+        wait_until(found_gone)
+        hub.stop()
+        with TrailReader(hub.trail) as reader:
+            assert verify(reader).ok

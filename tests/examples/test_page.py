@@ -1,0 +1,106 @@
+"""The pages: what others wrote is text there, never markup."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from examples.agenthub import page
+from examples.agenthub.accounts import Role, User
+from examples.agenthub.config import Config
+from examples.agenthub.services import Services
+from examples.agenthub.trail import State, Verdict
+from otel_audit import get_audit_logger, get_audit_provider
+
+HOSTILE = "<script>alert('x')</script>\"'&"
+VOID = {"meta", "link", "input", "hr", "th"}
+
+
+class Checker(HTMLParser):
+    """Fails on markup that does not close, and collects what a page loads and runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.scripts = 0
+        self.handlers: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def check(text: str) -> None:
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    assert checker.open == []
+    assert checker.scripts == 1
+    assert checker.handlers == []
+    assert HOSTILE not in text
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Services:
+    monkeypatch.setenv("OTEL_AUDIT_AGENT", "off")
+    parts = Services.build(Config(data=tmp_path / "data"))
+    assert parts.add_demo_data("a-password")
+    assert not parts.add_demo_data("another-password")
+    return parts
+
+
+@pytest.mark.parametrize("role", [None, *Role])
+def test_hostile_names_and_records_are_text(parts: Services, role: Role | None) -> None:
+    user = None if role is None else User(HOSTILE, role)
+    parts.hub.register(HOSTILE, "text")
+    get_audit_logger(HOSTILE).audit_event(
+        HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, error=HOSTILE, field=HOSTILE
+    )
+    check(page.home(user, parts))
+    check(page.home(user, parts, requests=True))
+
+
+def test_a_trail_that_does_not_verify_is_said_so() -> None:
+    state = State(Path(HOSTILE), HOSTILE, 3, b"\0" * 32, 2, HOSTILE)
+    verdict = Verdict(ok=False, size=3, covered=2, findings=[HOSTILE], seconds=0.1)
+    text = page.verification(User("aurel", Role.AUDITOR), state, verdict)
+    check(text)
+    assert "does not verify" in text
+
+
+def test_the_policy_allows_the_pages_own_script_and_style_only(parts: Services) -> None:
+    policy = page.HEADERS["Content-Security-Policy"]
+    text = page.home(None, parts)
+    assert "unsafe" not in policy
+    for kind, source in (("script", page.SCRIPT), ("style", page.STYLE)):
+        assert f"<{kind}>{source}</{kind}>" in text
+        assert f"{kind}-src 'sha256-" in policy
+    assert not re.search(r"(src|href)=\"(https?:)?//", text)
+
+
+def test_what_a_user_may_not_do_is_marked(parts: Services) -> None:
+    pages = {role: page.home(User("x", role), parts) for role in Role}
+    assert {role: text.count("Not for your role") for role, text in pages.items()} == {
+        Role.ADMIN: 0,
+        Role.OPERATOR: 2,
+        Role.STEWARD: 3,
+        Role.AUDITOR: 4,
+    }
+
+
+def test_the_page_shows_the_newest_records_first(parts: Services) -> None:
+    audit = get_audit_logger()
+    for number in range(3):
+        audit.audit_event("numbered", f"count-{number}")
+    text = page.home(User("aurel", Role.AUDITOR), parts)
+    assert text.index("count-2") < text.index("count-1") < text.index("count-0")
+    with get_audit_provider().reader() as reader:
+        assert reader.tree().root.hex()[:24] in text
