@@ -42,8 +42,8 @@ def encode(draft: Draft) -> bytes:
     except TypeError:
         # Something in the record's own keys that JSON cannot hold, such as a
         # lone surrogate in a resource's name.
-        record, altered = coerce.plain(record)
-        record["coerced"] = sorted({*draft.coerced, *altered})
+        plain, altered = coerce.plain(record)
+        record = {**plain, "coerced": sorted({*draft.coerced, *altered})}
         encoded = orjson.dumps(record)
     if len(encoded) > LIMIT:
         encoded = _cut(record, len(encoded))

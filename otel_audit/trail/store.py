@@ -217,6 +217,8 @@ class TrailStore:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
                     raise
+        except TrailError:
+            raise  # among them one that is a TimeoutError, hence an OSError
         except apsw.Error as error:
             raise self._explained(error) from error
         except OSError as error:
