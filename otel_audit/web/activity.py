@@ -42,11 +42,6 @@ class Activity:
         self._began = perf_counter()
         self._recorded = False
 
-    @property
-    def recorded(self) -> bool:
-        """Whether the request's record has been emitted."""
-        return self._recorded
-
     def request(self, status_code: int | None, error: str | None = None) -> None:
         """Record how the request is answered; without a status it never was."""
         if self._recorded:
@@ -69,12 +64,12 @@ class Activity:
             fields["unconfirmed_record_id"] = error.record_id
         self._emit("http.response.replaced", "replace", "failed", "error", None, fields)
 
-    def connect(self, status_code: int | None = None, error: str | None = None) -> None:
-        """Record how a WebSocket handshake is answered; without a status it was accepted."""
+    def connect(self, status_code: int | None, error: str | None = None) -> None:
+        """Record how a WebSocket handshake is answered (101: accepted); None: it never was."""
         if self._recorded:
             return
         self._recorded = True
-        status, level = _judged(101 if status_code is None else status_code)
+        status, level = _judged(status_code)
         fields = self._where()
         if status_code is not None:
             fields["status_code"] = status_code

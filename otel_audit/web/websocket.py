@@ -8,6 +8,7 @@ application then finds the client gone.
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import AuditUnavailableError
@@ -22,17 +23,34 @@ if TYPE_CHECKING:
 _ACCEPT: Final = "websocket.accept"
 _CLOSE: Final = "websocket.close"
 _DENIAL: Final = "websocket.http.response.start"
-_GUARDED: Final = frozenset(
-    {_ACCEPT, _CLOSE, _DENIAL, "websocket.send", "websocket.http.response.body"}
-)
+_DENIAL_BODY: Final = "websocket.http.response.body"
+_GUARDED: Final = frozenset({_ACCEPT, _CLOSE, _DENIAL, _DENIAL_BODY, "websocket.send"})
+_ANSWERS: Final = frozenset({_ACCEPT, _DENIAL})
+
+_SWITCHING: Final = 101  # RFC 6455, section 4.2.2: how a handshake is accepted
+_FORBIDDEN: Final = 403  # what a server answers when a handshake is closed (ASGI)
+_NORMAL: Final = 1000
 _ABNORMAL: Final = 1006
-_FORBIDDEN: Final = 403  # what a server answers when a handshake is closed (ASGI, Close)
+
+
+class _State(Enum):
+    """How far the connection is, as its client sees it."""
+
+    CONNECTING = auto()
+    OPEN = auto()
+    DENYING = auto()
+    REPLACED = auto()
+    """Declined or closed by us: nothing of the application's gets out any more."""
+    OVER = auto()
+
+
+_NEXT: Final = {_ACCEPT: _State.OPEN, _DENIAL: _State.DENYING, _CLOSE: _State.OVER}
 
 
 class WebSocketExchange(Exchange):
     """Carries one WebSocket connection through the application."""
 
-    __slots__ = ("_accepted", "_client_code", "_ended")
+    __slots__ = ("_client_code", "_listed", "_state")
 
     def __init__(
         self,
@@ -44,9 +62,9 @@ class WebSocketExchange(Exchange):
         id_header: bytes,
     ) -> None:
         super().__init__(scope, receive, send, request, activity, id_header)
-        self._accepted = False
-        self._ended = False
+        self._state = _State.CONNECTING
         self._client_code: int | None = None
+        self._listed = False  # whether there is a record of the open connection without its end
 
     async def refuse(self, error: AuditUnavailableError) -> None:
         """Decline the handshake without calling the application."""
@@ -67,113 +85,122 @@ class WebSocketExchange(Exchange):
         """Pass the application's message on, once what it answers for is durable."""
         kind = message["type"]
         if self._failure is not None:
-            _swallow(kind)
-            return
-        if kind in _GUARDED:
-            try:
-                await self._prepare(kind, message)
-            except AuditUnavailableError as error:
-                await self._fail(error)
-                _swallow(kind)
-                return
-            if kind in {_ACCEPT, _DENIAL}:
-                message = self._with_request_id(message)
-                self._accepted = self._accepted or kind == _ACCEPT
-        await self._send(message)
+            self._swallow(kind, self._failure)
+        elif kind not in _GUARDED:
+            await self._send(message)
+        else:
+            await self._guard(kind, message)
 
-    async def _prepare(self, kind: str, message: Message) -> None:
-        """Record what the message means, and wait until everything is durable."""
-        activity = self._activity
-        if activity is not None and kind in {_ACCEPT, _CLOSE, _DENIAL}:
-            if kind == _ACCEPT:
-                activity.connect()
-            elif kind == _DENIAL:
-                activity.connect(message["status"])
-            elif self._accepted:
-                self._disconnect(message.get("code", 1000), "server")
-            else:
-                activity.connect(_FORBIDDEN)
+    async def _guard(self, kind: str, message: Message) -> None:
         request = self._request
-        if request.pending or request.failure:
-            await request.barrier()
+        try:
+            if self._activity is not None:
+                self._record(self._activity, kind, message)
+            if request.pending or request.failure:
+                await request.barrier()
+        except AuditUnavailableError as error:
+            await self._fail(error)
+            self._swallow(kind, error)
+            return
+        if kind == _DENIAL_BODY and not message.get("more_body", False):
+            self._state = _State.OVER
+        else:
+            self._state = _NEXT.get(kind, self._state)
+        await self._send(self._with_request_id(message) if kind in _ANSWERS else message)
 
-    def _disconnect(self, code: int, closed_by: str, error: str | None = None) -> None:
-        """Record the end of the connection, once."""
-        if self._activity is not None and self._accepted and not self._ended:
-            self._ended = True
-            self._activity.disconnect(code, closed_by, error)
+    def _record(self, activity: Activity, kind: str, message: Message) -> None:
+        if kind == _ACCEPT:
+            activity.connect(_SWITCHING)
+            self._listed = True
+        elif kind == _DENIAL:
+            activity.connect(message["status"])
+        elif kind == _CLOSE:
+            self._end(activity, message.get("code") or _NORMAL, "server")
+            activity.connect(_FORBIDDEN)
+
+    def _end(self, activity: Activity, code: int, by: str, error: str | None = None) -> None:
+        """Record the end of an open connection, once."""
+        if self._listed:
+            self._listed = False
+            activity.disconnect(code, by, error)
 
     async def _fail(self, error: AuditUnavailableError) -> None:
-        if not self._accepted:
+        """Decline or close the connection; when it is too late for that, raise."""
+        if self._state is _State.CONNECTING:
             await self._decline(error, problem.not_confirmed(error, self._request.request_id))
             return
         self._failure = error
-        self._log("closed with 1011", error)
-        await self._send(
-            {"type": _CLOSE, "code": problem.INTERNAL_ERROR, "reason": problem.CLOSE_REASON}
-        )
-        self._disconnect(problem.INTERNAL_ERROR, "server", problem.CLOSE_REASON)
+        if self._state is not _State.OPEN or self._client_code is not None:
+            raise error
+        self._replace("closed with 1011", error)
+        code = problem.INTERNAL_ERROR
+        await self._send({"type": _CLOSE, "code": code, "reason": problem.CLOSE_REASON})
+        if self._activity is not None:
+            self._end(self._activity, code, "server", problem.CLOSE_REASON)
 
     async def _decline(self, error: AuditUnavailableError, body: bytes) -> None:
-        self._failure = error
-        self._log("declined", error)
+        self._replace("declined", error)
         if "websocket.http.response" not in (self._scope.get("extensions") or {}):
             code = problem.TRY_AGAIN_LATER
             await self._send({"type": _CLOSE, "code": code, "reason": problem.CLOSE_REASON})
             return
         headers = [*problem.headers(error, body), self._id_value()]
         await self._send({"type": _DENIAL, "status": problem.STATUS, "headers": headers})
-        await self._send({"type": "websocket.http.response.body", "body": body})
+        await self._send({"type": _DENIAL_BODY, "body": body})
 
-    def _log(self, what: str, error: AuditUnavailableError) -> None:
-        logger.error("WebSocket %s %s: %s", self._scope["path"], what, error)
+    def _replace(self, what: str, error: AuditUnavailableError) -> None:
+        self._failure = error
+        self._state = _State.REPLACED
+        logger.error("WebSocket %s is %s: %s", self._scope["path"], what, error)
+
+    def _swallow(self, kind: str, failure: AuditUnavailableError) -> None:
+        """Let an answer go that nobody gets; stop whoever would send for ever."""
+        if self._state is not _State.REPLACED:
+            raise failure
+        if kind == "websocket.send":
+            reason = "the connection was closed: its audit records are not confirmed"
+            raise GoneError(reason)
 
     async def _finish(self) -> None:
-        """Wait for what was emitted last; the application has returned."""
+        """Settle what was emitted last; the application has returned."""
         if self._failure is not None:
+            if self._state is not _State.REPLACED:
+                raise self._failure
             return
+        request = self._request
         try:
-            self._end(None)
-            await self._request.barrier()
+            self._record_end(None)
+            if request.pending or request.failure:
+                await request.barrier()
         except AuditUnavailableError as error:
-            if self._over():
-                raise
             await self._fail(error)
 
-    def _end(self, error: str | None) -> None:
-        """Record how it ended, when no message of the application said so."""
+    def _record_end(self, error: str | None) -> None:
+        """Record how it ended, when no message of the application has said so."""
+        activity = self._activity
+        if activity is None:
+            return
         if self._client_code is not None:
-            self._disconnect(self._client_code, "client", error)
-        elif self._accepted:
-            code = problem.INTERNAL_ERROR if error else _ABNORMAL
-            self._disconnect(code, "server", error)
-        if self._activity is not None and not self._accepted:
-            self._activity.connect(500, error or "no answer")
-
-    def _over(self) -> bool:
-        """Whether nothing can be sent any more."""
-        return self._ended or self._client_code is not None
-
-    def _answered(self) -> bool:
-        return True  # after a failure the connection is declined or closed
+            self._end(activity, self._client_code, "client", error)
+            activity.connect(None, error or "the client disconnected before the answer")
+        else:
+            self._end(activity, problem.INTERNAL_ERROR if error else _ABNORMAL, "server", error)
+            activity.connect(500, error or "no answer")
 
     async def _settle(self, error: BaseException) -> None:
+        late = self._state is not _State.CONNECTING
         if isinstance(error, AuditUnavailableError):
-            if not self._over():
+            if not late or (self._state is _State.OPEN and self._client_code is None):
                 await self._fail(error)
             return
         try:
-            self._end(named(type(error)))
+            self._record_end(named(type(error)))
             await self._request.barrier()
         except AuditUnavailableError as unavailable:
-            if self._accepted:
+            if late:
                 logger.error("records of a failed connection are not confirmed: %s", unavailable)
             else:
                 await self._fail(unavailable)
 
-
-def _swallow(kind: str) -> None:
-    """Let an answer go that nobody gets; stop whoever would send for ever."""
-    if kind == "websocket.send":
-        message = "the connection was closed: its audit records are not confirmed"
-        raise GoneError(message)
+    def _answered(self) -> bool:
+        return self._state is _State.REPLACED
