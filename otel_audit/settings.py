@@ -218,6 +218,23 @@ class Settings:
             state_home=_state_home(environ),
         )
 
+    @classmethod
+    def salvage(
+        cls, environ: Mapping[str, str] = os.environ, /, **overrides: object
+    ) -> tuple[Settings, tuple[AuditSettingsError, ...]]:
+        """Read what can be used of the environment, and return what cannot: for diagnosis.
+
+        Variables that cannot be used count as not set. Raises
+        `AuditSettingsError` for ``overrides`` only.
+        """
+        errors = {}
+        for variable in environ:
+            error = _refusal(variable, environ[variable])
+            if error is not None:
+                errors[variable] = error
+        usable = {name: value for name, value in environ.items() if name not in errors}
+        return cls.from_env(usable, **overrides), tuple(errors.values())
+
     @property
     def trail_directory(self) -> Path:
         """Where the trail is: OTEL_AUDIT_DIR, else LOG_DIR/trail, else the user's state."""
@@ -278,6 +295,14 @@ def _parsed(name: str, value: str, parse: Callable[[str], Any]) -> Any:  # noqa:
     except ValueError as error:
         message = f"{name}={value!r} cannot be used: {error}; correct it or unset it"
         raise AuditSettingsError(message) from None
+
+
+def _refusal(variable: str, value: str) -> AuditSettingsError | None:
+    try:
+        Settings.from_env({variable: value})
+    except AuditSettingsError as error:
+        return error
+    return None
 
 
 def _checked(name: str, value: object, parse: Callable[[str], Any]) -> Any:  # noqa: ANN401 - the setting's own type
