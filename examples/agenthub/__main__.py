@@ -90,9 +90,9 @@ def _prepare(config: Config, *, new_password: bool) -> str | None:
 
 def _banner(config: Config, address: str, password: str | None) -> str:
     provider = get_audit_provider()
-    directory = provider.directory
+    directory = _short(provider.directory)
     mirror = provider.settings.mirror_file
-    programs = os.path.relpath(Path(sys.executable).parent)
+    programs = _short(Path(sys.executable).parent)
     users = ", ".join(f"{name} ({role.value})" for name, role in DEMO_USERS.items())
     known = password or "the one printed on the first start (--new-password makes another)"
     given = password or "..."
@@ -103,7 +103,7 @@ def _banner(config: Config, address: str, password: str | None) -> str:
         f"  Password      {known}",
         "",
         f"  The trail     {programs}/otel-audit tail -f --dir {directory}",
-        f"                tail -f {mirror}" if mirror else "",
+        f"                tail -f {_short(mirror)}" if mirror else "",
         f"  Verify it     {programs}/otel-audit verify --dir {directory}",
         f"  Play traffic  AGENTHUB_PASSWORD={given} {programs}/python -m examples.agenthub.driver --url {address} --check {directory}",
         "",
@@ -111,6 +111,11 @@ def _banner(config: Config, address: str, password: str | None) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _short(path: Path) -> Path:
+    """Return the path as one would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 if __name__ == "__main__":

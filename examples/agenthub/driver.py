@@ -16,6 +16,7 @@ import json
 import os
 import random
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -295,6 +296,21 @@ class Scenes:
         return secret
 
 
+def wait_for(url: str, seconds: float) -> None:
+    """Return once the hub answers, or when the time is up."""
+    deadline = time.monotonic() + seconds
+    while not _answers(url) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _answers(url: str) -> bool:
+    try:
+        httpx.get(url)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
 def play(
     url: str, password: str, *, rounds: int, seed: int, console: Console | None = None
 ) -> Played:
@@ -336,6 +352,7 @@ def main() -> int:
     console = Console()
     password = os.environ.get("AGENTHUB_PASSWORD") or getpass.getpass("Demo users' password: ")
     try:
+        wait_for(arguments.url, arguments.wait)
         played = play(
             arguments.url,
             password,
@@ -366,6 +383,13 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the hub's address")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="how long the hub may take to start",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often each scene is played")
     parser.add_argument("--seed", type=int, default=1, help="the same seed plays the same traffic")
     parser.add_argument(

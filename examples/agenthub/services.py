@@ -37,6 +37,8 @@ class Services:
     def build(cls, config: Config) -> Services:
         """Open everything that lies in the data directory, and the audit trail first."""
         config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Wherever it lies, git is to leave it alone: it holds keys, records and databases.
+        (config.data / ".gitignore").write_text("*\n")
         # The environment wins over what suits a demo.
         defaults = {"LOG_DIR": str(config.logs), "OTEL_SERVICE_NAME": "agenthub"}
         provider = configure(Settings.from_env({**defaults, **os.environ}))
