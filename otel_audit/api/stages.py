@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from otel_audit.api.context import current_actor, current_scope
@@ -73,9 +72,8 @@ class Stages:
         """Say who wrote the record and, from the OTel Context, who asked."""
         draft.service_name = self._service_name
         draft.resource = self._resource
-        context = otel_context.get_current()
-        scope = current_scope(context)
-        actor = current_actor(context)
+        scope = current_scope()
+        actor = current_actor() if scope is None else scope.actor
         if scope is not None:
             draft.request_id = scope.request_id
             draft.client_id = scope.client_id
@@ -118,7 +116,10 @@ def plain(draft: Draft) -> None:
 def in_trace(draft: Draft) -> None:
     """Tie the record to the current span."""
     context = trace.get_current_span().get_span_context()
-    if context.is_valid:
+    cached, formatted = _last_span
+    if context is cached:
+        draft.trace_id, draft.span_id, draft.trace_flags = formatted
+    elif context.is_valid:
         draft.trace_id, draft.span_id, draft.trace_flags = _hex(context)
 
 
@@ -135,14 +136,12 @@ _last_span: tuple[SpanContext | None, tuple[str, str, str]] = (None, ("", "", ""
 def _hex(context: SpanContext) -> tuple[str, str, str]:
     """Format the ids of a span once: its records usually come in a row."""
     global _last_span  # noqa: PLW0603 - one tuple, replaced whole, so threads cannot mix it up
-    cached, formatted = _last_span
-    if cached is not context:
-        formatted = (
-            format(context.trace_id, "032x"),
-            format(context.span_id, "016x"),
-            format(context.trace_flags, "02x"),
-        )
-        _last_span = (context, formatted)
+    formatted = (
+        format(context.trace_id, "032x"),
+        format(context.span_id, "016x"),
+        format(context.trace_flags, "02x"),
+    )
+    _last_span = (context, formatted)
     return formatted
 
 

@@ -32,6 +32,7 @@ _UNCUT: Final = frozenset(
 
 _SECOND: Final = 1_000_000_000
 _POOL: Final = 256
+_VARIANT: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
 def encode(draft: Draft) -> bytes:
@@ -82,18 +83,22 @@ _identifiers: list[str] = []
 
 
 def new_record_id() -> str:
-    """Return a new UUIDv4 (RFC 9562), random bits drawn 256 at a time."""
+    """Return a new UUIDv4 (RFC 9562); random bits are drawn for 256 at a time."""
     try:
         return _identifiers.pop()
     except IndexError:
-        _identifiers.extend(_identifier(os.urandom(16)) for _ in range(_POOL - 1))
-        return _identifier(os.urandom(16))
+        digits = os.urandom(16 * _POOL).hex()
+        _identifiers.extend(
+            _identifier(digits[start : start + 32]) for start in range(32, len(digits), 32)
+        )
+        return _identifier(digits[:32])
 
 
-def _identifier(random: bytes) -> str:
-    digits = random.hex()
-    variant = "89ab"[random[8] >> 6]
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+def _identifier(digits: str) -> str:
+    return (
+        f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-"
+        f"{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"
+    )
 
 
 # A child must not hand out what its parent hands out.
