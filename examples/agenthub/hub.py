@@ -138,9 +138,9 @@ class Hub:
                 await asyncio.to_thread(self._update, name, state="stopped", owner="")
                 raise
             self._running[name] = process
+            self._watch(name, process)
             await asyncio.to_thread(self._update, name, state="running", pid=process.pid)
             span.set(pid=process.pid, tools=len(process.tools))
-        self._watch(name, process)
         return process.tools
 
     async def stop(self, name: str) -> None:
