@@ -17,7 +17,7 @@ UNMATCHED: Final = "unmatched"
 _REST: Final = "/{path}"  # what lies below a mount whose inside is not known
 
 _Leaf = Any  # a Starlette Route or WebSocketRoute; this module imports no framework
-_by_endpoint: MutableMapping[Any, dict[Any, list[_Leaf]]] = WeakKeyDictionary()
+_indexes: MutableMapping[Any, dict[Any, list[_Leaf]]] = WeakKeyDictionary()
 
 
 def route_template(scope: Mapping[str, Any], root_path: str = "") -> str:
@@ -34,25 +34,23 @@ def route_template(scope: Mapping[str, Any], root_path: str = "") -> str:
 
 
 def _leaf_template(scope: Mapping[str, Any]) -> str | None:
-    included = _included_template(scope)
-    if included is not None:
-        return included
-    route = scope.get("route")
-    if route is None:
-        route = _route_of_endpoint(scope)
-    if route is None or hasattr(route, "routes"):  # a mount: its prefix is in root_path
+    return _template(_included(scope)) or _template(scope.get("route") or _by_endpoint_of(scope))
+
+
+def _template(route: Any) -> str | None:  # noqa: ANN401 - whatever the framework left there
+    if hasattr(route, "routes"):  # a mount: its prefix is in root_path
         return None
     template = getattr(route, "path_format", None) or getattr(route, "path", None)
     return template if isinstance(template, str) else None
 
 
-def _included_template(scope: Mapping[str, Any]) -> str | None:
-    """FastAPI from 0.137 keeps a route as its router has it, and the whole template beside."""
+def _included(scope: Mapping[str, Any]) -> _Leaf | None:
+    """FastAPI from 0.137 keeps a route as its router has it, and the whole of it beside."""
     fastapi = scope.get("fastapi")
     if not isinstance(fastapi, dict):
         return None
-    template = getattr(fastapi.get("effective_route_context"), "path_format", None)
-    return template if isinstance(template, str) else None
+    context = fastapi.get("effective_route_context")
+    return getattr(context, "starlette_route", None) or context
 
 
 def _mount_template(scope: Mapping[str, Any], root_path: str, leaf: str) -> str:
@@ -72,16 +70,16 @@ def _mount_template(scope: Mapping[str, Any], root_path: str, leaf: str) -> str:
     return "/".join(names.get(segment, segment) for segment in mount.split("/"))
 
 
-def _route_of_endpoint(scope: Mapping[str, Any]) -> _Leaf | None:
+def _by_endpoint_of(scope: Mapping[str, Any]) -> _Leaf | None:
     """Find the route by its endpoint: plain Starlette before 1.0 leaves nothing else."""
     endpoint = scope.get("endpoint")
     app: Any = scope.get("app")
     if endpoint is None or not hasattr(app, "routes"):
         return None
     try:
-        known = _by_endpoint.get(app)
+        known = _indexes.get(app)
         if known is None:
-            known = _by_endpoint[app] = _indexed(app.routes)
+            known = _indexes[app] = _indexed(app.routes)
         candidates = known.get(endpoint, ())
     except TypeError:  # an application or endpoint that cannot be a key
         return None
