@@ -8,9 +8,11 @@ their event type is `EVENT_TYPE`, for which the policy's default is `continue`.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
+from otel_audit.errors import AuditUnavailableError
 from otel_audit.record.event import AuditEvent
 from otel_audit.web.routes import route_template
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from otel_audit.api.logger import AuditLogger
-    from otel_audit.errors import AuditUnavailableError
 
 EVENT_TYPE: Final = "http.request"
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -56,13 +57,21 @@ class Activity:
             fields["status_code"] = status_code
         self._emit(EVENT_TYPE, method, status, level, error, fields)
 
-    def replaced(self, status_code: int, error: AuditUnavailableError) -> None:
-        """Record that the client got ``status_code`` instead of what was recorded before."""
-        fields: dict[str, Any] = {"method": self._scope["method"], **self._where()}
-        fields["status_code"] = status_code
-        if error.record_id:
-            fields["unconfirmed_record_id"] = error.record_id
-        self._emit("http.response.replaced", "replace", "failed", "error", None, fields)
+    def unconfirmed(self, status_code: int, error: AuditUnavailableError) -> None:
+        """Record that the client got ``status_code``, whatever was recorded before.
+
+        Nobody waits for this record, and when it fails as well, it is only
+        counted and logged.
+        """
+        with suppress(AuditUnavailableError):
+            if not self._recorded:
+                self.request(status_code, named(type(error)))
+                return
+            fields: dict[str, Any] = {"method": self._scope["method"], **self._where()}
+            fields["status_code"] = status_code
+            if error.record_id:
+                fields["unconfirmed_record_id"] = error.record_id
+            self._emit("http.response.replaced", "replace", "failed", "error", None, fields)
 
     def connect(self, status_code: int | None, error: str | None = None) -> None:
         """Record how a WebSocket handshake is answered (101: accepted); None: it never was."""
@@ -123,3 +132,9 @@ def _judged(status_code: int | None) -> tuple[str, str]:
         return "success", "info"
     level = "warning" if status_code < 500 else "error"  # noqa: PLR2004 - section 15.6: the server's
     return ("denied" if status_code in _DENIED else "failed"), level
+
+
+def named(kind: type[BaseException]) -> str:
+    """Return an exception type's name as tracebacks show it."""
+    module = kind.__module__
+    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"

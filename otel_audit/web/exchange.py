@@ -119,9 +119,3 @@ class Exchange(ABC):
 
     def _id_value(self) -> Header:
         return self._id_header, self._request.request_id.encode("ascii")
-
-
-def named(kind: type[BaseException]) -> str:
-    """Return an exception type's name as tracebacks show it."""
-    module = kind.__module__
-    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import AuditUnavailableError
 from otel_audit.web import problem
-from otel_audit.web.exchange import Exchange, GoneError, logger, named
+from otel_audit.web.activity import named
+from otel_audit.web.exchange import Exchange, GoneError, logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -123,7 +124,7 @@ class HttpExchange(Exchange):
             raise error
         await self._answer(error, problem.not_confirmed(error, self._request.request_id), swallowed)
         if self._activity is not None:
-            self._activity.replaced(problem.STATUS, error)
+            self._activity.unconfirmed(problem.STATUS, error)
 
     async def _answer(
         self, error: AuditUnavailableError, body: bytes, swallowed: Iterable[Header] = ()

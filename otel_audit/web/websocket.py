@@ -8,12 +8,14 @@ application then finds the client gone.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import AuditUnavailableError
 from otel_audit.web import problem
-from otel_audit.web.exchange import Exchange, GoneError, logger, named
+from otel_audit.web.activity import named
+from otel_audit.web.exchange import Exchange, GoneError, logger
 
 if TYPE_CHECKING:
     from otel_audit.api.context import RequestScope
@@ -136,7 +138,8 @@ class WebSocketExchange(Exchange):
         code = problem.INTERNAL_ERROR
         await self._send({"type": _CLOSE, "code": code, "reason": problem.CLOSE_REASON})
         if self._activity is not None:
-            self._end(self._activity, code, "server", problem.CLOSE_REASON)
+            with suppress(AuditUnavailableError):  # counted and logged; nobody waits for it
+                self._end(self._activity, code, "server", problem.CLOSE_REASON)
 
     async def _decline(self, error: AuditUnavailableError, body: bytes) -> None:
         self._replace("declined", error)
