@@ -1,0 +1,153 @@
+"""Takes secrets out of what a caller said, before it becomes evidence.
+
+Promises: after `Redactor.fields` no value stands under a name that means a
+secret, and no text or name holds a secret of a known shape (docs/redaction.md
+lists both, with what they find and what they take wrongly). Everything else
+stays as it was. Redacting twice changes nothing more. The rules are in
+secret_names.py and secret_shapes.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, cast
+
+from otel_audit.record.secret_names import SecretNames, Verdict, is_decision
+from otel_audit.record.secret_search import SecretSearch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from otel_audit.record.shorten import JsonValue
+
+REDACTED: Final = "[REDACTED]"
+"""What stands for the value under a secret's name."""
+
+_SEEN: Final = 4_096
+
+
+class Redactor:
+    """The built-in rules, with ``keys`` and ``patterns`` of the policy's own.
+
+    ``keys`` are names whose values are secrets (``"patient_name"`` also means
+    ``patientName`` and ``old.patient-name``); ``patterns`` are regular
+    expressions for texts. A pattern with a named group takes away what that
+    group matches and calls it by the group's name; without one it takes the
+    whole match and calls it ``custom``. Raises `AuditSettingsError`, which
+    names the key or pattern that cannot be used.
+    """
+
+    def __init__(self, keys: Iterable[str] = (), patterns: Iterable[str] = ()) -> None:
+        """Compile the rules; a redactor may be used by several threads."""
+        names = SecretNames(keys)
+        self._search = SecretSearch(names, patterns)
+        self._verdicts = _Verdicts(names, self._search)
+
+    def fields(self, fields: dict[str, JsonValue]) -> None:
+        """Redact plain JSON values in place, at every depth.
+
+        Under a secret's name everything goes but None, booleans and the empty
+        text, which hold no secret; under a plural (``tokens``) numbers stay,
+        as they count. Elsewhere, and in names, only the secret part of a text
+        is replaced, by ``[REDACTED:kind]``.
+        """
+        texts: list[str] = []
+        self._by_name(fields, texts)
+        if texts and self._search.suspect(texts):
+            self._by_shape(fields)
+
+    def text(self, value: str) -> str:
+        """Redact a text that has no name, by shape only."""
+        return self._without_secrets(value) if self._search.suspect((value,)) else value
+
+    def _by_name(self, fields: dict[str, JsonValue], texts: list[str]) -> None:
+        """Hide what stands under secrets' names; collect the other texts in ``texts``."""
+        verdicts = self._verdicts
+        renamed = False
+        for name, value in fields.items():
+            verdict = verdicts[name]
+            if verdict:
+                renamed |= verdict is Verdict.REVEALING
+                fields[name] = value = _hidden(value, verdict)  # noqa: PLW2901 - goes on with it
+            kind = type(value)
+            if kind is str:
+                texts.append(cast("str", value))
+            elif kind is dict or kind is list:
+                self._below(value, texts)
+        if renamed:
+            self._rename(fields)
+
+    def _below(self, value: JsonValue, texts: list[str]) -> None:
+        if isinstance(value, dict):
+            self._by_name(value, texts)
+        elif isinstance(value, list):
+            for element in value:
+                self._below(element, texts)
+        elif isinstance(value, str):
+            texts.append(value)
+
+    def _rename(self, fields: dict[str, JsonValue]) -> None:
+        """Take secrets out of names, in the same order and without losing a value."""
+        entries = list(fields.items())
+        fields.clear()
+        for name, value in entries:
+            clean = self._without_secrets(name)
+            while clean in fields:
+                clean += "~"
+            fields[clean] = value
+
+    def _by_shape(self, value: JsonValue) -> JsonValue:
+        if isinstance(value, str):
+            return self._without_secrets(value)
+        if isinstance(value, dict):
+            for name, below in value.items():
+                value[name] = self._by_shape(below)
+        elif isinstance(value, list):
+            value[:] = map(self._by_shape, value)
+        return value
+
+    def _without_secrets(self, text: str) -> str:
+        parts: list[str] = []
+        done = 0
+        for start, end, kind in self._search.find(text):
+            parts += text[done:start], f"[REDACTED:{kind}]"
+            done = end
+        return "".join([*parts, text[done:]])
+
+
+class _Verdicts(dict[str, Verdict]):
+    """What each name says, found once; a name that holds a secret itself is not kept."""
+
+    def __init__(self, names: SecretNames, search: SecretSearch) -> None:
+        super().__init__()
+        self._names = names
+        self._search = search
+
+    def __missing__(self, name: str) -> Verdict:
+        if any(self._search.find(name)):
+            return Verdict.REVEALING
+        if len(self) >= _SEEN:
+            self.clear()
+        self[name] = verdict = self._names[name]
+        return verdict
+
+
+def _hidden(value: JsonValue, verdict: Verdict) -> JsonValue:
+    """Return what may be shown of a value under a name with this verdict."""
+    if value is None or value == "" or isinstance(value, bool) or verdict is Verdict.REVEALING:
+        return value
+    if verdict is Verdict.PLURAL:
+        return _counts(value)
+    if verdict is Verdict.DECISION and (
+        isinstance(value, (dict, list)) or (isinstance(value, str) and is_decision(value))
+    ):
+        return value
+    return REDACTED
+
+
+def _counts(value: JsonValue) -> JsonValue:
+    """Keep the numbers of ``tokens: {"input": 200, "output": 31}``, and nothing else."""
+    if isinstance(value, dict):
+        return {name: _counts(below) for name, below in value.items()}
+    if isinstance(value, list):
+        return [_counts(element) for element in value]
+    return REDACTED if isinstance(value, str) and value else value
