@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 FIELDS: dict[str, Any] = {
     "method": "PATCH",
     "route": "/users/{id}",
-    "changed": ["email", "phone"],
+    "changed": "email",
     "reason": "requested by the customer",
     "ticket": "SUP-20391",
     "attempt": 1,

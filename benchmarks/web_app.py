@@ -14,7 +14,7 @@ from fastapi import FastAPI
 KIND = os.environ.get("BENCH_AUDIT", "")
 FIELDS: dict[str, Any] = {
     "method": "PATCH",
-    "changed": ["email", "phone"],
+    "changed": "email",
     "reason": "requested by the customer",
     "ticket": "SUP-20391",
     "attempt": 1,

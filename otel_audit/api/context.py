@@ -123,8 +123,8 @@ class RequestScope:
 
 def current_scope(context: Context | None = None) -> RequestScope | None:
     """Return the request that the calling code belongs to, if any."""
-    scope = otel_context.get_value(_SCOPE, context)
-    if isinstance(scope, RequestScope) and not scope.closed:
+    scope = (otel_context.get_current() if context is None else context).get(_SCOPE)
+    if type(scope) is RequestScope and not scope.closed:
         return scope
     return None
 

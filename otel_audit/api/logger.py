@@ -11,7 +11,6 @@ from __future__ import annotations
 from asyncio import _get_running_loop
 from typing import TYPE_CHECKING, Any
 
-from otel_audit.api.context import current_scope
 from otel_audit.api.provider import get_audit_provider, provider_for
 from otel_audit.api.receipt import AuditReceipt, PendingReceipt, Receipt
 from otel_audit.errors import AuditUnavailableError
@@ -83,7 +82,7 @@ class AuditLogger:
         provider = self._provider or get_audit_provider()
         draft = provider.stages.prepare(event, self.name)
         if not draft.wanted:
-            return provider.unrecorded(draft)
+            return provider.unrecorded(draft.record_id)
         record = encode(draft)
         hashed = leaf_hash(record)
         try:
@@ -92,16 +91,14 @@ class AuditLogger:
             ticket = provider.submit(draft, record, hashed)
         except AuditUnavailableError as error:
             # Whoever swallows this error must still not get a 200 sent.
-            scope = current_scope()
-            if scope is not None:
-                scope.failure = error
+            if draft.scope is not None:
+                draft.scope.failure = error
             raise
         if isinstance(ticket, AuditReceipt):
             return ticket
         pending = PendingReceipt(draft.record_id, ticket, provider.settle)
-        scope = current_scope()
-        if scope is not None:
-            scope.pending.append(pending)
+        if draft.scope is not None:
+            draft.scope.pending.append(pending)
         return pending
 
     async def aemit(self, event: AuditEvent) -> AuditReceipt:

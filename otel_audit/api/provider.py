@@ -162,47 +162,47 @@ class AuditProvider:
     def commit(self, draft: Draft, record: bytes, leaf_hash: bytes) -> AuditReceipt:
         """Block until the record is durable. Raises as the policy says."""
         if self._committer is None:
-            return self.unrecorded(draft)
-        ticket = Ticket(record, leaf_hash, self.resource, draft)
+            return self.unrecorded(draft.record_id)
+        ticket = Ticket(record, leaf_hash, self.resource, (draft.record_id, draft.on_failure))
         try:
             if self._forked:
                 self._revive()
             self._committer.commit(ticket)
         except AuditUnavailableError as error:
-            return self._refused(draft, error)
+            return self._refused(ticket, error)
         return self.settle(ticket)
 
     def submit(self, draft: Draft, record: bytes, leaf_hash: bytes) -> Ticket | AuditReceipt:
         """Queue the record and return at once. Raises as the policy says."""
         if self._committer is None:
-            return self.unrecorded(draft)
-        ticket = Ticket(record, leaf_hash, self.resource, draft)
+            return self.unrecorded(draft.record_id)
+        ticket = Ticket(record, leaf_hash, self.resource, (draft.record_id, draft.on_failure))
         try:
             if self._forked:
                 self._revive()
             self._committer.submit(ticket)
         except AuditUnavailableError as error:
-            return self._refused(draft, error)
+            return self._refused(ticket, error)
         return ticket
 
     def settle(self, ticket: Ticket) -> AuditReceipt:
         """Turn a ticket that is done into a receipt, or raise as the policy says."""
-        draft = ticket.owner
+        record_id: str = ticket.owner[0]
         if ticket.error is not None:
-            failure = AuditUnavailableError(str(ticket.error), record_id=draft.record_id)
+            failure = AuditUnavailableError(str(ticket.error), record_id=record_id)
             failure.__cause__ = ticket.error
-            return self._refused(draft, failure)
+            return self._refused(ticket, failure)
         return AuditReceipt(
-            draft.record_id,
+            record_id,
             ticket.sequence,
             ticket.leaf_hash,
             ticket.committed_unix_nano,
             self.trail.prove,
         )
 
-    def unrecorded(self, draft: Draft) -> AuditReceipt:
+    def unrecorded(self, record_id: str) -> AuditReceipt:
         """Return the (false) receipt of a record that is not wanted or not stored."""
-        return AuditReceipt(draft.record_id, -1, b"", 0)
+        return AuditReceipt(record_id, -1, b"", 0)
 
     def refusal(self) -> AuditUnavailableError | None:
         """Return why the trail takes no records now, or None. Never blocks."""
@@ -304,29 +304,29 @@ class AuditProvider:
                 "in the trail, from where a later version ships them from the first one on"
             )
 
-    def _refused(self, draft: Draft, error: AuditUnavailableError) -> AuditReceipt:
+    def _refused(self, ticket: Ticket, error: AuditUnavailableError) -> AuditReceipt:
         """Do what the policy says about a record that is not confirmed."""
+        record_id, on_failure = ticket.owner
         if error.record_id is None:
-            error = _with_record(error, draft.record_id)
-        if draft.on_failure == "continue":
+            error = _with_record(error, record_id)
+        if on_failure == "continue":
             self.not_recorded += 1
             _logger.error("%s (the policy says continue)", error)
-            return self.unrecorded(draft)
-        if draft.on_failure == "shutdown":
+            return self.unrecorded(record_id)
+        if on_failure == "shutdown":
             self._shut_down(error)
         raise error
 
     def _unattended(self, tickets: list[Ticket], error: Exception) -> None:
         """Log failures whose receipts nobody waits for."""
-        drafts: list[Draft] = [ticket.owner for ticket in tickets]
-        self.not_recorded += len(drafts)
+        self.not_recorded += len(tickets)
         _logger.error(
             "%d audit records are not confirmed and nobody awaited their receipts: %s; ids: %s",
-            len(drafts),
+            len(tickets),
             error,
-            ", ".join(draft.record_id for draft in drafts[:20]),
+            ", ".join(ticket.owner[0] for ticket in tickets[:20]),
         )
-        if any(draft.on_failure == "shutdown" for draft in drafts):
+        if any(ticket.owner[1] == "shutdown" for ticket in tickets):
             self._shut_down(error)
 
     def _shut_down(self, error: Exception) -> None:

@@ -15,7 +15,7 @@ from otel_audit.api.context import current_actor, current_scope
 from otel_audit.record import coerce
 from otel_audit.record.classes import CLASSES, missing
 from otel_audit.record.encode import merge_fields, timestamp_of
-from otel_audit.record.event import Draft, level_named
+from otel_audit.record.event import LEVELS, Draft, level_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +72,7 @@ class Stages:
         """Say who wrote the record and, from the OTel Context, who asked."""
         draft.service_name = self._service_name
         draft.resource = self._resource
-        scope = current_scope()
+        scope = draft.scope = current_scope()
         actor = current_actor() if scope is None else scope.actor
         if scope is not None:
             draft.request_id = scope.request_id
@@ -102,11 +102,18 @@ class Stages:
 
 def plain(draft: Draft) -> None:
     """Make plain text of the record's own words."""
-    for name in _TEXTS:
-        value = getattr(draft, name)
+    for name, value in (
+        ("event", draft.event),
+        ("action", draft.action),
+        ("event_type", draft.event_type),
+        ("status", draft.status),
+        ("resource_type", draft.resource_type),
+        ("resource_name", draft.resource_name),
+        ("retention", draft.retention),
+    ):
         if value is not None and not (type(value) is str and value.isascii()):
             _make_text(draft, name, value)
-    if draft.level is not None:
+    if draft.level is not None and draft.level not in LEVELS:
         draft.level = level_named(draft.level)
     error = draft.source.error
     if error is not None:

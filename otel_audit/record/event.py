@@ -84,7 +84,7 @@ class Draft:
         "action", "actor_id", "actor_type", "actor_verified", "client_id", "client_ip", "coerced",
         "error", "error_type", "event", "event_type", "fields", "level", "missing_fields",
         "on_failure", "record_id", "request_id", "resource", "resource_name", "resource_type",
-        "retention", "service_name", "session_id", "source", "span_id", "status", "timestamp",
+        "retention", "scope", "service_name", "session_id", "source", "span_id", "status", "timestamp",
         "trace_flags", "trace_id", "user_agent", "wanted",
     )  # fmt: skip
 
@@ -125,6 +125,8 @@ class Draft:
         self.fields: dict[str, Any] = {}
         self.missing_fields: list[str] | None = None
         self.coerced: list[str] = []
+        self.scope: Any = None
+        """Where a pending receipt belongs: the request, if there is one."""
         self.on_failure = "fail"
         self.wanted = True
 
