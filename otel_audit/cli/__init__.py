@@ -1,0 +1,23 @@
+"""The command `otel-audit`.
+
+One file a command group: `doctor`, `records` (tail, show), `verification`
+(verify), `proofs` (prove, check-proof), `publication` (checkpoint, keys),
+`upkeep` (agent, new-origin). Commands promise: one clear line on stderr
+instead of a traceback, and an exit code of `outcome.ExitCode`; nothing but the
+result on stdout, as JSON with ``--json``; only `agent`, `checkpoint --sign`,
+`new-origin`, and `prove` where no checkpoint covers the record, ever write to
+a trail. What they show is found out by the layers below.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the command line with this process's arguments, and exit."""
+    import sys
+
+    from otel_audit.cli.app import run
+
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,113 @@
+"""All commands, with their examples, and how the program runs them.
+
+Promises: to show help or to complete a command loads neither OpenTelemetry nor
+a trail; each command imports what it needs.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from typer.main import get_command
+
+from otel_audit.cli import doctor, outcome, proofs, publication, records, upkeep, verification
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+PROGRAM: Final = "otel-audit"
+
+_LOOK: Final = "Look"
+_PROVE: Final = "Prove"
+_RUN: Final = "Run"
+
+app = typer.Typer(
+    name=PROGRAM,
+    help="See, prove and keep an audit trail.",
+    epilog="Exit codes: 0 done, 1 a check found something, 2 wrong usage or setting, 3 the trail "
+    "cannot be used, 4 not there. All of it: docs/cli.md",
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def _add(command: Callable[..., None], panel: str, *examples: str) -> None:
+    epilog = "\n".join(("Examples:" if len(examples) > 1 else "Example:", *examples))
+    app.command(rich_help_panel=panel, epilog=epilog)(command)
+
+
+_add(doctor.doctor, _LOOK, "otel-audit doctor", "LOG_DIR=/var/log/app otel-audit doctor --json")
+_add(
+    records.tail,
+    _LOOK,
+    "otel-audit tail -f",
+    "otel-audit tail -n 50 --where outcome=failure --where 'event=login*'",
+)
+_add(
+    records.show,
+    _LOOK,
+    "otel-audit show 17",
+    "otel-audit show 5f0c4b0e-8a34-4d8e-9f6b-0d6a6a3c1f11 --json",
+)
+_add(
+    verification.verify,
+    _PROVE,
+    "otel-audit verify",
+    "otel-audit verify --public-key trail.keys --checkpoint kept.checkpoint",
+)
+_add(proofs.prove, _PROVE, "otel-audit prove 17", "otel-audit prove 17 -o record.tlog-proof")
+_add(
+    proofs.check_proof,
+    _PROVE,
+    "otel-audit check-proof record.tlog-proof --key trail.keys",
+    "sed -n 18p audit.log | otel-audit check-proof record.tlog-proof --key trail.keys --record -",
+)
+_add(
+    publication.checkpoint,
+    _PROVE,
+    "otel-audit checkpoint -o /mnt/elsewhere/kept.checkpoint",
+    "otel-audit checkpoint --sign",
+)
+_add(publication.keys, _PROVE, "otel-audit keys > trail.keys")
+_add(upkeep.agent, _RUN, "otel-audit agent --dir /var/lib/app/trail")
+_add(upkeep.new_origin, _RUN, "otel-audit new-origin --reason 'restored the backup of Tuesday'")
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 - Typer calls it with the option's value
+    if wanted:
+        from otel_audit._version import __version__
+
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context,
+    *,
+    version: Annotated[  # noqa: ARG001 - its callback does the work
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """See, prove and keep an audit trail."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(outcome.ExitCode.USAGE)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; nothing is raised."""
+    # What a terminal's encoding lacks is shown as an escape instead of ending the command.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = get_command(app).main(list(arguments), prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+    except Exception as error:  # noqa: BLE001 - this is where every error becomes an exit code
+        return outcome.report(error, as_json="--json" in arguments)
+    return status if isinstance(status, int) else outcome.ExitCode.OK

@@ -1,0 +1,150 @@
+"""Where the trail is: directory, files, file system, space."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from typing import TYPE_CHECKING, Final
+
+from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
+from otel_audit.cli.options import account
+from otel_audit.errors import TrailFileSystemError
+from otel_audit.trail import filesystem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from otel_audit.cli.diagnosis.check import Subject
+
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+_PUBLIC: Final = frozenset({"signed"})
+"""Files that hold nothing but signed notes, which are for everybody."""
+
+_MEBIBYTE: Final = 1 << 20
+_FULL: Final = 64 * _MEBIBYTE
+_TIGHT: Final = 1_024 * _MEBIBYTE
+_FEW_FILES: Final = 100
+
+
+def directory(subject: Subject) -> Iterator[Check]:
+    """Whether the directory is there, private, and ours to write."""
+    path = subject.directory
+    if not path.is_dir():
+        if path.exists():
+            yield fail("directory", f"{path} is not a directory", "set OTEL_AUDIT_DIR to another")
+        else:
+            yield warn(
+                "directory",
+                f"{path} does not exist",
+                "it is made on first use; if a trail should be there, name it with --dir",
+            )
+        return
+    status = path.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    shown = f"{path}, mode {mode:04o}, of {account(status.st_uid)}"
+    if mode & _OTHERS_WRITE:
+        yield fail("directory", f"{shown}: others can replace the trail", f"chmod 700 {path}")
+    elif mode & _OTHERS:
+        yield warn("directory", f"{shown}: others can look into it", f"chmod 700 {path}")
+    else:
+        yield ok("directory", shown)
+    yield from _writable(path, status.st_uid)
+
+
+def _writable(path: Path, owner: int) -> Iterator[Check]:
+    if owner != os.geteuid():
+        yield warn(
+            "user",
+            f"this is {account(os.geteuid())}, the trail belongs to {account(owner)}",
+            f"nothing has to be done to read it; commands that write run as {account(owner)}",
+        )
+    elif not os.access(path, os.W_OK | os.X_OK):
+        yield fail(
+            "user",
+            f"{path} cannot be written: no record can be stored",
+            "make it writable for its owner, and its file system, if that is mounted read-only",
+        )
+
+
+def files(subject: Subject) -> Iterator[Check]:
+    """Whether every file of the trail belongs to one user and is closed to others."""
+    path = subject.directory
+    if not path.is_dir():
+        return
+    owner = path.stat().st_uid
+    found = sorted(item for item in path.iterdir() if item.is_file())
+    troubles = [trouble for item in found for trouble in _file_trouble(item, owner)]
+    yield from troubles
+    if found and not troubles:
+        yield ok("files", f"{len(found)} files, all of {account(owner)} and closed to others")
+
+
+def _file_trouble(path: Path, owner: int) -> Iterator[Check]:
+    status = path.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid != owner:
+        yield fail(
+            "files",
+            f"{path.name} belongs to {account(status.st_uid)}, the directory to {account(owner)}",
+            f"chown {account(owner)} {path}",
+        )
+    if mode & _OTHERS_WRITE:
+        yield fail("files", f"{path.name} has mode {mode:04o}: others can change it", _closed(path))
+    elif mode & _OTHERS and path.name not in _PUBLIC and not path.name.endswith(".log"):
+        yield warn("files", f"{path.name} has mode {mode:04o}: others can read it", _closed(path))
+
+
+def _closed(path: Path) -> str:
+    return f"chmod 600 {path}"
+
+
+def file_system(subject: Subject) -> Iterator[Check]:
+    """Whether the file system keeps what it says it has written."""
+    path = _existing(subject.directory)
+    kind = filesystem.type_of(path) or "an unknown file system"
+    try:
+        warning = filesystem.check(path)
+    except TrailFileSystemError as error:
+        message, _, remedy = str(error).partition("; ")
+        yield fail("file system", message, remedy)
+        return
+    if warning is not None:
+        yield warn("file system", warning, "set OTEL_AUDIT_DIR to a disk that stays")
+    else:
+        yield ok("file system", kind)
+
+
+def space(subject: Subject) -> Iterator[Check]:
+    """Whether there is room for more records."""
+    path = _existing(subject.directory)
+    usage = shutil.disk_usage(path)
+    used = sum(item.stat().st_size for item in subject.directory.glob("trail.db*"))
+    shown = f"{_size(usage.free)} free of {_size(usage.total)}; the trail has {_size(used)}"
+    more = "make room, or move the trail (OTEL_AUDIT_DIR)"
+    nodes = os.statvfs(path)
+    if usage.free < _FULL:
+        yield fail("disk space", f"{shown}: records are about to be refused", more)
+    elif nodes.f_files > 0 and nodes.f_favail < _FEW_FILES:
+        yield fail("disk space", f"{shown}, but room for {nodes.f_favail} more files only", more)
+    elif usage.free < _TIGHT:
+        yield warn("disk space", shown, more)
+    else:
+        yield ok("disk space", shown)
+
+
+def _existing(path: Path) -> Path:
+    """Return the nearest directory that is there: where the trail would be made."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1_024:  # noqa: PLR2004 - the step between units
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1_024
+    return f"{number:.1f} TiB"

@@ -1,0 +1,117 @@
+"""Who works on the trail: writers, the agent, the mirror."""
+
+from __future__ import annotations
+
+import stat
+import time
+from typing import TYPE_CHECKING, Final
+
+from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
+from otel_audit.cli.output import count, span
+from otel_audit.errors import TrailError
+from otel_audit.readers import cursors
+from otel_audit.readers.agent import LOCK
+from otel_audit.readers.mirror import cursor_name
+from otel_audit.trail.occupants import holders, is_stopped, name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from otel_audit.cli.diagnosis.check import Subject
+
+_LOOKS: Final = 5
+_PAUSE: Final = 0.1
+_SECOND: Final = 1_000_000_000
+_LATE: Final = 10 * _SECOND
+
+
+def lock(subject: Subject) -> Iterator[Check]:
+    """Whether a process keeps the writers' lock: a commit holds it for a millisecond."""
+    path = subject.directory / "lock"
+    if not path.exists():
+        return
+    held = set(holders(path))
+    for _ in range(_LOOKS):
+        if not held:
+            break
+        time.sleep(_PAUSE)
+        held &= set(holders(path))
+    for pid in sorted(held):
+        message = f"held by {name_of(pid)} all the time: no other process can commit"
+        if is_stopped(pid):
+            yield fail("lock", f"{message}; it is stopped", f"kill -CONT {pid}, or end it")
+        else:
+            yield warn("lock", message, "look what it waits for (a slow disk?), or end it")
+    if not held:
+        yield ok("lock", "free")
+
+
+def agent(subject: Subject) -> Iterator[Check]:
+    """Whether somebody signs checkpoints and writes the mirror."""
+    reader = subject.reader
+    if reader is None:
+        return
+    leaders = holders(subject.directory / LOCK)
+    for pid in leaders:
+        if is_stopped(pid):
+            message = f"{name_of(pid)} serves the trail, but it is stopped"
+            yield fail("agent", message, f"kill -CONT {pid}, or end it: another one takes over")
+        else:
+            yield ok("agent", f"{name_of(pid)} serves the trail")
+    if leaders:
+        return
+    last = reader.last_checkpoint()
+    if reader.tree().size == (last.size if last else 0):
+        yield ok("agent", "none at work, and nothing waits for one")
+        return
+    how = "otel-audit agent" if subject.settings.agent == "off" else "the application"
+    yield warn("agent", "none at work, and records wait for a checkpoint", f"start {how}")
+
+
+def mirror(subject: Subject) -> Iterator[Check]:
+    """Whether the JSON lines copy is there and follows."""
+    path, reader = subject.settings.mirror_file, subject.reader
+    if path is None:
+        yield ok("mirror", "none is configured (LOG_DIR or AUDIT_LOG_LOCAL_FILE)")
+        return
+    if not path.exists():
+        yield warn("mirror", f"{path} does not exist", "the application makes it when it starts")
+        return
+    mode = stat.S_IMODE(path.stat().st_mode)
+    shown = f"{path}, mode {mode:04o}"
+    if mode & (stat.S_IWGRP | stat.S_IRWXO):
+        yield warn("mirror", f"{shown}: personal data for others to read", f"chmod 640 {path}")
+    if reader is None:
+        return
+    try:
+        row = _row(subject.directory, path)
+    except TrailError as error:
+        yield warn("mirror", f"{shown}; how far it is cannot be read: {error}", "run as its owner")
+        return
+    size = reader.tree().size
+    behind = size - (0 if row is None else row.position)
+    if row is not None and row.state.get("origin") not in (None, reader.origin):
+        yield warn("mirror", f"{shown}; it is the copy of another trail", "start the application")
+        return
+    oldest = reader.leaf(size - behind) if behind > 0 else None
+    if oldest is None or subject.now - oldest.committed_unix_nano <= _LATE:
+        yield ok("mirror", f"{shown}, {count(max(0, behind), 'record')} behind")
+        return
+    since = span((subject.now - oldest.committed_unix_nano) / _SECOND)
+    yield warn(
+        "mirror",
+        f"{shown}, {count(behind, 'record')} behind, the first since {since}",
+        "the agent writes it: see the agent's check, and its log",
+    )
+
+
+def _row(directory: Path, path: Path) -> cursors.Cursor | None:
+    """Read the mirror's cursor. Raises `TrailError`."""
+    if not (directory / cursors.DATABASE).exists():
+        return None
+    rows = cursors.Cursors(directory)
+    try:
+        return rows.row(cursor_name(path))
+    finally:
+        rows.close()

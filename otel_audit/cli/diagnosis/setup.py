@@ -1,0 +1,63 @@
+"""Settings and versions."""
+
+from __future__ import annotations
+
+import platform
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from otel_audit._version import __version__
+from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from otel_audit.cli.diagnosis.check import Subject
+
+
+def settings(subject: Subject) -> Iterator[Check]:
+    """Whether every setting can be used, and every variable of ours is one."""
+    for error in subject.unusable:
+        message, _, remedy = str(error).partition("; ")
+        yield fail("settings", message, remedy)
+    known = [row["variable"] for row in subject.settings.describe()]
+    for name in subject.settings.unknown:
+        close = get_close_matches(name, known, n=1)
+        remedy = f"did you mean {close[0]}?" if close else "unset it, if nothing else reads it"
+        yield warn("settings", f"{name} is not a setting of otel-audit", remedy)
+    if subject.settings.disabled:
+        yield fail(
+            "settings",
+            "OTEL_AUDIT_DISABLED is set: nothing at all is recorded",
+            "unset it wherever something has to be audited",
+        )
+    if subject.settings.loki_enabled:
+        yield warn(
+            "settings",
+            "LOKI_ENABLED is set, but this version does not ship to Loki yet",
+            "nothing has to be done: records stay in the trail, from where a later version ships",
+        )
+    if not subject.unusable and not subject.settings.unknown:
+        yield ok("settings", "every variable that is set is known and usable")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a trail depends on."""
+    import apsw
+
+    return {
+        "otel-audit": __version__,
+        "Python": platform.python_version(),
+        "SQLite": apsw.sqlite_lib_version(),
+        "apsw": apsw.apsw_version(),
+        "OpenTelemetry": _installed("opentelemetry-sdk"),
+    }
+
+
+def _installed(package: str) -> str:
+    """Ask the metadata: importing OpenTelemetry takes longer than everything else here."""
+    try:
+        return version(package)
+    except PackageNotFoundError:  # pragma: no cover - it is a dependency
+        return "not installed"

@@ -1,0 +1,245 @@
+"""The trail itself: whether it opens, its key, its clock, its checkpoints."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+from otel_audit.cli.diagnosis.check import Check, Subject, fail, ok, warn
+from otel_audit.cli.output import count, moment, span, visible
+from otel_audit.errors import ProofError, TrailKeyError
+from otel_audit.trail import merkle
+from otel_audit.trail.checkpoint import open_checkpoint, read_checkpoint
+from otel_audit.trail.keys import TrailKeys
+from otel_audit.trail.note import Verifier
+from otel_audit.trail.reader import DATABASE, TrailReader
+from otel_audit.trail.signer import MEMORY
+from otel_audit.trail.succession import PREVIOUS
+from otel_audit.trail.trail import KEY_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from otel_audit.errors import AuditSettingsError
+    from otel_audit.settings import Settings
+
+_SECOND: Final = 1_000_000_000
+_SLACK: Final = 2 * _SECOND
+_LATE: Final = 10 * _SECOND
+"""How long a record may wait for its checkpoint before something must be wrong."""
+
+_FIRST_RELEASE: Final = 1_704_067_200 * _SECOND
+"""2024: no clock that is right shows an earlier time to this software."""
+
+_UNSYNCHRONISED: Final = 5
+"""TIME_ERROR of adjtimex(2)."""
+
+_TIMEX_SIZE: Final = 512
+_NEW_ORIGIN: Final = "keep everything; otel-audit verify; then otel-audit new-origin"
+
+
+def subject_of(settings: Settings, unusable: tuple[AuditSettingsError, ...] = ()) -> Subject:
+    """Open the trail, if that is possible. Close the reader after use."""
+    try:
+        reader = TrailReader(settings.trail_directory)
+    except Exception as error:  # noqa: BLE001 - why it cannot be opened is the first finding
+        return Subject(settings, unusable, refusal=error)
+    return Subject(settings, unusable, reader)
+
+
+def refusals(settings: Settings) -> list[str]:
+    """Return why a writer would refuse this trail, as far as reading tells."""
+    subject = subject_of(settings)
+    try:
+        found = [*opens(subject), *key(subject), *memory(subject)]
+        return [check.message for check in found if check.state == "fail"]
+    finally:
+        if subject.reader is not None:
+            subject.reader.close()
+
+
+def opens(subject: Subject) -> Iterator[Check]:
+    """Whether there is a trail, and this version can read it."""
+    reader, path = subject.reader, subject.directory / DATABASE
+    if reader is not None:
+        tree = reader.tree()
+        newest = f", the newest at {moment(tree.committed_unix_nano / 1e9)}" if tree.size else ""
+        earlier = _earlier(subject)
+        records = count(tree.size, "record")
+        yield ok("trail", f"{visible(reader.origin)}: {records}{newest}{earlier}")
+    elif path.exists():
+        message, _, remedy = str(subject.refusal).partition(": ")
+        yield fail("trail", f"{message}: {remedy}" if remedy else message, _NEW_ORIGIN)
+    elif left := [name for name in (KEY_FILE, MEMORY) if (subject.directory / name).exists()]:
+        yield fail(
+            "trail",
+            f"{path} is missing, but {' and '.join(left)} are there: it was removed or not restored",
+            f"restore {DATABASE}, or begin a new origin: otel-audit new-origin",
+        )
+    else:
+        yield warn(
+            "trail",
+            f"there is none in {subject.directory} yet",
+            "it is made when the application first starts; is this the right directory?",
+        )
+
+
+def _earlier(subject: Subject) -> str:
+    previous = subject.directory / PREVIOUS
+    number = len(list(previous.iterdir())) if previous.is_dir() else 0
+    return f"; {count(number, 'earlier trail')} in {PREVIOUS}/" if number else ""
+
+
+def key(subject: Subject) -> Iterator[Check]:
+    """Whether the signing key is there, closed to others, and this trail's."""
+    where = _where(subject)
+    claimed = () if subject.reader is None else subject.reader.claimed_keys
+    try:
+        keys = _load(subject)
+    except FileNotFoundError:
+        if claimed:
+            yield fail(
+                "signing key",
+                f"{where} is missing, but the trail was signed with it",
+                "put it back from the backup; if it is lost: otel-audit new-origin",
+            )
+        elif subject.reader is not None:
+            yield ok("signing key", f"{where} is made on first use")
+        return
+    except PermissionError:
+        yield warn(
+            "signing key",
+            f"{where} cannot be read by this user, and so not be checked",
+            "that is right, unless this is the user that writes the trail",
+        )
+        return
+    except TrailKeyError as error:
+        message, _, remedy = str(error).partition(": run ")
+        yield fail("signing key", message, f"run {remedy}" if remedy else "restore it")
+        return
+    yield _compared(subject, keys, claimed, where)
+
+
+def _compared(subject: Subject, keys: TrailKeys, claimed: tuple[str, ...], where: str) -> Check:
+    public = keys.verifier_keys()
+    reader = subject.reader
+    if reader is not None and keys.origin != reader.origin:
+        message = f"{where} belongs to {keys.origin}, the trail is {visible(reader.origin)}"
+    elif claimed and claimed != public:
+        message = f"{where} is {public[0]}, the trail was begun with {visible(claimed[0])}"
+    else:
+        return ok("signing key", f"{where}; public: {public[0]}")
+    return fail("signing key", message, "put back the key that was made with the trail")
+
+
+def _where(subject: Subject) -> str:
+    if subject.settings.signing_key:
+        return "OTEL_AUDIT_SIGNING_KEY"
+    path = subject.settings.signing_key_file or subject.directory / KEY_FILE
+    try:
+        return f"{path} (mode {stat.S_IMODE(path.stat().st_mode):04o})"
+    except OSError:
+        return str(path)
+
+
+def _load(subject: Subject) -> TrailKeys:
+    """Load the key; raises `OSError` as it is, and `TrailKeyError` for the rest."""
+    if subject.settings.signing_key:
+        return TrailKeys.from_text(subject.settings.signing_key)
+    path = subject.settings.signing_key_file or subject.directory / KEY_FILE
+    os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    return TrailKeys.load(path)
+
+
+def memory(subject: Subject) -> Iterator[Check]:
+    """Whether the trail still has everything that was signed here."""
+    reader, path = subject.reader, subject.directory / MEMORY
+    if reader is None or not path.exists():
+        return
+    try:
+        signed = read_checkpoint(path.read_text("utf-8"))
+    except (ProofError, UnicodeDecodeError) as error:
+        yield fail("signed", f"{path} is damaged: {error}", _NEW_ORIGIN)
+        return
+    tree = reader.tree()
+    if signed.size > tree.size:
+        message = f"it has {count(tree.size, 'record')}, but {signed.size:,} were signed"
+    elif merkle.edge_root(merkle.edge_at(signed.size, reader.hash_at)) != signed.root:
+        message = f"its first {signed.size:,} records are not those that were signed"
+    else:
+        yield ok("signed", f"{count(signed.size, 'record')}, the same that the trail has")
+        return
+    yield fail(
+        "signed", f"{message}: an older copy was restored, or records were changed", _NEW_ORIGIN
+    )
+
+
+def checkpoint(subject: Subject) -> Iterator[Check]:
+    """Whether the newest checkpoint is valid and covers what it should by now."""
+    reader = subject.reader
+    if reader is None:
+        return
+    size, last = reader.tree().size, reader.last_checkpoint()
+    covered, shown = 0, "none yet"
+    if last is not None:
+        try:
+            open_checkpoint(last.note, [Verifier.parse(item) for item in reader.claimed_keys])
+        except ProofError as error:
+            yield fail("checkpoint", f"the newest is not valid: {error}", "otel-audit verify")
+            return
+        covered = last.size
+        age = span(max(0, subject.now - last.unix_nano) / _SECOND)
+        shown = f"{age} old, of {count(covered, 'record')}"
+    waiting = size - covered
+    oldest = reader.leaf(covered) if waiting > 0 else None
+    if oldest is None:
+        yield ok("checkpoint", f"{shown}; no records after it")
+        return
+    shown += f"; {count(waiting, 'record')} after it"
+    age_of_oldest = subject.now - oldest.committed_unix_nano
+    if age_of_oldest <= _LATE:
+        yield ok("checkpoint", shown)
+        return
+    yield warn(
+        "checkpoint",
+        f"{shown}, waiting since {span(age_of_oldest / _SECOND)}: no agent is at work",
+        "start the application, or otel-audit agent, or otel-audit checkpoint --sign",
+    )
+
+
+def clock(subject: Subject) -> Iterator[Check]:
+    """Whether the clock can be right."""
+    reader = subject.reader
+    times = [(_FIRST_RELEASE, "this software was released")]
+    if reader is not None:
+        times.append((reader.tree().committed_unix_nano, "the newest record was committed"))
+        last = reader.last_checkpoint()
+        times.append((last.unix_nano if last else 0, "the newest checkpoint was signed"))
+    latest, what = max(times)
+    shown = moment(subject.now / _SECOND)
+    if subject.now < latest - _SLACK:
+        yield fail(
+            "clock",
+            f"{shown}, which is {span((latest - subject.now) / _SECOND)} before {what}",
+            "set the clock; until it has caught up, records get the time of the newest one",
+        )
+    elif _synchronised():
+        yield ok("clock", f"{shown}, synchronised according to the kernel")
+    else:
+        yield warn(
+            "clock",
+            f"{shown}, not known to the kernel to be synchronised",
+            "run a time service on the host (chrony, systemd-timesyncd)",
+        )
+
+
+def _synchronised() -> bool:
+    """Ask adjtimex(2), which changes nothing when all of its argument is zero."""
+    buffer = ctypes.create_string_buffer(_TIMEX_SIZE)
+    try:
+        answer = ctypes.CDLL(None).adjtimex(buffer)
+    except (OSError, AttributeError):  # pragma: no cover - other systems than Linux
+        return False
+    return 0 <= int(answer) != _UNSYNCHRONISED

@@ -1,0 +1,340 @@
+"""`tail` and `show`: reading records.
+
+What a line shows is a choice; the whole record is in `show` and in ``--json``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import deque
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+
+import typer
+
+from otel_audit.cli import output
+from otel_audit.cli.options import Directory, Json, RecordName, open_reader, settings_for
+from otel_audit.cli.outcome import ExitCode, UsageError, silence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from otel_audit.cli.evidence import Proven
+    from otel_audit.trail.reader import Leaf, TrailReader
+
+_POLL_SECONDS: Final = 0.2
+_CHUNK: Final = 2_048
+_CONDITION: Final = re.compile(r"([^=!]+)(!?=)(.*)", re.DOTALL)
+_OUTCOMES: Final = {"success": "green", "failure": "red"}
+_LEVELS: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
+_WIDEST: Final = {"actor": 24, "event": 28, "action": 20}
+
+
+class _Condition(NamedTuple):
+    """One ``--where``: a field, and a glob that its value has to match, or must not."""
+
+    field: str
+    pattern: str
+    wanted: bool
+
+    def holds(self, fields: dict[str, Any]) -> bool:
+        value = fields.get(self.field)
+        found = value is not None and fnmatchcase(_as_text(value), self.pattern)
+        return found == self.wanted
+
+
+def tail(
+    directory: Directory = None,
+    *,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, help="How many records to begin with.")
+    ] = 10,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with new records until Ctrl-C.")
+    ] = False,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar="FIELD=GLOB",
+            show_default=False,
+            help="Only records whose field matches, or with FIELD!=GLOB does not; all of several "
+            "must hold.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the newest records, and follow the trail with -f.
+
+    With --json each line is a record's stored bytes, the same as in audit.log.
+    A question mark behind the actor means that nobody verified it.
+    """
+    conditions = [_parse_condition(text) for text in where or ()]
+    with open_reader(settings_for(directory)) as reader:
+        write = _raw_writer() if as_json else _line_writer()
+        try:
+            _tail(reader, conditions, write, lines=lines, follow=follow)
+        except BrokenPipeError:
+            silence()
+        except KeyboardInterrupt:
+            raise typer.Exit(ExitCode.OK) from None
+
+
+def show(record: RecordName, directory: Directory = None, *, as_json: Json = False) -> None:
+    """Show one record, its place in the trail, and what covers it.
+
+    The leaf hash is computed from the record's bytes, and the way from it to
+    the root of the first checkpoint that covers it is checked, with the keys
+    that the trail itself claims; use `verify` or `check-proof` with a public
+    key from elsewhere where that matters.
+    """
+    from otel_audit.cli.evidence import find_leaf, hash_matches
+
+    with open_reader(settings_for(directory)) as reader:
+        leaf = find_leaf(reader, record)
+        proven, trouble = _covered(reader, leaf)
+        matches = hash_matches(leaf)
+        if as_json:
+            output.write_json(_as_json(reader, leaf, proven, trouble))
+        else:
+            _print_record(reader, leaf, proven, trouble)
+    if not matches or trouble:
+        raise typer.Exit(ExitCode.FOUND)
+
+
+# tail
+
+
+def _tail(
+    reader: TrailReader,
+    conditions: Sequence[_Condition],
+    write: Callable[[Sequence[Leaf]], None],
+    *,
+    lines: int,
+    follow: bool,
+) -> None:
+    size = reader.tree().size
+    write(_newest(reader, conditions, size, lines))
+    while follow:
+        grown = reader.tree().size
+        for batch in reader.batches(size, grown):
+            write([leaf for leaf in batch if _matches(leaf, conditions)])
+        size = grown
+        time.sleep(_POLL_SECONDS)
+
+
+def _newest(
+    reader: TrailReader, conditions: Sequence[_Condition], size: int, lines: int
+) -> list[Leaf]:
+    """Read backwards until there are enough records that match."""
+    found: deque[Leaf] = deque()
+    stop = size
+    while stop > 0 and len(found) < lines:
+        start = max(0, stop - (_CHUNK if conditions else lines))
+        matching = [leaf for leaf in reader.leaves(start, stop) if _matches(leaf, conditions)]
+        found.extendleft(reversed(matching))
+        stop = start
+    return list(found)[-lines:] if lines else []
+
+
+def _parse_condition(text: str) -> _Condition:
+    match = _CONDITION.fullmatch(text)
+    if match is None:
+        message = (
+            f"--where {text!r} is not FIELD=GLOB or FIELD!=GLOB, such as outcome=failure or "
+            "'event=login.*'"
+        )
+        raise UsageError(message)
+    return _Condition(match[1].strip(), match[3], match[2] == "=")
+
+
+def _matches(leaf: Leaf, conditions: Sequence[_Condition]) -> bool:
+    if not conditions:
+        return True
+    fields = output.parsed(leaf.record) or {}
+    return all(condition.holds(fields) for condition in conditions)
+
+
+def _as_text(value: object) -> str:
+    """Return a value as it would be typed: texts as they are, the rest as JSON."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _raw_writer() -> Callable[[Sequence[Leaf]], None]:
+    import sys
+
+    def write(leaves: Sequence[Leaf]) -> None:
+        for leaf in leaves:
+            sys.stdout.buffer.write(_as_bytes(leaf.record) + b"\n")
+        sys.stdout.buffer.flush()
+
+    return write
+
+
+def _line_writer() -> Callable[[Sequence[Leaf]], None]:
+    target = output.console()
+    widths: dict[str, int] = {"sequence": 4}
+
+    def write(leaves: Sequence[Leaf]) -> None:
+        rows = [(leaf, _columns(leaf)) for leaf in leaves]
+        for _, columns in rows:
+            for name, value in columns.items():
+                limit = _WIDEST.get(name, len(value))
+                widths[name] = max(widths.get(name, 0), min(len(value), limit))
+        for leaf, columns in rows:
+            line = _line(columns, widths, _level(leaf))
+            if target.is_terminal:
+                line.truncate(target.width, overflow="ellipsis")
+            target.print(line)
+
+    return write
+
+
+def _as_bytes(record: object) -> bytes:
+    """Return what a row holds as bytes: a row that was tampered with may hold anything."""
+    return record if isinstance(record, bytes) else str(record).encode(errors="backslashreplace")
+
+
+def _level(leaf: Leaf) -> str:
+    return str((output.parsed(leaf.record) or {}).get("level", ""))
+
+
+def _columns(leaf: Leaf) -> dict[str, str]:
+    """Choose what a line says, in order; the last column may be of any length."""
+    fields = output.parsed(leaf.record)
+    if fields is None:
+        raw = output.visible(_as_bytes(leaf.record).decode(errors="replace"))
+        return {"sequence": str(leaf.sequence), "rest": f"not a record: {raw}"}
+
+    def say(name: str) -> str:
+        return output.visible(_as_text(fields.get(name, "")))
+
+    actor = say("actor_id")
+    if fields.get("actor_verified") is False and actor != "anonymous":
+        actor += "?"
+    target = " ".join(filter(None, (say("resource_type"), say("resource_name"))))
+    error = say("error")
+    return {
+        "sequence": str(leaf.sequence),
+        "time": say("timestamp")[:19].replace("T", " "),
+        "outcome": say("outcome"),
+        "actor": actor,
+        "event": say("event"),
+        "action": say("action"),
+        "rest": ": ".join(filter(None, (target, error))),
+    }
+
+
+def _line(columns: dict[str, str], widths: dict[str, int], level: str) -> Text:
+    from rich.text import Text
+
+    styles = {
+        "sequence": "dim",
+        "time": "dim",
+        "outcome": _OUTCOMES.get(columns.get("outcome", ""), "yellow"),
+        "event": _LEVELS.get(level, "bold"),
+    }
+    line = Text(columns["sequence"].rjust(widths["sequence"]), style=styles["sequence"])
+    for name, value in columns.items():
+        if name != "sequence":
+            line.append("  ")
+            cell = value if name == "rest" else value.ljust(widths[name])
+            line.append(cell, style=styles.get(name))
+    line.rstrip()
+    return line
+
+
+# show
+
+
+def _covered(reader: TrailReader, leaf: Leaf) -> tuple[Proven | None, str | None]:
+    """Prove the record by the first checkpoint that covers it; say what is wrong, if it is."""
+    from otel_audit.cli.evidence import claimed_verifiers, covering, prove_leaf
+    from otel_audit.errors import ProofError
+
+    checkpoint = covering(reader, leaf.sequence)
+    if checkpoint is None:
+        return None, None
+    try:
+        return prove_leaf(reader, leaf, checkpoint.note, claimed_verifiers(reader)), None
+    except ProofError as error:
+        return None, str(error)
+
+
+def _as_json(
+    reader: TrailReader, leaf: Leaf, proven: Proven | None, trouble: str | None
+) -> dict[str, Any]:
+    from otel_audit.cli.evidence import checkpoint_json, hash_matches
+
+    return {
+        "origin": reader.origin,
+        "sequence": leaf.sequence,
+        "committed_at": output.stamp(leaf.committed_unix_nano),
+        "leaf_hash": leaf.hash.hex(),
+        "leaf_hash_matches": hash_matches(leaf),
+        "checkpoint": None if proven is None else checkpoint_json(proven.checkpoint),
+        "problem": trouble,
+        "record": output.parsed(leaf.record),
+        "bytes": leaf.record.decode(errors="backslashreplace"),
+    }
+
+
+def _print_record(
+    reader: TrailReader, leaf: Leaf, proven: Proven | None, trouble: str | None
+) -> None:
+    target = output.console()
+    fields = output.parsed(leaf.record)
+    rows: list[tuple[str, str | Text]] = [
+        ("trail", output.visible(reader.origin)),
+        ("sequence", str(leaf.sequence)),
+        ("committed", output.moment(leaf.committed_unix_nano / 1e9)),
+        ("leaf hash", _hash_text(leaf)),
+        ("checkpoint", _checkpoint_text(proven, trouble)),
+    ]
+    output.write_facts(target, rows)
+    target.print()
+    if fields is None:
+        raw = output.visible(leaf.record.decode(errors="replace"))
+        target.print(f"not a record: {raw}")
+    else:
+        print_fields(target, fields)
+
+
+def print_fields(target: Console, fields: dict[str, Any]) -> None:
+    """Print a record's fields in two columns, in the record's own order."""
+    rows = [
+        (output.visible(name), output.visible(_as_text(value))) for name, value in fields.items()
+    ]
+    output.write_facts(target, rows)
+
+
+def _hash_text(leaf: Leaf) -> Text:
+    from rich.text import Text
+
+    from otel_audit.cli.evidence import hash_matches
+
+    if hash_matches(leaf):
+        return Text.assemble(leaf.hash.hex(), ("  matches the record", "green"))
+    return Text.assemble(
+        leaf.hash.hex(), ("  DOES NOT MATCH the record: one of them was changed", "bold red")
+    )
+
+
+def _checkpoint_text(proven: Proven | None, trouble: str | None) -> Text:
+    from rich.text import Text
+
+    if trouble:
+        return Text(output.visible(trouble), style="bold red")
+    if proven is None:
+        return Text("none covers it yet; the agent signs one within a second", style="yellow")
+    signed = proven.checkpoint.timestamp
+    when = "" if signed is None else f", signed {output.moment(signed)}"
+    head = f"of {output.count(proven.checkpoint.checkpoint.size, 'record')}{when}"
+    return Text.assemble(head, ("  the record is in its tree", "green"))

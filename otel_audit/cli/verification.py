@@ -1,0 +1,204 @@
+"""`verify`: the whole trail, offline, and what came of it in plain words."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from otel_audit.cli import output
+from otel_audit.cli.options import (
+    Directory,
+    Json,
+    open_reader,
+    read_bytes,
+    settings_for,
+    verifiers_in,
+)
+from otel_audit.cli.outcome import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.text import Text
+
+    from otel_audit.trail.reader import TrailReader
+    from otel_audit.trail.verify import Finding, Report
+
+_SHOWN: Final = 20
+"""Findings that are printed for people; a ruined trail has thousands."""
+
+
+def verify(
+    directory: Directory = None,
+    *,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="Hold the trail against a checkpoint that was kept elsewhere ('-': stdin).",
+        ),
+    ] = None,
+    public_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY|FILE",
+            show_default=False,
+            help="A public key that was kept elsewhere, or a file with one a line, as printed by "
+            "`otel-audit keys`. May be repeated. Default: the keys that the trail claims.",
+        ),
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share the work of a long trail.")
+    ] = 1,
+    as_json: Json = False,
+) -> None:
+    """Check every record against the tree and the signed checkpoints.
+
+    Finds each change, removal, insertion and reordering of records that a
+    checkpoint covers. Who can replace the whole trail can only be found with a
+    public key and a checkpoint that were kept elsewhere.
+    """
+    from otel_audit.errors import ProofError
+    from otel_audit.trail.checkpoint import read_checkpoint
+    from otel_audit.trail.verify import verify as verify_trail
+
+    verifiers = None if not public_key else verifiers_in(public_key)
+    against = None if checkpoint is None else read_bytes(checkpoint)
+    if against is not None:
+        try:
+            read_checkpoint(against)
+        except ProofError as error:
+            message = f"{checkpoint}: {error}"
+            raise UsageError(message) from error
+    with open_reader(settings_for(directory)) as reader, _progress() as progress:
+        report = verify_trail(
+            reader,
+            verifiers=verifiers,
+            against=against,
+            progress=progress,
+            processes=processes,
+        )
+    if as_json:
+        output.write_json(_as_json(report))
+    else:
+        _print(report, reader)
+    if not report.ok:
+        raise typer.Exit(ExitCode.FOUND)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """Lend a function that moves a progress bar on stderr, on a terminal only."""
+    target = output.console(stderr=True)
+    if not target.is_terminal:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=target, transient=True) as bar:
+        task = bar.add_task("verifying", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    signed = report.last_checkpoint
+    return {
+        "ok": report.ok,
+        "origin": report.origin,
+        "size": report.size,
+        "covered": report.covered,
+        "root": report.root,
+        "checkpoints": report.checkpoints,
+        "last_checkpoint_at": None if signed is None else output.stamp(signed * 1_000_000_000),
+        "keys": list(report.keys),
+        "self_asserted": report.self_asserted,
+        "finding_count": report.finding_count,
+        "counts": report.counts,
+        "findings": [asdict(finding) for finding in report.findings],
+        "warnings": list(report.warnings),
+    }
+
+
+def _print(report: Report, reader: TrailReader) -> None:
+    from rich.text import Text
+
+    target = output.console()
+    for finding in report.findings[:_SHOWN]:
+        target.print(_finding_text(finding))
+    hidden = report.finding_count - min(_SHOWN, len(report.findings))
+    if hidden > 0:
+        target.print(f"and {hidden:,} more; --json lists the first {len(report.findings):,}")
+    if report.findings:
+        target.print()
+    rows: list[tuple[str, str | Text]] = [
+        ("trail", f"{output.visible(report.origin)}  ({reader.directory})"),
+        ("records", f"{report.size:,}"),
+        ("covered", _covered_text(report)),
+        ("after it", _after_text(report)),
+        ("keys", _keys_text(report)),
+    ]
+    rows += [("warning", Text(output.visible(warning), "yellow")) for warning in report.warnings]
+    rows.append(("result", _result_text(report)))
+    output.write_facts(target, rows)
+
+
+def _finding_text(finding: Finding) -> Text:
+    from rich.text import Text
+
+    return Text.assemble((finding.kind, "bold red"), "  ", output.visible(finding.message))
+
+
+def _covered_text(report: Report) -> str:
+    if not report.covered:
+        return "none: no valid checkpoint covers any record"
+    if report.last_checkpoint is None:
+        when = ""
+    else:
+        when = f", the newest signed {output.moment(report.last_checkpoint)}"
+    return (
+        f"{_first(report.covered)}, by {output.count(report.checkpoints, 'valid checkpoint')}{when}"
+    )
+
+
+def _first(number: int) -> str:
+    return "the first record" if number == 1 else f"the first {number:,} records"
+
+
+def _after_text(report: Report) -> str:
+    left = report.size - report.covered
+    return f"{output.count(left, 'record')}, not covered yet" if left else "no records"
+
+
+def _keys_text(report: Report) -> str:
+    """Name the keys by name and id; the whole of them is for `keys` and --json."""
+    names = [output.visible("+".join(key.split("+", 2)[:2])) for key in report.keys] or ["none"]
+    source = "claimed by the trail itself" if report.self_asserted else "given with --public-key"
+    return f"{', '.join(names)} ({source})"
+
+
+def _result_text(report: Report) -> Text:
+    from rich.text import Text
+
+    if not report.ok:
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in report.counts.items())
+        found = output.count(report.finding_count, "finding")
+        return Text(f"NOT IN ORDER: {found} ({kinds})", "bold red")
+    if not report.size:
+        return Text("in order: the trail is empty", "green")
+    if not report.covered:
+        return Text("nothing found, but nothing is proven either: see the warnings", "yellow")
+    return Text(
+        f"in order: nothing was changed, removed, inserted or moved in {_first(report.covered)}",
+        "bold green",
+    )
