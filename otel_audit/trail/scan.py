@@ -223,7 +223,13 @@ class Scanner:
         """Look for records that are not a line of UTF-8 JSON with a record id."""
         # All at once first; only if something is odd, record by record.
         joined = b"".join(records)
-        if b"\n" not in joined and _is_utf8(joined) and self._are_json(records):
+        # SQLite would take a text to end at its first NUL.
+        if (
+            b"\n" not in joined
+            and b"\0" not in joined
+            and _is_utf8(joined)
+            and self._are_json(records)
+        ):
             return
         for sequence, record in enumerate(records, start):
             problem = _malformed(record)
@@ -285,8 +291,9 @@ class Scanner:
         for place, leaf in enumerate(found):
             if leaf is None:
                 continue
-            if computed[place] != expected[place]:
-                self._report_changed(leaf, first + place, places.get(computed[place] or b""))
+            value = computed[place]
+            if value is None or value != expected[place]:
+                self._report_changed(leaf, first + place, places.get(value or b""))
             elif stated[place] != expected[place]:
                 self._add_record(
                     "leaf-hash-changed",

@@ -70,9 +70,8 @@ class Levels:
             if self._known and root is not None:
                 self._push(1, root)
 
-    def finish(self) -> None:
-        """Compare the incomplete tiles at the end."""
-        size = self._reader.tree().size
+    def finish(self, size: int) -> None:
+        """Compare the incomplete tiles at the end; the tree has ``size`` leaves by now."""
         for level, row in enumerate(self._rows, 1):
             if row:
                 limit = (size >> (TILE_HEIGHT * level)) - self._indexes[level - 1] * TILE_WIDTH

@@ -103,9 +103,11 @@ def verify(
     processes share the work, if the trail is long enough to be worth it.
 
     Raises `ProofError` if ``against`` is not a checkpoint at all, and
-    `TrailError` if the trail cannot be read at all. Whatever is wrong with the
+    `TrailError` if the trail does not say which one it is, or if a worker process
+    fails. Whatever is wrong with the
     trail itself is in the report.
     """
+    _check_origin(reader)
     given = None if verifiers is None else tuple(verifiers)
     run = _Verification(reader, given, against)
     with scanning(reader, run.trusted, processes if run.size > _SMALL else 1) as scan:
@@ -114,6 +116,16 @@ def verify(
             if progress is not None:
                 progress(scanned.stop, run.size)
     return run.report()
+
+
+def _check_origin(reader: TrailReader) -> None:
+    try:
+        origin: object = reader.origin
+    except LookupError:
+        origin = None
+    if not isinstance(origin, str):
+        msg = "the trail does not state its origin: the database is damaged"
+        raise TrailError(msg)
 
 
 class _Verification:
@@ -168,8 +180,6 @@ class _Verification:
         try:
             tree = self._reader.tree()
         except UNREADABLE as error:
-            if isinstance(error, TrailError):
-                raise
             self._findings.add(Finding("tree-changed", f"the stored tree cannot be read: {error}"))
             return Tree(-1, (), 0)
         return tree
@@ -188,7 +198,7 @@ class _Verification:
             else:
                 high = middle
         if stated > low:
-            msg = f"records {low} to {stated - 1} are missing: the trail was cut off at its end"
+            msg = f"records {low} to {stated - 1} are missing or unreadable: the trail was cut off"
             self._findings.add(Finding("truncated", msg, low, stated - 1), stated - low)
         return low
 
@@ -197,7 +207,7 @@ class _Verification:
         try:
             return next(self._reader.batches(sequence, _LARGEST), None) is not None
         except UNREADABLE:
-            return True
+            return False
 
     def _open_kept(self, note: str | bytes | None) -> tuple[Checkpoint | None, bool]:
         """Check the form, the signatures and the size of a checkpoint kept elsewhere."""
@@ -267,7 +277,7 @@ class _Verification:
 
     def _plausible_checkpoints(self) -> Iterator[StoredCheckpoint]:
         try:
-            for row in self._reader.checkpoints():
+            for row in self._reader.checkpoints(_SMALLEST):
                 if 0 <= size_of(row, -1) <= self.size:
                     yield row
                 else:
@@ -305,7 +315,7 @@ class _Verification:
 
     def report(self) -> Report:
         """Check what is not a record, and say what was found."""
-        self._levels.finish()
+        self._levels.finish(self._size_now())
         self._check_tree()
         self._guarded(self._check_tile_rows)
         self._guarded(self._check_strays)
@@ -318,12 +328,19 @@ class _Verification:
             root="" if self._root is None else self._root.hex(),
             checkpoints=self._judge.valid,
             last_checkpoint=self._judge.last_time,
-            findings=tuple(self._findings.listed),
+            findings=tuple(sorted(self._findings.listed, key=_place)),
             counts=dict(self._findings.counts),
             warnings=tuple(self._warnings()),
             keys=tuple(map(str, self.trusted)),
             self_asserted=self._given is None,
         )
+
+    def _size_now(self) -> int:
+        """Return how many records the tree has by now: somebody may be writing."""
+        try:
+            return self._reader.tree().size
+        except UNREADABLE:
+            return self.size
 
     def _guarded(self, check: Callable[[], None]) -> None:
         try:
@@ -353,7 +370,7 @@ class _Verification:
         self._report_missing_tiles(expected, complete)
 
     def _check_tile_beyond(self, index: int) -> None:
-        if index >= self._reader.tree().size // TILE_WIDTH:
+        if index >= self._size_now() // TILE_WIDTH:
             msg = f"tile 0/{index} knows of records beyond the {self.size} that there are"
             self._findings.add(Finding("tile-changed", msg))
 
@@ -367,10 +384,12 @@ class _Verification:
         for start, stop in ((_SMALLEST, 0), (max(self.size, self._stated.size), _LARGEST)):
             for batch in self._reader.batches(start, stop):
                 # Read after the batch: what was committed meanwhile is no stray.
-                size = self._reader.tree().size
-                for leaf in batch:
-                    if not 0 <= leaf.sequence < size:
-                        self._report_stray(leaf.sequence, leaf.record)
+                size = self._size_now()
+                strays = [leaf for leaf in batch if not 0 <= leaf.sequence < size]
+                for leaf in strays:
+                    self._report_stray(leaf.sequence, leaf.record)
+                if not strays:
+                    break  # else this would follow a busy writer for ever
 
     def _report_stray(self, sequence: int, record: object) -> None:
         record_id = record_id_in(record)
@@ -387,9 +406,11 @@ class _Verification:
             checkpoint = scanner.open(row)
             if checkpoint is not None:
                 self._judge.checkpoints([checkpoint], {row.size: self._root_from_tiles(row.size)})
+        grown = self._size_now()
+        there = grown if grown > self._stated.size else self.size
         for row in self._beyond:
             checkpoint = scanner.open(row)
-            if checkpoint is not None and checkpoint.size > self._reader.tree().size:
+            if checkpoint is not None and checkpoint.size > there:
                 msg = (
                     f"a signed checkpoint covers {row.size} records, the trail has only "
                     f"{self.size}: it was cut off, or replaced by an older copy"
@@ -430,6 +451,11 @@ class _Verification:
                 f"the commit times of records go back {self._time_jumps} times; they are not "
                 "part of the tree, and writers never let them go back"
             )
+
+
+def _place(finding: Finding) -> tuple[bool, int]:
+    """Order findings by the records they are about, then all others."""
+    return finding.sequence is None, finding.sequence or 0
 
 
 def _utc(leaf: Leaf) -> str:
