@@ -111,6 +111,7 @@ class Agent:
         self._mutex = threading.Lock()
         self._run: _Run | None = None
         self._started_once = False
+        self._asked_to_stop = False
         self._flushing = 0
         _agents.add(self)
 
@@ -155,11 +156,15 @@ class Agent:
                 raise RuntimeError(message)
             self._make_file()
             self._run = run = _Run()
+        # The signal may have come before there was anything to stop.
+        run.stopping = self._asked_to_stop
         self._serve(run)
+        self._asked_to_stop = False
 
     def stop(self) -> None:
         """Let `run()` finish what is due and return. May be called by a signal handler."""
         # No lock and no event: the handler may have interrupted their holder.
+        self._asked_to_stop = True
         run = self._run
         if run is not None:
             run.stopping = True
@@ -329,6 +334,8 @@ class Agent:
     def _let_go(self) -> None:
         self._mirror.close()
         self._leading = False
+        # Let go explicitly: a child that was just forked may still have its copy open.
+        self._lease.release()
         self._lease.close()
 
     def _close_reader(self) -> None:

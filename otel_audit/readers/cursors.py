@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import apsw
@@ -126,9 +126,21 @@ class Cursors:
             )
             raise TrailError(message) from error
 
+    def _make_file(self) -> None:
+        """Make an empty file of mode 0600, whose mode SQLite's side files inherit.
+
+        Never opens one that exists: to close it would let go of the POSIX locks
+        of this process's other connections (https://sqlite.org/howtocorrupt.html
+        section 2.2).
+        """
+        if self.path.exists():
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with suppress(FileExistsError):
+            os.close(os.open(self.path, flags, 0o600))
+
     def _connect(self) -> apsw.Connection:
-        # SQLite gives its side files the mode of the database: so the mode is set before.
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._make_file()
         connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
             connection.set_busy_timeout(_BUSY_MILLISECONDS)

@@ -9,6 +9,7 @@ copy and its lock are not touched. What the file is for is left to others.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import weakref
@@ -44,8 +45,22 @@ class Descriptor:
             raise ValueError(message)
         return self._number
 
+    def try_lock(self) -> bool:
+        """Lock the file against other processes (flock) unless it is locked; never wait."""
+        try:
+            fcntl.flock(self.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def unlock_and_close(self) -> None:
+        """Let go of the lock at once, even if a child that was just forked still has its copy."""
+        if self._number is not None:
+            fcntl.flock(self._number, fcntl.LOCK_UN)
+        self.close()
+
     def close(self) -> None:
-        """Close the file and let go of its lock; harmless when it is closed already."""
+        """Close the file; harmless when it is closed already."""
         with _guard:
             number, self._number = self._number, None
             _open.discard(self)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import stat
@@ -132,7 +131,7 @@ class Mirror:
     def close(self) -> None:
         """Close the file and let go of its lock; the next step opens it again."""
         if self._file is not None:
-            self._file.close()
+            self._file.unlock_and_close()
             self._file = None
 
     def _ready(self) -> bool:
@@ -219,14 +218,12 @@ class Mirror:
             raise
 
     def _lock(self, file: Descriptor) -> None:
-        try:
-            fcntl.flock(file.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not file.try_lock():
             message = (
                 f"another process writes the mirror {self.path}: two trails may not share one "
                 "file; set AUDIT_LOG_LOCAL_FILE to a file of its own for each"
             )
-            raise TrailLockedError(message) from None
+            raise TrailLockedError(message)
 
     def _copy(self, max_lines: int, deadline: float) -> int:
         start = self._position

@@ -76,14 +76,10 @@ def resume(reader: TrailReader, path: Path, mark: Mark | None) -> int:
 
 
 def _marked_file(path: Path, inode: int) -> Path | None:
-    """Find the file by its inode: rotation may have given it any name."""
-    with os.scandir(path.parent) as entries:
-        for entry in entries:
-            if entry.inode() == inode and entry.is_file(follow_symlinks=False):
-                return path.with_name(entry.name)
-    # A link at the mirror's place: the directory lists the link, not the file.
-    if path.exists() and path.stat().st_ino == inode:
-        return path
+    """Find the file by its inode, under whichever name rotation gave it."""
+    for file in (path, *(entry[1] for entry in _rotated(path))):
+        if file.stat().st_ino == inode:
+            return file
     return None
 
 
@@ -107,8 +103,8 @@ def _replay(reader: TrailReader, file: Path, mark: Mark, *, is_current: bool) ->
                 break
             position, offset = leaf.sequence + 1, found
         certain = certain or position > mark.position
-        if certain and not is_current:
-            cut_torn_line(reader, descriptor, position)
+        if not is_current:
+            cut_torn_line(reader, descriptor, position, certain=certain)
     finally:
         os.close(descriptor)
     return certain, position
@@ -144,11 +140,14 @@ def _next_line(descriptor: int, offset: int) -> int | None:
     return None
 
 
-def cut_torn_line(reader: TrailReader, descriptor: int, position: int) -> bool:
+def cut_torn_line(
+    reader: TrailReader, descriptor: int, position: int, *, certain: bool = True
+) -> bool:
     """Take away an unfinished last line if it is the beginning of record ``position``.
 
     Returns whether the file now ends with a whole line. NUL bytes count as
     nothing: a power cut can leave a file's length without its contents.
+    Unless the file is ``certain`` to be the mirror's, NUL bytes alone stay.
     """
     size = os.fstat(descriptor).st_size
     start = max(0, size - _TAIL)
@@ -156,8 +155,9 @@ def cut_torn_line(reader: TrailReader, descriptor: int, position: int) -> bool:
     torn = tail[tail.rfind(b"\n") + 1 :]
     if not torn:
         return True
+    begun = torn.rstrip(b"\0")
     leaf = reader.leaf(position)
-    if leaf is None or not leaf.record.startswith(torn.rstrip(b"\0")):
+    if leaf is None or not leaf.record.startswith(begun) or not (begun or certain):
         return False
     os.ftruncate(descriptor, size - len(torn))
     os.fsync(descriptor)
@@ -168,7 +168,8 @@ def _search(reader: TrailReader, path: Path, start: int, stop: int) -> int:
     """Return what follows the newest record of the range that the newest files end with."""
     lines: set[bytes] = set()
     searched = 0
-    for file in _newest_files(path):
+    newest_first = [path, *(file for _, file in sorted(_rotated(path), reverse=True))]
+    for file in newest_first:
         tail = _last_lines(file)
         lines.update(tail)
         searched += bool(tail)
@@ -183,20 +184,21 @@ def _search(reader: TrailReader, path: Path, start: int, stop: int) -> int:
     return start
 
 
-def _newest_files(path: Path) -> list[Path]:
-    """List the mirror's file and then the rotated ones, newest first.
+def _rotated(path: Path) -> list[tuple[int, Path]]:
+    """List the rotated files with the time of their last change.
 
-    Rotated names begin with the file's name (``audit.log.1``,
+    Their names begin with the file's name (``audit.log.1``,
     ``audit.log-20260131.gz``) or, with logrotate's ``extension``, with its
-    stem (``audit-20260131.log``).
+    stem (``audit-20260131.log``). No other file is ever touched: the trail may
+    be in the same directory.
     """
-    rotated = []
+    beginnings = (path.name + ".", path.name + "-", path.stem + "-")
     with os.scandir(path.parent) as entries:
-        for entry in entries:
-            named = entry.name.startswith((path.name, path.stem + "-"))
-            if named and entry.name != path.name and entry.is_file(follow_symlinks=False):
-                rotated.append((entry.stat().st_mtime_ns, path.with_name(entry.name)))
-    return [path, *(file for _, file in sorted(rotated, reverse=True))]
+        return [
+            (entry.stat().st_mtime_ns, path.with_name(entry.name))
+            for entry in entries
+            if entry.name.startswith(beginnings) and entry.is_file(follow_symlinks=False)
+        ]
 
 
 def _last_lines(file: Path) -> list[bytes]:
