@@ -78,7 +78,7 @@ _RANDOM: Final = (
     "access signature", "sess id", "phpsessid", "jsessionid",
 )  # fmt: skip
 
-# Names that mean a secret only when they stand alone.
+# Names that mean a secret only when they stand alone (after the last dot).
 _ALONE: Final = ("pin", "sig", "creds")
 
 # At the end of a longer word too, as in "dbpassword" or "accesstoken".
@@ -89,7 +89,7 @@ _ABOUT: Final = _set_of(
     """
     accepted access accessed account action address age alert alerts alg algorithm allowed amount
     arn at attempt attempts audience authorities authority backend balance bits brand breached
-    bucket budget bytes caller change changed chars check class column compromised consent consumed
+    bucket budget by bytes caller change changed chars check class column compromised consent consumed
     cost count country created creation date days deleted deletion denied detected distribution
     domain domains enabled endpoint engine entropy error event exchange exists expiration expired
     expires expiry exposed failed failures feature field fields file fingerprint format found
@@ -97,7 +97,7 @@ _ABOUT: Final = _set_of(
     kinds label last leaked len length level lifetime limit line lines location lock locked lookup
     manager managers masked match matched matches method minutes mismatch missing mode ms name names
     needed network operation operations option origin outcome owner path payment policies policy
-    present price provider purpose rate reader reason ref reference refresh refreshed rejected
+    prefix present price provider purpose rate reader reason ref reference refresh refreshed rejected
     remaining request requested required requirements reset resets result retries retrieval
     retrieved reuse reused review reviewed revocation revoke revoked ring role rotate rotated
     rotation rules scanning scheme scope scopes score seconds sent service set size source standard
@@ -113,7 +113,7 @@ _NO_TOKEN: Final = _set_of(
     """
     begin bos cached cancellation completion continuation cursor each end eos first generated
     idempotency input last mask max min next output pad page pagination per prompt reasoning sep
-    single special start stop sync unk
+    single special start stop sync total unk
     """
 )
 
@@ -148,12 +148,15 @@ class SecretNames(dict[str, Verdict]):
     def __missing__(self, name: str) -> Verdict:
         if len(self) >= _SEEN:
             self.clear()
-        self[name] = verdict = self._judge(_words(name))
+        alone = _words(name.rpartition(".")[2])
+        if len(alone) == 1 and alone[0] in _ALONE:
+            verdict = Verdict.SECRET
+        else:
+            verdict = self._judge(_words(name))
+        self[name] = verdict
         return verdict
 
     def _judge(self, words: tuple[str, ...]) -> Verdict:
-        if len(words) == 1 and words[0] in _ALONE:
-            return Verdict.SECRET
         found = Verdict.INNOCENT
         for start in range(len(words)):
             for end in range(start + 1, min(len(words), start + self._longest) + 1):

@@ -20,7 +20,7 @@ from otel_audit.record.secret_names import Verdict, is_decision
 from otel_audit.record.secret_shapes import CARD, GROUPS, SEARCH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from otel_audit.record.secret_names import SecretNames
 
@@ -225,7 +225,18 @@ def _with_number(text: str, dot: int, _: int, end: int) -> tuple[int, int] | Non
     return (dot - len(number), end) if digits.isdigit() else None
 
 
-_CHECKS: Final = {"basic": _credentials, "discord": _with_number, "jwt": _with_header}
+def _with_digits(text: str, colon: int, _: int, end: int) -> tuple[int, int]:
+    """Take a bot's number along, which stands before the colon."""
+    window = text[max(0, colon - _LONGEST_NUMBER) : colon]
+    return colon - len(window) + len(window.rstrip(string.digits)), end
+
+
+_CHECKS: Final[dict[str, Callable[[str, int, int, int], tuple[int, int] | None]]] = {
+    "basic": _credentials,
+    "discord": _with_number,
+    "jwt": _with_header,
+    "telegram": _with_digits,
+}
 
 
 def _token_before(text: str, dot: int) -> str:
@@ -242,6 +253,8 @@ def _decoded(encoded: str) -> bytes:
 
 
 def _may_have_card(text: str) -> bool:
+    if len(text) < len(_CARD_LIKE):
+        return False
     zeros = text.encode("utf-8", "surrogatepass").translate(_ZEROS, b" -")
     return _CARD_LIKE in zeros
 
