@@ -26,6 +26,7 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 """Methods that are not meant to change anything (RFC 9110, section 9.2.1)."""
 
 _LONGEST_PATH: Final = 1024
+_LONGEST_METHOD: Final = 32  # any token is one (RFC 9110, section 9.1), however long
 _DENIED: Final = frozenset({401, 403})
 _NORMAL_CLOSURES: Final = frozenset({1000, 1001, 1005})
 """Close codes of connections that ended in order (RFC 6455, section 7.4.1)."""
@@ -48,7 +49,7 @@ class Activity:
         if self._recorded:
             return
         self._recorded = True
-        method: str = self._scope["method"]
+        method: str = self._scope["method"][:_LONGEST_METHOD]
         status, level = _judged(status_code)
         if error and status == "success":
             status, level = "failed", "warning"

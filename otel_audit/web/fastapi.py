@@ -151,13 +151,9 @@ def _for_connections(hook: IdentityHook) -> IdentityHook:
 
 def _tracing(stack: Any) -> Any:  # noqa: ANN401 - a middleware, told by its name
     """Return the OpenTelemetry middleware at the top of the stack, if it stands there."""
-    for node in _chain(stack):
-        name = type(node).__name__
-        if name == "OpenTelemetryMiddleware":
-            return node
-        if name != "ServerErrorMiddleware":
-            return None
-    return None
+    inside = (node for node in _chain(stack) if type(node).__name__ != "ServerErrorMiddleware")
+    first = next(inside, None)
+    return first if type(first).__name__ == "OpenTelemetryMiddleware" else None
 
 
 def _chain(stack: Any) -> Iterator[Any]:  # noqa: ANN401 - middleware of any kind

@@ -28,23 +28,16 @@ _STOPPED: Final = "lifespan.shutdown.complete"
 _NOT_STOPPED: Final = "lifespan.shutdown.failed"
 
 
-class LifespanScope(RequestScope):
-    """Collects what is emitted while the application starts and stops.
+def service_scope(service: str) -> RequestScope:
+    """Make the scope that collects what is emitted while an application starts or stops.
 
-    That belongs to no request, so there are no facts of one, and who acts is
+    That belongs to no request, so the facts of one are absent, and who acts is
     the service, as everywhere outside a request.
     """
-
-    __slots__ = ()
-
-    def __init__(self, service: str) -> None:
-        absent: Any = None
-        super().__init__(absent, client_id=absent, client_ip=absent)
-        self.actor = Actor(service, "service", verified=absent)
-
-    def facts(self) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
+    absent: Any = None
+    scope = RequestScope(absent, client_id=absent, client_ip=absent)
+    scope.actor = Actor(service, "service", verified=absent)
+    return scope
 
 
 class LifespanExchange:
@@ -58,7 +51,7 @@ class LifespanExchange:
         self._provider = provider
         self._receive = receive
         self._send = send
-        self._request = LifespanScope(provider.service_name)
+        self._request = service_scope(provider.service_name)
         self._failure: AuditUnavailableError | None = None
         self._asked = False
         self._reported = False

@@ -166,6 +166,17 @@ async def test_an_exception_after_the_response_started(
     assert [record["status_code"] for record in records()] == [200]
 
 
+async def test_an_answer_is_recorded_once(provider: AuditProvider, records: Records) -> None:
+    """Also when an application starts its response twice; the server will see to that."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(START)
+        await send({**START, "status": 500})
+
+    await request(AuditMiddleware(app, provider=provider))
+    assert [record["status_code"] for record in records()] == [200]
+
+
 async def test_no_answer(provider: AuditProvider, records: Records) -> None:
     """An application that returns without one has failed."""
 

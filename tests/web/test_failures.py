@@ -359,11 +359,10 @@ async def test_a_websocket_is_not_accepted(wrap: Wrap, audit: AuditLogger, hold:
             await send({"type": "websocket.send", "text": "hello"})
         await send({"type": "websocket.close"})
 
+    audited = wrap(app, exclude=["/ws"])  # else a trail known to be broken would decline
     with hold():
-        plain = await connect(wrap(app))
-        denied = await connect(
-            wrap(app), scope=websocket(extensions={"websocket.http.response": {}})
-        )
+        plain = await connect(audited)
+        denied = await connect(audited, scope=websocket(extensions={"websocket.http.response": {}}))
     assert plain.sent == [{"type": "websocket.close", "code": 1013, "reason": problem.CLOSE_REASON}]
     assert denied.types == ["websocket.http.response.start", "websocket.http.response.body"]
     assert denied.status == 503
@@ -411,6 +410,75 @@ async def test_a_websocket_s_last_records_count(wrap: Wrap, audit: AuditLogger, 
         assert (await connect(wrap(raises, exclude=["/ws"]))).types == closed
         with pytest.raises(AuditUnavailableError):
             await connect(wrap(closes, exclude=["/ws"]))
+
+
+async def test_a_denial_that_has_begun_is_cut_off(
+    wrap: Wrap, audit: AuditLogger, hold: Hold
+) -> None:
+    """After its start there is no other answer, however often the application tries."""
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+        audit.audit_event("chat", "decline")
+        for _ in range(2):
+            with suppress(AuditUnavailableError):
+                await send({"type": "websocket.http.response.body", "body": b"no"})
+
+    wire = Wire({"type": "websocket.connect"})
+    with hold(), pytest.raises(AuditUnavailableError):
+        await wrap(app)(websocket(), wire.receive, wire.send)
+    assert wire.types == ["websocket.http.response.start"]
+
+
+async def test_a_websocket_s_own_error_goes_on(
+    wrap: Wrap, audit: AuditLogger, hold: Hold, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On an open connection the server closes for it; before, the handshake is declined."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        if scope["path"] == "/open":
+            await send({"type": "websocket.accept"})
+        audit.audit_event("chat", "join")
+        raise KeyError
+
+    audited = wrap(app, exclude=["/open", "/early"])
+    with hold():
+        with pytest.raises(KeyError):
+            await connect(audited, scope=websocket("/open"))
+        assert (await connect(audited, scope=websocket("/early"))).types == ["websocket.close"]
+    assert "records of a failed connection are not confirmed" in caplog.text
+    assert "the application failed as well" in caplog.text
+
+
+async def test_a_websocket_whose_client_left(wrap: Wrap, audit: AuditLogger, hold: Hold) -> None:
+    """There is nobody to close for; the server's log gets the error."""
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        assert (await receive())["type"] == "websocket.disconnect"
+        await audit.emit(_event())
+
+    with hold(), pytest.raises(AuditUnavailableError):
+        await connect(wrap(app), {"type": "websocket.disconnect", "code": 1001})
+
+
+async def test_unknown_messages_of_a_websocket_pass(
+    wrap: Wrap, audit: AuditLogger, hold: Hold
+) -> None:
+    """They neither wait nor change, like those of HTTP."""
+    unknown = {"type": "websocket.http.response.debug", "info": {}}
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        audit.audit_event("chat", "join")
+        await send(unknown)
+
+    with hold():
+        wire = await connect(wrap(app))
+    assert wire.sent[0] is unknown
 
 
 async def test_startup_fails(wrap: Wrap, audit: AuditLogger, hold: Hold) -> None:
@@ -559,10 +627,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_full_disk_is_a_503_until_there_is_room(
-    small_disk: Path, make_provider: Callable[..., AuditProvider], records: Records
+    small_disk: Path,
+    make_provider: Callable[..., AuditProvider],
+    records: Records,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Every 200 has its record, also among those that came while the disk filled up."""
-    logging.getLogger("otel_audit").setLevel(logging.CRITICAL)
+    caplog.set_level(logging.CRITICAL, "otel_audit")
     provider = make_provider()
     audit = AuditLogger(provider=provider)
 
