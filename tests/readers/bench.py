@@ -123,11 +123,15 @@ class Bench:
             )
             raise AssertionError(message)
 
+    def start(self, role: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Run this module as a program."""
+        command = [sys.executable, "-m", "tests.readers.bench", role, str(self.root)]
+        return subprocess.Popen([*command, *arguments], cwd=ROOT)
+
     @contextmanager
     def process(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         """Run this module as a program; it is killed at the end."""
-        command = [sys.executable, "-m", "tests.readers.bench", arguments[0], str(self.root)]
-        process = subprocess.Popen([*command, *arguments[1:]], cwd=ROOT)
+        process = self.start(*arguments)
         try:
             yield process
         finally:
@@ -140,9 +144,11 @@ def _content(file: Path) -> bytes:
 
 
 def _age(file: Path) -> int:
-    """Order audit.log.10(.gz), ..., audit.log.1, audit.log."""
-    number = file.name.removesuffix(".gz").removeprefix("audit.log").lstrip(".")
-    return -int(number or 0)
+    """Order audit.log-1770000000(.gz), ..., audit.log.10(.gz), ..., audit.log.1, audit.log."""
+    suffix = file.name.removesuffix(".gz").removeprefix("audit.log")
+    if suffix.startswith("-"):
+        return int(suffix[1:]) - (1 << 40)
+    return -int(suffix[1:] or 0)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
