@@ -1,0 +1,1 @@
+"""What a record is: events, their classes, redaction, canonical bytes, OpenTelemetry names."""

@@ -1,0 +1,1 @@
+"""Where records are kept, proved and verified; knows bytes only, nothing of events."""
