@@ -1,1 +1,1 @@
-"""What a record is: events, their classes, redaction, canonical bytes, OpenTelemetry names."""
+"""What a record is: the event, its odd values, its secrets, its bytes. Knows no storage."""

@@ -1,1 +1,1 @@
-"""Where records are kept, proved and verified; knows bytes only, nothing of events."""
+"""Where bytes are kept, and how that is proved. Knows nothing of events."""
