@@ -673,7 +673,11 @@ def test_a_trail_forged_from_the_start_needs_the_real_key(tmp_path: Path) -> Non
     assert trail.kinds() == {"checkpoint-invalid": 1}
 
 
-@pytest.mark.parametrize("value", [None, "", "nonsense", KEYS.verifier_keys()[1]])
+@pytest.mark.parametrize(
+    "value",
+    [None, "", "nonsense", KEYS.verifier_keys()[1]],
+    ids=["none", "empty", "nonsense", "cosigner"],
+)
 def test_a_trail_that_claims_no_key_cannot_vouch_for_itself(
     trail: Victim, value: str | None
 ) -> None:
