@@ -1,13 +1,16 @@
 """SQLite handles that survive threads and forks; nothing about the trail itself.
 
 Promises: one thread at a time uses a handle; a handle opens on first use and
-again after a fork. SQLite keeps its table of POSIX locks in process memory,
+again after a fork; closing it and forking wait for a bounded time only. SQLite keeps its table of POSIX locks in process memory,
 so a child that inherits an open database believes that it holds locks which
 only its parent holds, even through a connection of its own
 (https://sqlite.org/howtocorrupt.html section 2.6). Therefore every handle is
 closed *before* a fork, in the parent, and both sides open theirs again.
 
-Rule for callers: never use one handle inside another one's `use()`.
+Rule for callers: never use one handle inside another one's `use()`. Who must
+stay sound when a signal handler raises in between writes ``with handle.mutex:``
+and `connection()`, since a generator such as `use()` would keep what it holds
+for as long as anybody keeps the exception.
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ if TYPE_CHECKING:
 _MINIMUM: Final = 3_051_003
 """SQLite 3.51.3: the first release without the WAL-reset defect."""
 
-_FORK_PATIENCE: Final = 5.0
-"""Seconds that a fork waits for a transaction under way in another thread."""
+_PATIENCE: Final = 5.0
+"""Seconds that a fork or a close waits for a transaction under way in another thread."""
 
 _logger = logging.getLogger("otel_audit.trail")
 
@@ -55,7 +58,8 @@ class Handle:
     def __init__(self, connect: Callable[[], apsw.Connection]) -> None:
         """Take the function that opens and prepares a connection."""
         self._connect = connect
-        self._mutex = threading.Lock()
+        # Reentrant: who handles a KeyboardInterrupt may close what it interrupted.
+        self.mutex = threading.RLock()
         self._connection: apsw.Connection | None = None
         self._unusable = False
         _handles.add(self)
@@ -63,21 +67,34 @@ class Handle:
     @contextmanager
     def use(self) -> Iterator[apsw.Connection]:
         """Lend the connection to the calling thread, opening it when needed."""
-        with self._mutex:
-            if self._connection is None:
-                self._connection = self._open()
-            yield self._connection
+        with self.mutex:
+            yield self.connection()
+
+    def connection(self) -> apsw.Connection:
+        """Return the connection, opened when needed, to a thread that holds the mutex."""
+        if self._connection is None:
+            self._connection = self._open()
+        return self._connection
 
     def close(self) -> None:
-        """Close the connection; the next `use()` would open another one."""
-        with self._mutex:
+        """Close the connection; the next `use()` would open another one.
+
+        It is left open when another thread hangs in it, on a disk that does
+        not answer.
+        """
+        if not self.mutex.acquire(timeout=_PATIENCE):
+            _logger.error("a transaction does not end; its database is left open")
+            return
+        try:
             self._shut()
+        finally:
+            self.mutex.release()
 
     def _open(self) -> apsw.Connection:
         if self._unusable:
             message = (
                 "this process was forked while its parent was inside a transaction that did "
-                f"not end within {_FORK_PATIENCE:g} s, so SQLite's lock table is not "
+                f"not end within {_PATIENCE:g} s, so SQLite's lock table is not "
                 "trustworthy here; start the process by spawn instead of fork"
             )
             raise TrailError(message)
@@ -89,14 +106,14 @@ class Handle:
             self._connection = None
 
     def _before_fork(self) -> bool:
-        if not self._mutex.acquire(timeout=_FORK_PATIENCE):
+        if not self.mutex.acquire(timeout=_PATIENCE):
             _logger.error("a fork happens inside a transaction; the child cannot use the trail")
             return False
         self._shut()
         return True
 
     def _in_child(self, *, closed: bool) -> None:
-        self._mutex = threading.Lock()
+        self.mutex = threading.RLock()
         self._unusable = self._unusable or not closed
         if not closed and self._connection is not None:
             _leak(self._connection)
@@ -121,7 +138,7 @@ def _before_fork() -> None:
 def _after_fork_in_parent() -> None:
     for handle, closed in _forking:
         if closed:
-            handle._mutex.release()  # noqa: SLF001 - same module
+            handle.mutex.release()
     _forking.clear()
 
 

@@ -271,7 +271,11 @@ def check_version(connection: apsw.Connection, path: Path) -> None:
     if application != APPLICATION_ID:
         message = f"{path} is a database, but not an audit trail (application_id {application})"
         raise TrailError(message)
-    version = connection.pragma("user_version")
+    refuse_newer(connection.pragma("user_version"), path)
+
+
+def refuse_newer(version: int, path: Path) -> None:
+    """Raise `TrailVersionError` for a schema that this software does not know yet."""
     if version > SCHEMA_VERSION:
         message = (
             f"{path} has schema version {version}, this otel-audit knows up to "

@@ -16,8 +16,7 @@ import ctypes
 import logging
 import os
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import apsw
 
@@ -30,11 +29,12 @@ from otel_audit.trail.reader import (
     DATABASE,
     SCHEMA_VERSION,
     check_version,
+    refuse_newer,
     split_hashes,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 _SCHEMA: Final = """
@@ -69,6 +69,8 @@ _WAL_CHECKPOINT_PAGES: Final = 50_000
 """Without an agent SQLite itself empties the log at about 200 MB."""
 
 _logger = logging.getLogger("otel_audit.trail")
+
+_T = TypeVar("_T")
 
 
 class Commit(NamedTuple):
@@ -110,8 +112,7 @@ class TrailStore:
         # Another connection and descriptor: commits go on while the log is copied.
         self._emptier_lock = FileLock(directory / "lock")
         self._emptier = Handle(lambda: self._connect(self._emptier_lock))
-        with self._transaction() as connection:
-            self.origin = str(connection.execute("SELECT value FROM meta WHERE key = 'origin'").get)
+        self.origin = self._write(_origin)
 
     def append(
         self, entries: Sequence[tuple[bytes, bytes]], resources: Mapping[str, bytes]
@@ -122,7 +123,8 @@ class TrailStore:
         name. Raises `TrailError`; the records are then not confirmed.
         """
         blobs = tuple(leaf_hash + record for leaf_hash, record in entries)
-        with self._transaction() as connection:
+
+        def work(connection: apsw.Connection) -> Commit:
             size, joined, last = connection.execute(
                 "SELECT size, edge, committed_unix_nano FROM tree"
             ).get
@@ -142,21 +144,28 @@ class TrailStore:
                 "UPDATE tree SET size = ?, edge = ?, committed_unix_nano = ?",
                 (grown, b"".join(edge), now),
             )
+            return Commit(size, now)
+
+        commit = self._write(work)
         self._known_resources.update(resources)
-        return Commit(size, now)
+        return commit
 
     def add_checkpoint(self, size: int, unix_nano: int, note: str) -> None:
         """Keep a signed checkpoint. Raises `TrailError`."""
-        with self._transaction() as connection:
-            connection.execute(
+        self._write(
+            lambda connection: connection.execute(
                 "INSERT INTO checkpoint (size, unix_nano, note) VALUES (?, ?, ?)",
                 (size, unix_nano, note),
             )
+        )
 
     def describe(self, facts: Mapping[str, str]) -> None:
         """Write facts about the trail, such as its public keys, into ``meta``."""
-        with self._transaction() as connection:
-            connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(facts.items()))
+        self._write(
+            lambda connection: connection.executemany(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)", list(facts.items())
+            )
+        )
 
     def probe(self) -> None:
         """Commit a harmless row, to learn whether the trail takes records again."""
@@ -200,23 +209,27 @@ class TrailStore:
         self._emptier_lock.close()
         self._lock.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[apsw.Connection]:
-        """One write transaction under the lock of all processes.
+    def _write(self, work: Callable[[apsw.Connection], _T]) -> _T:
+        """Do ``work`` in one write transaction under the lock of all processes.
 
-        The commit is the last thing inside the block of the lock, and what
-        SQLite reports becomes an error that says what to do.
+        The commit is the last thing before the lock is let go, and what SQLite
+        reports becomes an error that says what to do. No generator: see
+        database.py.
         """
         try:
-            with self._handle.use() as connection, self._lock.held(self.timeout):
-                connection.execute("BEGIN IMMEDIATE")
+            with self._handle.mutex:
+                connection = self._handle.connection()
                 try:
-                    yield connection
+                    self._lock.acquire(self.timeout)
+                    connection.execute("BEGIN IMMEDIATE")
+                    self._recognise(connection)
+                    done = work(connection)
                     connection.execute("COMMIT")
-                except BaseException:
+                    return done
+                finally:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
-                    raise
+                    self._lock.release()
         except TrailError:
             raise  # among them one that is a TimeoutError, hence an OSError
         except apsw.Error as error:
@@ -224,6 +237,18 @@ class TrailStore:
         except OSError as error:
             message = f"the trail's lock {self._lock.path} cannot be used: {error.strerror}"
             raise TrailError(message) from error
+
+    def _recognise(self, connection: apsw.Connection) -> None:
+        """Refuse what has changed since it was opened: the file's place, or the schema."""
+        moved = ctypes.c_int()
+        connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(moved))
+        if moved.value:
+            message = (
+                f"{self.path} was removed or replaced while this process had it open: find out "
+                "by whom, put it back, and restart this process"
+            )
+            raise TrailMismatchError(message)
+        refuse_newer(connection.execute("PRAGMA user_version").get, self.path)
 
     def _explained(self, error: apsw.Error) -> TrailError:
         for kind, advice in _ADVICE:
@@ -311,6 +336,10 @@ _ADVICE: Final[tuple[tuple[type[apsw.Error], str], ...]] = (
     (apsw.NotADBError, "this is not a trail; keep it, and restore the right file"),
     (apsw.IOError, "the disk reports an error; look at the kernel's log (dmesg)"),
 )
+
+
+def _origin(connection: apsw.Connection) -> str:
+    return str(connection.execute("SELECT value FROM meta WHERE key = 'origin'").get)
 
 
 def _complete_tiles(connection: apsw.Connection, size: int, grown: int) -> None:
