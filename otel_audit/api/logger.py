@@ -86,9 +86,8 @@ class AuditLogger:
         record = encode(draft)
         hashed = leaf_hash(record)
         try:
-            if _get_running_loop() is None:
-                return provider.commit(draft, record, hashed)
-            ticket = provider.submit(draft, record, hashed)
+            put = provider.commit if _get_running_loop() is None else provider.submit
+            ticket = put(draft, record, hashed)
         except AuditUnavailableError as error:
             # Whoever swallows this error must still not get a 200 sent.
             if draft.scope is not None:

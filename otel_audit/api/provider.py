@@ -35,9 +35,10 @@ from otel_audit.errors import AuditClosedError, AuditUnavailableError
 from otel_audit.record.encode import new_record_id
 from otel_audit.record.redact import Redactor
 from otel_audit.settings import Settings
-from otel_audit.trail.committer import Committer, Resource, Ticket
+from otel_audit.trail.committer import Committer
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.reader import TrailReader
+from otel_audit.trail.ticket import Resource, Ticket
 from otel_audit.trail.trail import Trail
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class AuditProvider:
             on_failure=self.settings.on_failure, http_activity=self.settings.http_activity
         )
         self.not_recorded = 0
+        self._mutex = threading.RLock()
         self._closed = False
         self._forked = False
         self._companions: list[Companion] = []
@@ -159,8 +161,12 @@ class AuditProvider:
         """Return a new reader of the trail; close it after use."""
         return TrailReader(self.directory)
 
-    def commit(self, draft: Draft, record: bytes, leaf_hash: bytes) -> AuditReceipt:
-        """Block until the record is durable. Raises as the policy says."""
+    def commit(self, draft: Draft, record: bytes, leaf_hash: bytes) -> Ticket | AuditReceipt:
+        """Block until the record is durable. Raises as the policy says.
+
+        Returns the queued ticket where this thread must not wait: in a signal
+        handler or finalizer that interrupted it in the middle of a commit.
+        """
         if self._committer is None:
             return self.unrecorded(draft.record_id)
         ticket = Ticket(record, leaf_hash, self.resource, (draft.record_id, draft.on_failure))
@@ -170,7 +176,7 @@ class AuditProvider:
             self._committer.commit(ticket)
         except AuditUnavailableError as error:
             return self._refused(ticket, error)
-        return self.settle(ticket)
+        return self.settle(ticket) if ticket.done else ticket
 
     def submit(self, draft: Draft, record: bytes, leaf_hash: bytes) -> Ticket | AuditReceipt:
         """Queue the record and return at once. Raises as the policy says."""
@@ -185,13 +191,19 @@ class AuditProvider:
             return self._refused(ticket, error)
         return ticket
 
-    def settle(self, ticket: Ticket) -> AuditReceipt:
-        """Turn a ticket that is done into a receipt, or raise as the policy says."""
+    def settle(self, ticket: Ticket, expired: AuditUnavailableError | None = None) -> AuditReceipt:
+        """Turn a ticket that is done into a receipt, or raise as the policy says.
+
+        ``expired`` says why the waiting ended before it was done.
+        """
         record_id: str = ticket.owner[0]
+        failure = expired
         if ticket.error is not None:
             failure = AuditUnavailableError(str(ticket.error), record_id=record_id)
             failure.__cause__ = ticket.error
-            return self._refused(ticket, failure)
+        if failure is not None:
+            told, ticket.told = ticket.told, True
+            return self._refused(ticket, failure, told=told)
         return AuditReceipt(
             record_id,
             ticket.sequence,
@@ -289,6 +301,12 @@ class AuditProvider:
                 self._companions.append(companion)
                 companion.start()
 
+    def _after_fork(self) -> None:
+        """Count anew in a child; the parent's mutex may be held by a thread that is not here."""
+        self._forked = True
+        self._mutex = threading.RLock()
+        self.not_recorded = 0
+
     def _revive(self) -> None:
         """Start the companions in a forked child, whose threads stayed in the parent."""
         self._forked = False
@@ -304,24 +322,34 @@ class AuditProvider:
                 "in the trail, from where a later version ships them from the first one on"
             )
 
-    def _refused(self, ticket: Ticket, error: AuditUnavailableError) -> AuditReceipt:
-        """Do what the policy says about a record that is not confirmed."""
+    def _refused(
+        self, ticket: Ticket, error: AuditUnavailableError, *, told: bool = False
+    ) -> AuditReceipt:
+        """Do what the policy says about a record that is not confirmed.
+
+        ``told``: it was counted and logged before.
+        """
         record_id, on_failure = ticket.owner
         if error.record_id is None:
             error = _with_record(error, record_id)
         if on_failure == "continue":
-            self.not_recorded += 1
-            _logger.error("%s (the policy says continue)", error)
+            if not told:
+                self._count(1)
+                _logger.error("%s (the policy says continue)", error)
             return self.unrecorded(record_id)
-        if on_failure == "shutdown":
+        if on_failure == "shutdown" and not told:
             self._shut_down(error)
         raise error
 
+    def _count(self, not_recorded: int) -> None:
+        with self._mutex:
+            self.not_recorded += not_recorded
+
     def _unattended(self, tickets: list[Ticket], error: Exception) -> None:
         """Log failures whose receipts nobody waits for."""
-        self.not_recorded += len(tickets)
+        self._count(len(tickets))
         _logger.error(
-            "%d audit records are not confirmed and nobody awaited their receipts: %s; ids: %s",
+            "%d audit records are not confirmed and nobody awaits their receipts: %s; ids: %s",
             len(tickets),
             error,
             ", ".join(ticket.owner[0] for ticket in tickets[:20]),
@@ -432,7 +460,7 @@ def _after_fork_in_child() -> None:
     global _global_mutex  # noqa: PLW0603 - the parent's may be held by a thread that is not here
     _global_mutex = threading.RLock()
     for provider in list(_providers):
-        provider._forked = True  # noqa: SLF001 - same module
+        provider._after_fork()  # noqa: SLF001 - same module
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

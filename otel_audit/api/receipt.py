@@ -10,12 +10,13 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from otel_audit.errors import ProofError
+from otel_audit.errors import AuditTimeoutError, ProofError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from otel_audit.trail.committer import Ticket
+    from otel_audit.errors import AuditUnavailableError
+    from otel_audit.trail.ticket import Ticket
 
 
 class AuditReceipt(NamedTuple):
@@ -74,7 +75,10 @@ class PendingReceipt:
     __slots__ = ("_settle", "_ticket", "record_id")
 
     def __init__(
-        self, record_id: str, ticket: Ticket, settle: Callable[[Ticket], AuditReceipt]
+        self,
+        record_id: str,
+        ticket: Ticket,
+        settle: Callable[[Ticket, AuditUnavailableError | None], AuditReceipt],
     ) -> None:
         self.record_id = record_id
         self._ticket = ticket
@@ -86,8 +90,11 @@ class PendingReceipt:
         Raises `AuditUnavailableError` when it is not confirmed, unless the
         policy says to continue.
         """
-        yield from self._ticket.__await__()
-        return self._settle(self._ticket)
+        try:
+            yield from self._ticket.__await__()
+        except AuditTimeoutError as error:
+            return self._settle(self._ticket, error)
+        return self._settle(self._ticket, None)
 
     def __repr__(self) -> str:
         """Show the record and whether its fate is known."""

@@ -1,8 +1,11 @@
 """Group commit: many callers, one sync.
 
 Promises: a ticket is done only after its record is synced to the disk or has
-failed; records of one thread keep their order; nobody waits longer than the
-time-out; the queue is bounded, and what does not fit is refused at once.
+failed; records of one thread keep their order; nobody waits for others longer
+than the time-out (who leads waits as long as the store does); the queue is
+bounded, and what does not fit is refused at once. A signal handler may raise
+(KeyboardInterrupt) or emit at any point in here: nobody hangs, nothing is lost
+in silence.
 
 Leader and followers: the first caller that finds nobody committing takes all
 that waits, its own record first, commits it as one group, wakes those who
@@ -13,7 +16,6 @@ themselves while a sync is under way, so there is no lingering.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
@@ -21,17 +23,19 @@ import time
 import weakref
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from threading import get_ident
+from typing import TYPE_CHECKING, Final, Protocol
 
 from otel_audit.errors import (
     AuditBackpressureError,
     AuditClosedError,
-    AuditTimeoutError,
+    AuditUnavailableError,
     TrailError,
 )
+from otel_audit.trail.ticket import Ticket, timed_out, wake
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from otel_audit.trail.store import Commit
 
@@ -39,6 +43,15 @@ _GROUP_RECORDS: Final = 512
 _GROUP_BYTES: Final = 4 << 20
 _QUEUE_BYTES: Final = 64 << 20
 _RETRY_SECONDS: Final = 1.0
+_POLL_SECONDS: Final = 0.001
+
+_WRITER: Final = Ticket(b"", b"", None)
+"""Stands for the writer where a leader is named."""
+_AT_WORK: Final = Ticket(b"", b"", None)
+"""Stands for the writer that has noticed."""
+
+_INTERRUPTED: Final = TrailError("the commit was interrupted")
+"""What became of a group unless something else is known."""
 
 _logger = logging.getLogger("otel_audit.trail")
 
@@ -57,80 +70,6 @@ class Appender(Protocol):
         ...
 
 
-class Resource(NamedTuple):
-    """An OTel Resource: its hash, which records name, and its JSON, stored once."""
-
-    hash: str
-    json: bytes
-
-
-class Ticket:
-    """One record on its way into the trail; awaitable.
-
-    ``done`` turns true once, after ``error`` or ``sequence`` and
-    ``committed_unix_nano`` were set.
-    """
-
-    __slots__ = (
-        "committed_unix_nano",
-        "done",
-        "error",
-        "lead",
-        "leaf_hash",
-        "lock",
-        "loops",
-        "owner",
-        "record",
-        "resource",
-        "sequence",
-        "timeout",
-    )
-
-    def __init__(
-        self,
-        record: bytes,
-        leaf_hash: bytes,
-        resource: Resource | None,
-        owner: Any = None,  # noqa: ANN401 - the submitter's own, never looked at here
-    ) -> None:
-        """Take a record; ``owner`` is whatever the submitter wants to find in it again."""
-        self.record = record
-        self.leaf_hash = leaf_hash
-        self.resource = resource
-        self.owner = owner
-        self.done = False
-        self.lead = False
-        self.error: Exception | None = None
-        self.lock: threading.Lock | None = None
-        self.loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] | None = None
-        self.sequence = -1
-        self.committed_unix_nano = 0
-        self.timeout = 0.0
-
-    def __await__(self) -> Generator[object, None, None]:
-        """Wait in the running event loop until ``done``.
-
-        Raises `AuditTimeoutError` when that takes too long; the error of a
-        failed commit is not raised but kept in ``error``.
-        """
-        if self.done:
-            return
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        # The committer sets `done` before it reads `loops`, we the other way
-        # round: one of the two sides sees the other, so no wake-up is lost.
-        if self.loops is None:
-            self.loops = []
-        self.loops.append((loop, future))
-        if self.done:
-            return  # type: ignore[unreachable] # the committer's thread sets it
-        timer = loop.call_later(self.timeout, _give_up, future, self.timeout)
-        try:
-            yield from future
-        finally:
-            timer.cancel()
-
-
 class Statistics:
     """Counts since the process began; a record counts once."""
 
@@ -146,12 +85,26 @@ class Statistics:
 class Committer:
     """The queue in front of a store."""
 
-    _mutex: threading.Lock
+    statistics: Statistics
+    _mutex: threading.RLock
+    """Reentrant: a signal handler may interrupt its holder, and emit."""
+    _inside: set[int]
+    """The threads inside `commit` and `submit`; who comes there again must not wait."""
+    _late: deque[Ticket]
+    """What those emitted; queued when the thread leaves."""
     _queue: deque[Ticket]
     _queued_bytes: int
-    _busy: bool
-    """Whether somebody leads: the only one who may touch the store and the writer."""
+    _enqueued: int
+    _settled: int
+    """How many of those that were ever queued are done."""
+    _leader: Ticket | None
+    """Who leads: the only one who may touch the store, the group and its result."""
+    _group: list[Ticket]
+    """What is being committed: kept until all in it are woken, whoever leads by then."""
+    _result: tuple[Commit | None, Exception]
+    _since: float
     _wake: threading.Lock
+    """Released to make the writer look whether it leads."""
     _writer: threading.Thread | None
     _broken: Exception | None
     _probe_due: float
@@ -169,7 +122,6 @@ class Committer:
 
         ``unattended`` is told of failed tickets that nobody waits for.
         """
-        self.statistics = Statistics()
         self._store = store
         self._queue_size = queue_size
         self._timeout = timeout
@@ -181,25 +133,52 @@ class Committer:
     def commit(self, ticket: Ticket) -> None:
         """Block until the ticket is done; a failed commit is kept in its ``error``.
 
-        Raises `AuditTimeoutError`, `AuditBackpressureError`, `AuditClosedError`.
+        It only queues the ticket, which is not done then, in a signal handler
+        or finalizer that interrupted this thread in here: it would wait for
+        itself. Raises `AuditTimeoutError`, `AuditBackpressureError`,
+        `AuditClosedError`.
         """
+        me = get_ident()
+        if me in self._inside:
+            self._postpone(ticket)
+            return
         lock = ticket.lock = threading.Lock()
         lock.acquire()
-        if self._enqueue(ticket):
-            self._lead()
-        elif not lock.acquire(timeout=self._timeout):
-            self._abandon(ticket)
-        elif ticket.lead:
-            self._lead()
+        try:
+            self._inside.add(me)
+            if not self._enqueue(ticket) and not lock.acquire(timeout=self._timeout):
+                self._check_done(ticket)
+            elif self._leader is ticket and self._lead():
+                self._wake_writer()
+        except BaseException:
+            self._leave(ticket)
+            raise
+        finally:
+            self._inside.discard(me)
+            if self._late:
+                self._queue_late()
 
     def submit(self, ticket: Ticket) -> None:
         """Queue the ticket and return at once; the writer thread commits it.
 
         Raises `AuditBackpressureError` and `AuditClosedError`.
         """
+        me = get_ident()
+        if me in self._inside:
+            self._postpone(ticket)
+            return
         ticket.timeout = self._timeout
-        if self._enqueue(ticket):
-            self._wake_writer()
+        try:
+            self._inside.add(me)
+            if self._enqueue(ticket):
+                self._wake_writer()
+        except BaseException:
+            self._leave(ticket)
+            raise
+        finally:
+            self._inside.discard(me)
+            if self._late:
+                self._queue_late()
 
     @property
     def waiting(self) -> int:
@@ -210,46 +189,64 @@ class Committer:
     def broken(self) -> Exception | None:
         """The failure of the newest group, or None while the trail takes records.
 
-        Never blocks. While there is one, the writer thread tries each second
-        whether it is over, so that the answer heals by itself.
+        Also a commit that goes on for longer than the time-out is one. Never
+        blocks. While there is one, the writer thread tries each second whether
+        it is over, so that the answer heals by itself.
         """
-        error = self._broken
-        if error is not None and time.monotonic() >= self._probe_due:
+        error, since = self._broken, self._since
+        if error is None:
+            lasted = time.monotonic() - since if since else 0.0
+            return _endless(lasted) if lasted > self._timeout else None
+        if time.monotonic() >= self._probe_due:
             with self._mutex:
                 self._probe_due = time.monotonic() + _RETRY_SECONDS
                 self._probe_wanted = True
-                idle = not (self._busy or self._closed)
-                self._busy = self._busy or idle
+                idle = self._leader is None and not self._closed
+                if idle:
+                    self._leader = _WRITER
             if idle:
                 self._wake_writer()
         return error
 
     def drain(self, timeout: float) -> bool:
-        """Wait until nothing is queued or being committed; False when time is up."""
+        """Wait until all that is queued now is done; False when time is up."""
         deadline = time.monotonic() + timeout
-        while self._busy:
+        wanted = self._enqueued
+        while self._settled < wanted or self._late:
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(0.001)
+            time.sleep(_POLL_SECONDS)
         return True
 
     def close(self, timeout: float) -> bool:
         """Refuse new records, wait for those under way; False when some remain."""
+        deadline = time.monotonic() + timeout
         with self._mutex:
             self._closed = True
-        drained = self.drain(timeout)
+        while self._leader is not None or self._queue:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
         writer = self._writer
-        if writer is not None and drained:
-            self._wake.release()
+        if writer is not None:
+            self._nudge()
             writer.join(timeout)
-        return drained
+        return True
 
     def _start_empty(self) -> None:
         """Begin with nothing queued; also in a forked child, whose queue is its parent's."""
-        self._mutex = threading.Lock()
+        self.statistics = Statistics()
+        self._mutex = threading.RLock()
+        self._inside = set()
+        self._late = deque()
         self._queue = deque()
         self._queued_bytes = 0
-        self._busy = False
+        self._enqueued = 0
+        self._settled = 0
+        self._leader = None
+        self._group = []
+        self._result = (None, _INTERRUPTED)
+        self._since = 0.0
         self._wake = threading.Lock()
         self._wake.acquire()
         self._writer = None
@@ -258,7 +255,7 @@ class Committer:
         self._probe_wanted = False
 
     def _enqueue(self, ticket: Ticket) -> bool:
-        """Queue the ticket; True makes the caller the leader."""
+        """Queue the ticket; True makes the caller, or for it the writer, the leader."""
         with self._mutex:
             if self._closed:
                 self.statistics.refused += 1
@@ -276,114 +273,208 @@ class Committer:
                 )
                 raise AuditBackpressureError(message)
             self._queue.append(ticket)
+            self._enqueued += 1
             self._queued_bytes += len(ticket.record)
-            leads = not self._busy
-            self._busy = True
+            leads = self._leader is None
+            if leads:
+                self._leader = _WRITER if ticket.lock is None else ticket
         return leads
 
-    def _lead(self) -> None:
-        """Commit one group and hand the lead on."""
-        group = self._take()
-        commit: Commit | None = None
-        # What stands unless something else is known: also when an interrupt
-        # passes through here, nobody may hang.
-        failure: Exception = TrailError("the commit was interrupted")
+    def _lead(self) -> bool:
+        """Commit one group and hand the lead on; True: to the writer."""
+        self._take()
         try:
             commit = self._store.append(
-                [(ticket.leaf_hash, ticket.record) for ticket in group],
-                {t.resource.hash: t.resource.json for t in group if t.resource is not None},
+                [(ticket.leaf_hash, ticket.record) for ticket in self._group],
+                {t.resource.hash: t.resource.json for t in self._group if t.resource is not None},
             )
+            self._result = (commit, _INTERRUPTED)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is each caller's answer
-            failure = error
-        finally:
-            self._finish(group, commit, failure)
-            self._hand_on()
+            self._result = (None, error)
+        self._finish()
+        return self._hand_on()
 
-    def _take(self) -> list[Ticket]:
+    def _take(self) -> None:
+        """Move the next group out of the queue. Whoever is interrupted has left both in order."""
         group: list[Ticket] = []
         size = 0
         with self._mutex:
-            queue = self._queue
-            while queue and len(group) < _GROUP_RECORDS and size < _GROUP_BYTES:
-                ticket = queue.popleft()
-                size += len(ticket.record)
+            for ticket in self._queue:
                 group.append(ticket)
+                size += len(ticket.record)
+                if len(group) >= _GROUP_RECORDS or size >= _GROUP_BYTES:
+                    break
+            self._result = (None, _INTERRUPTED)
+            self._since = time.monotonic()
+            self._group = group
+            for _ in group:
+                del self._queue[0]
             self._queued_bytes -= size
-        return group
 
-    def _finish(self, group: list[Ticket], commit: Commit | None, failure: Exception) -> None:
-        statistics = self.statistics
-        statistics.groups += 1
-        alone: list[Ticket] = []
+    def _finish(self) -> None:
+        """Tell everybody in the group what became of it. May be repeated."""
+        group, (commit, failure) = self._group, self._result
+        unattended: list[Ticket] = []
         if commit is not None:
-            statistics.committed += len(group)
-            self._broken = None
             for sequence, ticket in enumerate(group, commit.first):
                 ticket.sequence = sequence
                 ticket.committed_unix_nano = commit.committed_unix_nano
         else:
-            statistics.failed += len(group)
-            self._mark_broken(failure, len(group))
             for ticket in group:
-                ticket.error = failure
-            alone = [t for t in group if t.lock is None and not t.loops]
-        _wake_waiters(group)
-        if alone and self._unattended is not None:
-            self._unattended(alone, failure)
-
-    def _hand_on(self) -> None:
-        """Name the next leader: the first in the queue, or the writer for it."""
+                if not ticket.done:
+                    ticket.error = failure
+                    if not (ticket.told or ticket.attended):
+                        ticket.told = True
+                        unattended.append(ticket)
+        wake(group)
         with self._mutex:
-            if not self._queue:
-                if self._probe_wanted:
-                    self._wake_writer()
-                else:
-                    self._busy = False
-                return
-            first = self._queue[0]
-            lock = first.lock
-            if lock is not None:
-                first.lead = True
-                lock.release()
-                return
-        self._wake_writer()
+            self._since = 0.0
+            self._group = []
+            self._settled = self._enqueued - len(self._queue)
+            self._count(len(group), failed=commit is None)
+        if commit is not None:
+            self._broken = None
+        else:
+            self._report(failure, len(group), unattended)
 
-    def _abandon(self, ticket: Ticket) -> None:
-        """Stop waiting for a ticket; a lead that just arrived goes to the writer."""
-        with self._mutex:
-            if ticket.done:
-                return
-            leads = ticket.lead
-            ticket.lock = None
-        if leads:
-            self._wake_writer()
-        raise _timed_out(self._timeout)
+    def _count(self, records: int, *, failed: bool) -> None:
+        statistics = self.statistics
+        statistics.groups += 1
+        if failed:
+            statistics.failed += records
+        else:
+            statistics.committed += records
 
-    def _mark_broken(self, failure: Exception, count: int) -> None:
-        if self._broken is None:
-            _logger.error("the trail does not take records (%d not confirmed): %s", count, failure)
-        self._broken = failure
+    def _report(self, failure: Exception, count: int, unattended: list[Ticket]) -> None:
+        """Log a failure; what logging raises must not keep the others waiting."""
+        known, self._broken = self._broken, failure
         self._probe_due = time.monotonic() + _RETRY_SECONDS
+        with suppress(Exception):
+            if known is None:
+                _logger.error(
+                    "the trail does not take records (%d not confirmed): %s", count, failure
+                )
+            if unattended and self._unattended is not None:
+                self._unattended(unattended, failure)
+
+    def _hand_on(self) -> bool:
+        """Name the next leader: the first in the queue, or the writer for it (True)."""
+        with self._mutex:
+            if self._queue:
+                first = self._queue[0]
+                lock = first.lock
+                if lock is not None:
+                    self._leader = first
+                    lock.release()
+                    return False
+            elif not self._probe_wanted:
+                self._leader = None
+                self._queued_bytes = 0
+                return False
+            self._leader = _WRITER
+            return True
+
+    def _check_done(self, ticket: Ticket) -> None:
+        if not ticket.done:
+            raise timed_out(self._timeout)
+
+    def _leave(self, ticket: Ticket) -> None:
+        """Give up a ticket, after a refusal, a time-out, or an exception from a signal handler.
+
+        The last may have struck anywhere: the caller may be the leader, or
+        have been about to wake the next one.
+        """
+        with self._mutex:
+            ticket.lock = None
+            ticket.told = True
+            leader = self._leader
+            if leader is ticket or (leader is None and self._queue):
+                self._leader = leader = _WRITER
+                # The store may have been left in the middle: let it find that out now.
+                self._probe_wanted = True
+            if leader is not None and leader.lock is not None and leader.lock.locked():
+                # Once more, where it has been done, does no harm: it is awake then.
+                leader.lock.release()
+        if leader is _WRITER:
+            self._wake_writer()
+
+    def _postpone(self, ticket: Ticket) -> None:
+        ticket.timeout = self._timeout
+        self._late.append(ticket)
+
+    def _queue_late(self) -> None:
+        while True:
+            try:
+                ticket = self._late.popleft()
+            except IndexError:
+                return
+            try:
+                if self._enqueue(ticket):
+                    self._wake_writer()
+            except AuditUnavailableError as error:
+                ticket.error = error
+                unattended = not ticket.attended
+                wake([ticket])
+                if unattended and self._unattended is not None:
+                    self._unattended([ticket], error)
 
     def _wake_writer(self) -> None:
-        if self._writer is None:
-            # A daemon: whoever was answered is synced already, and a process
-            # must be able to end while the disk hangs.
-            self._writer = threading.Thread(
-                target=self._write, args=(self._wake,), name="otel-audit-writer", daemon=True
-            )
-            self._writer.start()
-        self._wake.release()
+        with self._mutex:
+            started = self._writer is not None or self._start_writer()
+        if started:
+            self._nudge()
+        else:
+            self._stand_in()
+
+    def _start_writer(self) -> bool:
+        # A daemon: whoever was answered is synced already, and a process must
+        # be able to end while the disk hangs.
+        writer = threading.Thread(
+            target=self._write, args=(self._wake,), name="otel-audit-writer", daemon=True
+        )
+        try:
+            writer.start()
+        except RuntimeError:
+            return False
+        self._writer = writer
+        return True
+
+    def _nudge(self) -> None:
+        # It has been nudged already when the lock is free.
+        with suppress(RuntimeError):
+            self._wake.release()
 
     def _write(self, wake: threading.Lock) -> None:
-        """Run the writer thread: each release of ``wake`` is one turn as leader."""
+        """Run the writer thread, which leads whenever it is named."""
+        me = get_ident()
         while True:
             wake.acquire()
-            if self._closed and not self._busy:
+            self._inside.add(me)
+            self._stand_in()
+            self._inside.discard(me)
+            if self._late:
+                self._queue_late()
+            if self._closed and self._leader is None:
                 return
-            self._work()
+
+    def _stand_in(self) -> None:
+        """Lead while the writer is named: as its thread, or where none can be started."""
+        while True:
+            with self._mutex:
+                if self._leader is not _WRITER:
+                    return
+                self._leader = _AT_WORK
+            try:
+                self._work()
+            except BaseException:
+                with self._mutex:
+                    if self._leader is _AT_WORK:
+                        self._leader = _WRITER
+                raise
 
     def _work(self) -> None:
+        if self._group:
+            self._recover()
         if self._probe_wanted:
             self._probe_wanted = False
             self._probe()
@@ -392,7 +483,16 @@ class Committer:
         else:
             self._hand_on()
 
+    def _recover(self) -> None:
+        """Finish for a leader that an exception from a signal handler took away."""
+        with self._mutex:
+            taken = set(map(id, self._group))
+            while self._queue and id(self._queue[0]) in taken:
+                del self._queue[0]
+        self._finish()
+
     def _probe(self) -> None:
+        self._since = time.monotonic()
         try:
             self._store.probe()
         except Exception as error:  # noqa: BLE001 - the writer thread outlives every failure
@@ -401,41 +501,15 @@ class Committer:
             if self._broken is not None:
                 _logger.warning("the trail takes records again")
             self._broken = None
+        self._since = 0.0
 
 
-def _wake_waiters(group: list[Ticket]) -> None:
-    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-    for ticket in group:
-        ticket.done = True
-        lock = ticket.lock
-        if lock is not None:
-            if lock.locked():
-                lock.release()
-        elif ticket.loops is not None:
-            for loop, future in ticket.loops:
-                loops.setdefault(loop, []).append(future)
-    for loop, futures in loops.items():
-        # A loop that was closed with receipts pending has nobody left to tell.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(_resolve, futures)
-
-
-def _resolve(futures: list[asyncio.Future[None]]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(None)
-
-
-def _give_up(future: asyncio.Future[None], timeout: float) -> None:
-    if not future.done():
-        future.set_exception(_timed_out(timeout))
-
-
-def _timed_out(timeout: float) -> AuditTimeoutError:
-    return AuditTimeoutError(
-        f"the trail did not confirm the record within {timeout:g} s (OTEL_AUDIT_TIMEOUT); the "
-        "disk may hang or another process may hold the trail's lock: see `otel-audit doctor`"
+def _endless(seconds: float) -> TrailError:
+    message = (
+        f"a commit has been under way for {seconds:.0f} s; the disk may hang: look at the "
+        "kernel's log (dmesg)"
     )
+    return TrailError(message)
 
 
 _committers: weakref.WeakSet[Committer] = weakref.WeakSet()
