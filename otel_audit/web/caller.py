@@ -15,6 +15,7 @@ from otel_audit.api.context import RequestScope
 from otel_audit.api.provider import hashed_session
 from otel_audit.errors import AuditSettingsError
 from otel_audit.record.encode import new_record_id
+from otel_audit.web.proxies import normalized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +47,7 @@ class CallerReader:
         client_id_header: str | None,
     ) -> None:
         """Check the names once. Raises `AuditSettingsError`."""
-        self._proxies = proxies
+        self._proxies = proxies or None
         self._cookie = _cookie_name(session_cookie) if session_cookie else None
         self.request_id_header = _header_name("request_id_header", request_id_header)
         self._wanted = {self.request_id_header: _REQUEST, b"user-agent": _AGENT}
@@ -76,11 +77,14 @@ class CallerReader:
 
     def _client_ip(self, scope: Mapping[str, Any]) -> str | None:
         client = scope.get("client")
+        peer = client[0] if client else None
         proxies = self._proxies
-        values = (
-            [value for name, value in scope["headers"] if name == proxies.header] if proxies else []
+        if proxies is None:
+            return normalized(peer) if peer else None
+        header = proxies.header
+        return proxies.client_ip(
+            peer, [value for name, value in scope["headers"] if name == header]
         )
-        return proxies.client_ip(client[0] if client else None, values)
 
     def _session(self, cookies: bytes, salt: bytes) -> str | None:
         """Hash the session cookie's value, the first of its name (RFC 6265, section 5.4)."""

@@ -96,39 +96,35 @@ class AuditMiddleware:
         elif kind == "lifespan":
             await self._lifespan(scope, receive, send)
         else:
-            await self._exchange(kind, scope, receive, send)
+            exchange, refusal = self._begin(kind, scope, receive, send)
+            if refusal is None:
+                await exchange.run(self.app, self._identify)
+            else:
+                await exchange.refuse(refusal)
 
-    async def _exchange(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
+    def _begin(
+        self, kind: str, scope: Scope, receive: Receive, send: Send
+    ) -> tuple[Exchange, AuditUnavailableError | None]:
+        """Return who carries the request, and why it has to be refused, if it has to."""
+        exchange = _EXCHANGES[kind]
         try:
             bound = self._bind()
         except (OtelAuditError, OSError) as error:
             # Without lifespan this is the first that anybody hears of it.
-            await self._refuse(error, kind, scope, receive, send)
-            return
+            caller = self._unbound
+            request = caller.read(scope, secrets.token_bytes(32))
+            refusal = AuditUnavailableError(f"the audit trail cannot be used: {error}")
+            return exchange(scope, receive, send, request, None, caller.request_id_header), refusal
         caller = bound.caller
         request = scope[SCOPE_KEY] = caller.read(scope, bound.salt)
         audit = bound.audit
-        refusal = bound.provider.refusal() if bound.refuses else None
+        refused = bound.provider.refusal() if bound.refuses else None
         if self._excluded and self._excludes(scope):
-            audit = refusal = None
+            audit = refused = None
         elif kind == "http" and scope["method"] in bound.silent_methods:
             audit = None
         activity = None if audit is None else Activity(audit, scope)
-        exchange = _EXCHANGES[kind](
-            scope, receive, send, request, activity, caller.request_id_header
-        )
-        if refusal is None:
-            await exchange.run(self.app, self._identify)
-        else:
-            await exchange.refuse(refusal)
-
-    async def _refuse(
-        self, error: Exception, kind: str, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        caller = self._unbound
-        request = caller.read(scope, secrets.token_bytes(32))
-        exchange = _EXCHANGES[kind](scope, receive, send, request, None, caller.request_id_header)
-        await exchange.refuse(AuditUnavailableError(f"the audit trail cannot be used: {error}"))
+        return exchange(scope, receive, send, request, activity, caller.request_id_header), refused
 
     async def _nested(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stay out of the way: an instance around us does it all; only who it is may be new."""

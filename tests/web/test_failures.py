@@ -262,6 +262,29 @@ async def test_nor_in_a_thread(wrap: Wrap, audit: AuditLogger, hold: Hold) -> No
         assert (await request(wrap(app))).status == 503
 
 
+@pytest.mark.parametrize("after", [[START], [START, BODY]], ids=["stream", "background"])
+async def test_nor_in_a_thread_later_on(
+    wrap: Wrap, audit: AuditLogger, hold: Hold, after: list[Any]
+) -> None:
+    """Nothing is pending then; that something has failed is known all the same."""
+
+    def emit() -> None:
+        with suppress(AuditUnavailableError):
+            audit.emit(_event())
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        for message in after:
+            await send(message)
+        await asyncio.to_thread(emit)
+        if BODY not in after:
+            await send(BODY)
+
+    wire = Wire()
+    with hold(), pytest.raises(AuditUnavailableError):
+        await wrap(app)(http(), wire.receive, wire.send)
+    assert wire.types == [message["type"] for message in after]
+
+
 async def test_an_application_that_fails_as_well_is_logged(
     wrap: Wrap, audit: AuditLogger, hold: Hold, caplog: pytest.LogCaptureFixture
 ) -> None:
