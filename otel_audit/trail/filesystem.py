@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MOUNTS: Final = "/proc/self/mountinfo"
+_OCTAL: Final = re.compile(r"\\([0-7]{3})")
+"""How the kernel writes a space, a tab, a newline and a backslash in a mount point."""
+
 _REFUSED: Final = ("nfs", "cifs", "smb", "fuse", "9p", "afs", "ceph", "gluster", "lustre", "vboxsf")
 _FORGETFUL: Final = {
     "tmpfs": "its contents are gone after a restart",
@@ -45,7 +49,7 @@ def type_of(directory: Path, mounts: str | None = None) -> str:
         fields, separator, after = line.partition(" - ")
         if not separator:
             continue
-        point = fields.split()[4].encode().decode("unicode_escape")
+        point = _OCTAL.sub(lambda code: chr(int(code[1], 8)), fields.split()[4])
         inside = target == point or target.startswith(point.rstrip("/") + "/")
         # Later lines hide earlier ones at the same mount point.
         if inside and len(point) >= len(best):
@@ -76,11 +80,9 @@ def prepare(directory: Path) -> None:
 
     Raises `TrailFileSystemError` when it cannot be made or is unsuitable.
     """
+    warning = check(directory)
     try:
-        missing = not directory.exists()
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if missing:
-            sync(directory.parent)
+        _make(directory)
         mode = stat.S_IMODE(directory.stat().st_mode)
     except OSError as error:
         message = (
@@ -90,9 +92,17 @@ def prepare(directory: Path) -> None:
         raise TrailFileSystemError(message) from error
     if mode & 0o022:
         _logger.warning("%s is writable by others (mode %04o): chmod 700 it", directory, mode)
-    warning = check(directory)
     if warning is not None:
         _logger.warning("%s", warning)
+
+
+def _make(directory: Path, mode: int = 0o700) -> None:
+    """Make the directory, and those that are missing above it, with names that are durable."""
+    if directory.is_dir():
+        return
+    _make(directory.parent, 0o777)
+    directory.mkdir(mode, exist_ok=True)
+    sync(directory.parent)
 
 
 def sync(directory: Path) -> None:

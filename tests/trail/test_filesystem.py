@@ -1,0 +1,140 @@
+"""Where a trail may lie, and how its directory is made."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from otel_audit.errors import TrailError, TrailFileSystemError
+from otel_audit.trail import filesystem
+
+# As /proc/self/mountinfo has it (proc(5)): optional fields, octal escapes, a mount over another.
+MOUNTS = r"""
+22 1 259:2 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p2 rw
+30 22 0:26 / /run rw,nosuid shared:14 - tmpfs tmpfs rw
+40 22 0:45 / /mnt/share rw shared:20 master:3 - nfs4 server:/export rw,vers=4.2
+41 22 0:46 / /mnt/with\040space rw - cifs //server/share rw
+42 22 0:47 / /mnt/données rw - nfs server:/export rw
+43 22 0:48 / /mnt/back\134040slash rw - nfs server:/export rw
+44 22 0:49 / /mnt/sshfs rw - fuse.sshfs user@host: rw
+45 22 0:50 / /var/lib/docker/overlay2/x/merged rw - overlay overlay rw
+46 22 0:51 / /data rw - xfs /dev/sdb1 rw
+47 46 0:52 / /data rw - nfs4 server:/over rw
+48 22 0:53 / /mnt/sharepoint rw - ext4 /dev/sdc1 rw
+49 22 0:54 / /mnt/not-utf-8-? rw - nfs server:/export rw
+a line that is none
+""".replace("?", "\udcff")
+
+
+@pytest.mark.parametrize(
+    ("directory", "kind"),
+    [
+        ("/", "ext4"),
+        ("/srv/trail", "ext4"),
+        ("/run", "tmpfs"),
+        ("/run/a/b", "tmpfs"),
+        ("/mnt/share", "nfs4"),
+        ("/mnt/share/trail", "nfs4"),
+        ("/mnt/sharepoint/trail", "ext4"),
+        ("/mnt/with space/trail", "cifs"),
+        ("/mnt/données/trail", "nfs"),
+        ("/mnt/back\\040slash/trail", "nfs"),
+        ("/mnt/not-utf-8-\udcff/trail", "nfs"),
+        ("/data/trail", "nfs4"),
+    ],
+)
+def test_the_nearest_mount_decides(directory: str, kind: str) -> None:
+    assert filesystem.type_of(Path(directory), MOUNTS) == kind
+
+
+def test_links_are_followed_to_where_the_files_are(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/mnt/share")
+    assert filesystem.type_of(tmp_path / "link" / "trail", MOUNTS) == "nfs4"
+
+
+def test_the_real_mounts_are_read() -> None:
+    assert filesystem.type_of(Path("/proc/self")) == "proc"
+
+
+@pytest.mark.parametrize(
+    "directory", ["/mnt/share/trail", "/mnt/with space", "/mnt/sshfs", "/data/x", "/mnt/données"]
+)
+def test_network_file_systems_are_refused_with_a_remedy(directory: str) -> None:
+    with pytest.raises(
+        TrailFileSystemError, match=r"fsync and locks.* set OTEL_AUDIT_DIR"
+    ) as caught:
+        filesystem.check(Path(directory), MOUNTS)
+    assert directory in str(caught.value)
+    assert isinstance(caught.value, TrailError)
+
+
+@pytest.mark.parametrize(
+    ("directory", "why"),
+    [
+        ("/run/trail", "gone after a restart"),
+        ("/var/lib/docker/overlay2/x/merged/trail", "mount a volume"),
+    ],
+)
+def test_file_systems_that_forget_are_warned_about(directory: str, why: str) -> None:
+    assert why in (filesystem.check(Path(directory), MOUNTS) or "")
+
+
+def test_a_local_disk_is_fine() -> None:
+    assert filesystem.check(Path("/srv/trail"), MOUNTS) is None
+
+
+def test_where_a_network_file_system_is_mounted_no_trail_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(f"1 1 0:1 / {tmp_path} rw - nfs4 server:/export rw\n", "utf-8")
+    monkeypatch.setattr(filesystem, "_MOUNTS", str(mounts))
+    from otel_audit.trail.trail import Trail
+
+    with pytest.raises(TrailFileSystemError, match="is on nfs4"):
+        Trail.open(tmp_path / "trail")
+    assert not (tmp_path / "trail").exists()
+
+
+def test_opening_on_a_file_system_that_forgets_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(f"1 1 0:1 / {tmp_path} rw - tmpfs tmpfs rw\n", "utf-8")
+    monkeypatch.setattr(filesystem, "_MOUNTS", str(mounts))
+    with caplog.at_level(logging.WARNING):
+        filesystem.prepare(tmp_path / "trail")
+    assert "is on tmpfs: its contents are gone after a restart" in caplog.text
+
+
+def test_only_the_trails_own_directory_is_private(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        filesystem.prepare(tmp_path / "a" / "b" / "trail")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a" / "b" / "trail").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o755
+    filesystem.prepare(tmp_path / "a" / "b" / "trail")
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_directory_that_others_can_write_to_is_warned_about(
+    tmp_path: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "trail").mkdir()
+    (tmp_path / "trail").chmod(mode)
+    filesystem.prepare(tmp_path / "trail")
+    assert f"writable by others (mode {mode:04o}): chmod 700" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["file", "file/trail", "x" * 300])
+def test_a_directory_that_cannot_be_made_is_an_error_with_a_remedy(
+    tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrailFileSystemError, match=r"cannot be made: .*OTEL_AUDIT_DIR"):
+        filesystem.prepare(tmp_path / place)
