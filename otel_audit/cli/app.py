@@ -35,7 +35,8 @@ app = typer.Typer(
 
 
 def _add(command: Callable[..., None], panel: str, *examples: str) -> None:
-    epilog = "\n".join(("Examples:" if len(examples) > 1 else "Example:", *examples))
+    title = "Examples:" if len(examples) > 1 else "Example:"
+    epilog = "\n".join((title, *(f"$ {example}" for example in examples)))
     app.command(rich_help_panel=panel, epilog=epilog)(command)
 
 

@@ -30,6 +30,7 @@ Directory = Annotated[
         "--dir",
         metavar="DIRECTORY",
         show_default=False,
+        readable=False,  # what cannot be read is explained in our own words
         help="The trail's directory. Default: OTEL_AUDIT_DIR, else LOG_DIR/trail, else the "
         "user's state directory.",
     ),
@@ -57,8 +58,8 @@ def open_reader(settings: Settings) -> TrailReader:
     from otel_audit.trail.reader import DATABASE, TrailReader
 
     directory = settings.trail_directory
+    _check_access(directory)
     if not (directory / DATABASE).is_file():
-        _check_access(directory)
         others = ", ".join(map(str, _others(settings, DATABASE)))
         if others:
             message = f"there is no trail in {directory}; there is one in {others}: use --dir"
@@ -168,10 +169,16 @@ def _lines(key: str) -> list[str]:
 
 def _check_access(directory: Path) -> None:
     """Tell a directory that cannot be looked into from one without a trail."""
-    if directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK):
-        owner = account(directory.stat().st_uid)
-        message = f"{directory} cannot be read by this user: run it as {owner} (sudo -u)"
-        raise TrailError(message)
+    try:
+        if not directory.is_dir() or os.access(directory, os.R_OK | os.X_OK):
+            return
+        message = (
+            f"{directory} cannot be read by this user: run it as "
+            f"{account(directory.stat().st_uid)} (sudo -u)"
+        )
+    except PermissionError as error:
+        message = f"{directory} cannot be reached by this user: {error.strerror}"
+    raise TrailError(message)
 
 
 def _others(settings: Settings, database: str) -> list[Path]:

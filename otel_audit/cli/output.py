@@ -55,10 +55,21 @@ def write_facts(target: Console, rows: Iterable[tuple[str, str | Text]]) -> None
         text = Text(value) if isinstance(value, str) else value
         lines = [text]
         if target.is_terminal and target.width - indent >= _NARROW:
-            lines = list(text.wrap(target, target.width - indent, overflow="ignore"))
-        for number, line in enumerate(lines or [text]):
+            lines = _wrapped(text, target.width - indent)
+        for number, line in enumerate(lines):
             head = label if number == 0 else ""
             target.print(Text.assemble((f"{head:<{indent}}", "dim"), line))
+
+
+def _wrapped(text: Text, width: int) -> list[Text]:
+    """Break between words; a word that is too long stays whole, so that it can be copied."""
+    lines: list[Text] = []
+    for word in text.split(" ", allow_blank=True):
+        if lines and lines[-1].cell_len + 1 + word.cell_len <= width:
+            lines[-1].append(" ").append_text(word)
+        else:
+            lines.append(word)
+    return lines or [text]
 
 
 def visible(value: object) -> str:

@@ -52,7 +52,8 @@ def tail(
     directory: Directory = None,
     *,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, help="How many records to begin with.")
+        int,
+        typer.Option("--lines", "-n", min=0, metavar="N", help="How many records to begin with."),
     ] = 10,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with new records until Ctrl-C.")
@@ -241,7 +242,7 @@ def _line(columns: dict[str, str], widths: dict[str, int], level: str) -> Text:
         "outcome": _OUTCOMES.get(columns.get("outcome", ""), "yellow"),
         "event": _LEVELS.get(level, "bold"),
     }
-    line = Text(columns["sequence"].rjust(widths["sequence"]), style=styles["sequence"])
+    line = Text.assemble((columns["sequence"].rjust(widths["sequence"]), styles["sequence"]))
     for name, value in columns.items():
         if name != "sequence":
             line.append("  ")

@@ -52,7 +52,7 @@ def verify(
         ),
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=1, help="Processes that share the work of a long trail.")
+        int, typer.Option(min=1, metavar="N", help="Processes that share the work of a long trail.")
     ] = 1,
     as_json: Json = False,
 ) -> None:

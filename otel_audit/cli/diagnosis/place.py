@@ -55,7 +55,13 @@ def directory(subject: Subject) -> Iterator[Check]:
 
 
 def _writable(path: Path, owner: int) -> Iterator[Check]:
-    if owner != os.geteuid():
+    if not os.access(path, os.R_OK | os.X_OK):
+        yield fail(
+            "user",
+            f"{path} cannot be read by {account(os.geteuid())}, so little of it can be checked",
+            f"run it as {account(owner)} (sudo -u)",
+        )
+    elif owner != os.geteuid():
         yield warn(
             "user",
             f"this is {account(os.geteuid())}, the trail belongs to {account(owner)}",

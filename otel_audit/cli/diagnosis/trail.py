@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from otel_audit.cli.diagnosis.check import Check, Subject, fail, ok, warn
 from otel_audit.cli.output import count, moment, span, visible
-from otel_audit.errors import ProofError, TrailKeyError
+from otel_audit.errors import ProofError, TrailKeyError, TrailVersionError
 from otel_audit.trail import merkle
 from otel_audit.trail.checkpoint import open_checkpoint, read_checkpoint
 from otel_audit.trail.keys import TrailKeys
@@ -69,9 +69,11 @@ def opens(subject: Subject) -> Iterator[Check]:
         earlier = _earlier(subject)
         records = count(tree.size, "record")
         yield ok("trail", f"{visible(reader.origin)}: {records}{newest}{earlier}")
-    elif path.exists():
+    elif isinstance(subject.refusal, TrailVersionError):
         message, _, remedy = str(subject.refusal).partition(": ")
-        yield fail("trail", f"{message}: {remedy}" if remedy else message, _NEW_ORIGIN)
+        yield fail("trail", message, remedy)
+    elif path.exists():
+        yield fail("trail", str(subject.refusal), _NEW_ORIGIN)
     elif left := [name for name in (KEY_FILE, MEMORY) if (subject.directory / name).exists()]:
         yield fail(
             "trail",

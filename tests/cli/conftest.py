@@ -1,0 +1,131 @@
+"""A trail made by the real API, and the command line in this process or in one of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from otel_audit import AuditLogger, AuditProvider, Settings, acting_as
+from otel_audit.cli.app import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+
+class Outcome(NamedTuple):
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Cli:
+    """Runs commands on one trail, in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], directory: Path) -> None:
+        self._capsys = capsys
+        self.directory = directory
+
+    def __call__(self, *arguments: str, code: int = 0) -> Outcome:
+        """Run a command with --dir; fail unless it ends with ``code``."""
+        return self.bare(*arguments, "--dir", str(self.directory), code=code)
+
+    def bare(self, *arguments: str, code: int = 0) -> Outcome:
+        """Run a command as it is given; fail unless it ends with ``code``."""
+        self._capsys.readouterr()
+        status = run(arguments)
+        out, err = self._capsys.readouterr()
+        assert status == code, f"{arguments}\n{out}{err}"
+        return Outcome(status, out, err)
+
+
+def process(
+    *arguments: str, environment: Mapping[str, str] | None = None, **options: object
+) -> subprocess.Popen[str]:
+    """Start a command as a process of its own."""
+    return subprocess.Popen(  # type: ignore[call-overload,no-any-return]  # options are Popen's
+        [sys.executable, "-m", "otel_audit.cli", *arguments],
+        stdout=options.pop("stdout", subprocess.PIPE),
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
+        **options,
+    )
+
+
+def record(directory: Path, count: int, service: str = "hub", *, keys: object = None) -> None:
+    """Write ``count`` records into a trail by the API, sign, and close it."""
+    settings = replace(
+        Settings.from_env(directory=directory, service_name=service), agent="off", mirror=False
+    )
+    provider = AuditProvider(settings, keys=keys)  # type: ignore[arg-type]
+    audit = AuditLogger(provider=provider)
+    for number in range(count):
+        failed = number % 4 == 3
+        with acting_as(f"u-{number % 3}", verified=number % 3 != 1):
+            audit.audit_event(
+                "authentication" if number % 2 else "server.start",
+                "login" if number % 2 else "start",
+                "server",
+                f"files-{number}",
+                "failed" if failed else "success",
+                error="wrong password" if failed else None,
+                number=number,
+            )
+    provider.close()
+
+
+def open_to_all(path: Path) -> None:
+    """Let other users through to a test's own directory."""
+    for parent in path.parents:
+        if parent.is_relative_to(tempfile.gettempdir()) and parent.owner() == path.owner():
+            parent.chmod(parent.stat().st_mode | 0o055)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where the trail of a test is, or will be."""
+    return tmp_path / "trail"
+
+
+@pytest.fixture
+def trail(directory: Path) -> Path:
+    """Give a trail of twelve records that are covered by a checkpoint."""
+    record(directory, 12)
+    return directory
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], trail: Path) -> Cli:
+    """Give the command line for the trail of twelve records."""
+    return Cli(capsys, trail)
+
+
+@pytest.fixture
+def fresh(capsys: pytest.CaptureFixture[str], directory: Path) -> Cli:
+    """Give the command line for a directory where there is no trail yet."""
+    return Cli(capsys, directory)
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start commands as processes; whatever still runs at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, **options: object) -> subprocess.Popen[str]:
+        started.append(process(*arguments, **options))  # type: ignore[arg-type]
+        return started[-1]
+
+    yield start
+    for child in started:
+        if child.poll() is None:
+            child.kill()
+        child.communicate()

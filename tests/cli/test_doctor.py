@@ -1,0 +1,528 @@
+"""`doctor` works when things are broken: that is when it is used."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from otel_audit.cli.diagnosis import place, processes, setup
+from otel_audit.cli.diagnosis import trail as examined
+from otel_audit.cli.diagnosis.check import Subject, examine
+from otel_audit.settings import Settings
+from otel_audit.trail.keys import TrailKeys
+from otel_audit.trail.lock import FileLock
+from otel_audit.trail.merkle import leaf_hash
+from otel_audit.trail.trail import Trail
+from tests.cli.conftest import Cli, open_to_all, record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SECOND = 1_000_000_000
+
+
+def report(fresh: Cli, code: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(fresh("doctor", "--json", code=code).out)
+    return found
+
+
+def outcome(fresh: Cli, name: str, code: int = 0) -> dict[str, str]:
+    """Give the one check of this name."""
+    (check,) = [check for check in report(fresh, code)["checks"] if check["name"] == name]
+    return dict(check)
+
+
+def test_a_trail_in_order(trail: Path, cli: Cli) -> None:
+    found = report(cli)
+    assert found["ok"] is True
+    assert found["directory"] == str(trail)
+    states = {check["name"]: check["state"] for check in found["checks"]}
+    # Whether the host runs a time service is its own business.
+    del states["clock"]
+    assert states == dict.fromkeys(
+        [
+            "settings",
+            "directory",
+            "files",
+            "file system",
+            "disk space",
+            "trail",
+            "signing key",
+            "signed",
+            "checkpoint",
+            "lock",
+            "agent",
+            "mirror",
+        ],
+        "ok",
+    )
+
+
+def test_for_people(trail: Path, cli: Cli) -> None:
+    shown = cli("doctor").out
+    assert [line for line in shown.splitlines() if line and line[0] != " "][:3] == [
+        "Settings",
+        "Checks",
+        "Versions",
+    ]
+    assert f"  OTEL_AUDIT_DIR               {trail}  --dir\n" in shown
+    assert f"  trail        ok    otel-audit.local/hub/" in shown  # noqa: F541 - reads as its neighbours
+
+
+def test_every_setting_is_listed_with_value_and_origin(cli: Cli) -> None:
+    rows = {row["variable"]: row for row in report(cli)["settings"]}
+    assert set(rows) == {row["variable"] for row in Settings.from_env({}).describe()}
+    assert rows["OTEL_AUDIT_TIMEOUT"]["origin"] == "default"
+
+
+def test_the_versions(cli: Cli) -> None:
+    versions = report(cli)["versions"]
+    assert list(versions) == ["otel-audit", "Python", "SQLite", "apsw", "OpenTelemetry"]
+    assert all(number[0].isdigit() for number in versions.values())
+
+
+def test_nothing_is_changed(trail: Path, cli: Cli) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trail.iterdir()}
+    before.pop(trail / "trail.db-shm")
+    cli("doctor")
+    after = {path: path.stat().st_mtime_ns for path in trail.iterdir()}
+    after.pop(trail / "trail.db-shm")
+    assert after == before
+
+
+# Settings
+
+
+def test_settings_that_cannot_be_used_do_not_end_it(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_AUDIT_TIMEOUT", "soon")
+    monkeypatch.setenv("OTEL_AUDIT_ON_FAILURE", "ignore")
+    failed = [check for check in report(cli, 1)["checks"] if check["state"] == "fail"]
+    assert [check["name"] for check in failed] == ["settings", "settings"]
+    assert {check["message"].split("=")[0] for check in failed} == {
+        "OTEL_AUDIT_TIMEOUT",
+        "OTEL_AUDIT_ON_FAILURE",
+    }
+    assert all(check["remedy"] == "correct it or unset it" for check in failed)
+
+
+def test_unknown_variables_are_pointed_out(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_AUDIT_TIMOUT", "5")
+    check = outcome(cli, "settings")
+    assert check["state"] == "warn"
+    assert check["remedy"] == "did you mean OTEL_AUDIT_TIMEOUT?"
+    monkeypatch.delenv("OTEL_AUDIT_TIMOUT")
+    monkeypatch.setenv("OTEL_AUDIT_ZZZZZ", "5")
+    assert outcome(cli, "settings")["remedy"] == "unset it, if nothing else reads it"
+
+
+def test_disabled_is_a_failure_and_loki_a_warning() -> None:
+    settings = Settings.from_env({"OTEL_AUDIT_DISABLED": "true", "LOKI_ENABLED": "true"})
+    checks = list(setup.settings(Subject(settings)))
+    assert [check.state for check in checks] == ["fail", "warn", "ok"]
+    assert "nothing at all is recorded" in checks[0].message
+
+
+# The place
+
+
+def test_no_trail_yet(directory: Path, fresh: Cli) -> None:
+    assert outcome(fresh, "directory")["state"] == "warn"
+    assert "does not exist" in outcome(fresh, "directory")["message"]
+    assert outcome(fresh, "trail")["state"] == "warn"
+    assert outcome(fresh, "disk space")["state"] == "ok"
+    assert not directory.exists()
+
+
+def test_a_file_in_place_of_the_directory(directory: Path, fresh: Cli) -> None:
+    directory.write_text("", encoding="utf-8")
+    assert "is not a directory" in outcome(fresh, "directory", 1)["message"]
+
+
+@pytest.mark.parametrize(("mode", "state"), [(0o777, "fail"), (0o755, "warn"), (0o700, "ok")])
+def test_the_directorys_mode(trail: Path, cli: Cli, mode: int, state: str) -> None:
+    trail.chmod(mode)
+    check = outcome(cli, "directory", state == "fail")
+    assert check["state"] == state
+    assert f"mode {mode:04o}" in check["message"]
+    assert (check["remedy"] == "") is (state == "ok")
+
+
+@pytest.mark.parametrize(("mode", "state"), [(0o660, "fail"), (0o640, "warn")])
+def test_the_files_modes(trail: Path, cli: Cli, mode: int, state: str) -> None:
+    (trail / "trail.db").chmod(mode)
+    check = outcome(cli, "files", state == "fail")
+    assert (check["state"], check["remedy"]) == (state, f"chmod 600 {trail / 'trail.db'}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_files_of_another_user(trail: Path, cli: Cli) -> None:
+    os.chown(trail / "lock", 12_345, 12_345)
+    assert outcome(cli, "files", 1)["message"] == "lock belongs to 12345, the directory to root"
+    os.chown(trail / "lock", 0, 0)
+    os.chown(trail, 12_345, 12_345)
+    assert "this is root, the trail belongs to 12345" in outcome(cli, "user", 1)["message"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_directory_that_cannot_be_written(trail: Path) -> None:
+    open_to_all(trail)
+    for path in (trail, *trail.iterdir()):
+        os.chown(path, 65_534, 65_534)
+    trail.chmod(0o500)
+    program = (
+        "import os, sys; from otel_audit.cli.app import run; stdout, sys.stdout = sys.stdout, "
+        # The first run imports what the other user may not be allowed to read.
+        "open(os.devnull, 'w'); run(sys.argv[1:]); sys.stdout = stdout; os.setgid(65534); "
+        "os.setuid(65534); sys.exit(run(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "doctor", "--json", "--dir", str(trail)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    (check,) = [item for item in json.loads(done.stdout)["checks"] if item["name"] == "user"]
+    assert "no record can be stored" in check["message"]
+
+
+def test_file_systems(trail: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    subject = Subject(Settings.from_env({}, directory=trail))
+    mounts = tmp_path / "mounts"
+    for kind, state in (("nfs4", "fail"), ("tmpfs", "warn"), ("xfs", "ok")):
+        mounts.write_text(f"1 1 0:1 / {trail} rw - {kind} x rw\n", encoding="utf-8")
+        monkeypatch.setattr("otel_audit.trail.filesystem._MOUNTS", str(mounts))
+        (check,) = place.file_system(subject)
+        assert check.state == state
+
+
+def test_little_space(trail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Subject(Settings.from_env({}, directory=trail))
+    (check,) = place.space(subject)
+    assert "the trail has 8." in check.message
+    monkeypatch.setattr(place, "_TIGHT", 1 << 60)
+    assert [check.state for check in place.space(subject)] == ["warn"]
+    monkeypatch.setattr(place, "_FEW_FILES", 1 << 60)
+    assert [check.state for check in place.space(subject)] == ["fail"]
+    monkeypatch.setattr(place, "_FULL", 1 << 60)
+    (check,) = place.space(subject)
+    assert "about to be refused" in check.message
+
+
+def test_sizes_are_readable() -> None:
+    sizes = [place._size(number) for number in (5, 5 << 10, 5 << 20, 5 << 30, 5 << 40)]
+    assert sizes == ["5 B", "5.0 KiB", "5.0 MiB", "5.0 GiB", "5.0 TiB"]
+
+
+# The trail
+
+
+def test_a_newer_trail(trail: Path, cli: Cli) -> None:
+    with sqlite3.connect(trail / "trail.db") as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    check = outcome(cli, "trail", 1)
+    assert "has schema version 99" in check["message"]
+    assert "new-origin" not in check["remedy"]
+
+
+def test_a_damaged_trail(trail: Path, cli: Cli) -> None:
+    (trail / "trail.db").write_bytes(b"rubbish" * 1_000)
+    (trail / "trail.db-wal").unlink()
+    check = outcome(cli, "trail", 1)
+    assert "cannot be read" in check["message"]
+    assert "otel-audit new-origin" in check["remedy"]
+
+
+def test_a_trail_that_went_missing(trail: Path, cli: Cli) -> None:
+    (trail / "trail.db").unlink()
+    check = outcome(cli, "trail", 1)
+    assert "signing.key and signed are there" in check["message"]
+
+
+def test_an_older_copy(trail: Path, cli: Cli) -> None:
+    older = trail.parent / "older"
+    shutil.copytree(trail, older)
+    record(trail, 3)
+    shutil.copy2(trail / "signed", older / "signed")
+    shutil.rmtree(trail)
+    older.rename(trail)
+    assert outcome(cli, "signed", 1)["message"].startswith("it has 12 records, but 15 were signed")
+
+
+def test_a_memory_of_other_records(trail: Path, cli: Cli) -> None:
+    note = (trail / "signed").read_text("utf-8")
+    root = note.splitlines()[2]
+    (trail / "signed").write_text(note.replace(root, f"A{root[1:-5]}AAAA="), encoding="utf-8")
+    assert "are not those that were signed" in outcome(cli, "signed", 1)["message"]
+    (trail / "signed").write_text("rubbish", encoding="utf-8")
+    assert "is damaged" in outcome(cli, "signed", 1)["message"]
+
+
+def test_earlier_trails_are_mentioned(cli: Cli) -> None:
+    cli("new-origin", "--yes")
+    assert outcome(cli, "trail")["message"].endswith("; 1 earlier trail in previous/")
+
+
+# The key
+
+
+def test_the_public_key_is_shown(trail: Path, cli: Cli) -> None:
+    check = outcome(cli, "signing key")
+    assert f"{trail / 'signing.key'} (mode 0600)" in check["message"]
+    assert cli("keys").out.split()[0] in check["message"]
+
+
+def test_an_exposed_key(trail: Path, cli: Cli) -> None:
+    (trail / "signing.key").chmod(0o644)
+    check = outcome(cli, "signing key", 1)
+    assert "0644" in check["message"]
+    assert check["remedy"].startswith("run chmod 600")
+
+
+def test_a_lost_key(trail: Path, cli: Cli) -> None:
+    (trail / "signing.key").unlink()
+    check = outcome(cli, "signing key", 1)
+    assert "is missing, but the trail was signed with it" in check["message"]
+
+
+def test_a_damaged_key(trail: Path, cli: Cli) -> None:
+    (trail / "signing.key").write_text("rubbish", encoding="utf-8")
+    assert outcome(cli, "signing key", 1)["remedy"] == "restore it"
+
+
+def test_foreign_keys(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = TrailKeys.generate("example.org/other")
+    monkeypatch.setenv("OTEL_AUDIT_SIGNING_KEY", other.to_text())
+    check = outcome(cli, "signing key", 1)
+    assert check["message"].startswith("OTEL_AUDIT_SIGNING_KEY belongs to example.org/other")
+    origin = cli("keys").out.split("+")[0]
+    monkeypatch.setenv("OTEL_AUDIT_SIGNING_KEY", TrailKeys.generate(origin).to_text())
+    assert "the trail was begun with" in outcome(cli, "signing key", 1)["message"]
+
+
+def test_a_key_file_elsewhere(
+    trail: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = (trail / "signing.key").rename(tmp_path / "hub.key")
+    monkeypatch.setenv("OTEL_AUDIT_SIGNING_KEY_FILE", str(path))
+    assert outcome(cli, "signing key")["message"].startswith(f"{path} (mode 0600); public: ")
+
+
+def test_a_key_that_only_its_owner_can_read(trail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> TrailKeys:
+        raise PermissionError
+
+    monkeypatch.setattr(examined, "_load", refuse)
+    (check,) = examined.key(Subject(Settings.from_env({}, directory=trail)))
+    assert check.state == "warn"
+
+
+def test_a_trail_without_keys_yet(directory: Path, fresh: Cli) -> None:
+    Trail.open(directory).close()
+    (directory / "signing.key").unlink()
+    with sqlite3.connect(directory / "trail.db") as database:
+        database.execute("DELETE FROM meta WHERE key LIKE '%_key'")
+    database.close()
+    assert outcome(fresh, "signing key")["message"].endswith("signing.key is made on first use")
+
+
+# Checkpoint and clock
+
+
+def test_records_that_wait_for_a_checkpoint(directory: Path) -> None:
+    trail = Trail.open(directory)
+    trail.store.append([(leaf_hash(b"{}"), b"{}")] * 2, {})
+    trail.close()
+    subject = examined.subject_of(Settings.from_env({}, directory=directory))
+    assert subject.reader is not None
+    (fresh,) = examined.checkpoint(subject)
+    assert (fresh.state, fresh.message) == ("ok", "none yet; 2 records after it")
+    later = Subject(subject.settings, reader=subject.reader, now=subject.now + 3_600 * SECOND)
+    (late,) = examined.checkpoint(later)
+    assert late.state == "warn"
+    assert late.message == "none yet; 2 records after it, waiting since 60 min: no agent is at work"
+    (agent,) = processes.agent(later)
+    assert (agent.state, agent.remedy) == ("warn", "start the application")
+    subject.reader.close()
+
+
+def test_the_agent_that_is_wanted_is_named(directory: Path) -> None:
+    trail = Trail.open(directory)
+    trail.store.append([(leaf_hash(b"{}"), b"{}")], {})
+    trail.close()
+    subject = examined.subject_of(Settings.from_env({}, directory=directory, agent="off"))
+    (agent,) = processes.agent(subject)
+    assert agent.remedy == "start otel-audit agent"
+    assert subject.reader is not None
+    subject.reader.close()
+
+
+def test_a_checkpoint_that_is_not_valid(trail: Path, cli: Cli) -> None:
+    with sqlite3.connect(trail / "trail.db") as database:
+        database.execute("UPDATE checkpoint SET note = replace(note, '12', '11')")
+    database.close()
+    assert "the newest is not valid" in outcome(cli, "checkpoint", 1)["message"]
+
+
+def test_a_clock_that_went_back(trail: Path) -> None:
+    subject = examined.subject_of(Settings.from_env({}, directory=trail))
+    assert subject.reader is not None
+    earlier = subject.now - 3_600 * SECOND
+    (check,) = examined.clock(Subject(subject.settings, reader=subject.reader, now=earlier))
+    assert check.state == "fail"
+    assert "which is 60 min before the newest" in check.message
+    subject.reader.close()
+
+
+def test_a_clock_that_starts_anew() -> None:
+    (check,) = examined.clock(Subject(Settings.from_env({}), now=0))
+    assert check.state == "fail"
+    assert "before this software was released" in check.message
+
+
+@pytest.mark.parametrize(("answer", "state"), [(True, "ok"), (False, "warn")])
+def test_what_the_kernel_knows_of_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+    answer: bool,  # noqa: FBT001 - a parameter of the table
+    state: str,
+) -> None:
+    assert isinstance(examined._synchronised(), bool)
+    monkeypatch.setattr(examined, "_synchronised", lambda: answer)
+    (check,) = examined.clock(Subject(Settings.from_env({})))
+    assert check.state == state
+
+
+# Processes
+
+
+def test_who_holds_the_lock_all_the_time(trail: Path, cli: Cli) -> None:
+    lock = FileLock(trail / "lock")
+    lock.acquire(1)
+    check = outcome(cli, "lock")
+    assert check["state"] == "warn"
+    assert f"held by process {os.getpid()} (" in check["message"]
+    lock.close()
+
+
+def test_a_stopped_process_is_a_failure(
+    trail: Path, cli: Cli, spawn: Callable[..., subprocess.Popen[str]]
+) -> None:
+    child = spawn("agent", "--dir", str(trail))
+    assert child.stdout is not None
+    child.stdout.readline()
+    deadline = time.monotonic() + 10
+    while "serves the trail" not in outcome(cli, "agent")["message"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert outcome(cli, "agent")["message"] == f"process {child.pid} (python) serves the trail"
+    child.send_signal(signal.SIGSTOP)
+    time.sleep(0.1)
+    check = outcome(cli, "agent", 1)
+    assert check["remedy"].startswith(f"kill -CONT {child.pid}")
+    child.send_signal(signal.SIGCONT)
+
+
+def test_a_stopped_writer(trail: Path) -> None:
+    program = (
+        "import fcntl, sys, time; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX); "
+        "print(); sys.stdout.flush(); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program, str(trail / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.send_signal(signal.SIGSTOP)
+        (check,) = processes.lock(Subject(Settings.from_env({}, directory=trail)))
+        child.kill()
+    assert check.state == "fail"
+    assert check.remedy == f"kill -CONT {child.pid}, or end it"
+
+
+# The mirror
+
+
+def mirrored(directory: Path, **overrides: object) -> Subject:
+    settings = Settings.from_env(
+        {}, directory=directory, mirror=directory.parent / "audit.log", **overrides
+    )
+    return examined.subject_of(settings)
+
+
+def test_the_mirror(trail: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from otel_audit.readers.cursors import Cursors
+    from otel_audit.readers.mirror import Mirror
+
+    caplog.set_level(logging.CRITICAL)
+    subject = mirrored(trail)
+    assert subject.reader is not None
+    path = subject.settings.mirror_file
+    assert path is not None
+    assert [check.message for check in processes.mirror(subject)] == [f"{path} does not exist"]
+
+    cursors = Cursors(trail)
+    mirror = Mirror(subject.reader, path, cursors)
+    while mirror.step():
+        pass
+    mirror.close()
+    assert [check.message for check in processes.mirror(subject)] == [
+        f"{path}, mode 0640, 0 records behind"
+    ]
+
+    record(trail, 2)
+    later = Subject(subject.settings, reader=subject.reader, now=time.time_ns() + 60 * SECOND)
+    (check,) = processes.mirror(later)
+    assert (check.state, check.message) == (
+        "warn",
+        f"{path}, mode 0640, 2 records behind, the first since 60 s",
+    )
+
+    path.chmod(0o644)
+    assert [check.state for check in processes.mirror(subject)] == ["warn", "ok"]
+    path.chmod(0o640)
+    cursors.set(mirror.name, 12, {"origin": "another"})
+    (check,) = processes.mirror(subject)
+    assert "the copy of another trail" in check.message
+    cursors.close()
+
+    (trail / "cursors.db").write_bytes(b"rubbish" * 1_000)
+    (trail / "cursors.db-wal").unlink(missing_ok=True)
+    (check,) = processes.mirror(subject)
+    assert "how far it is cannot be read" in check.message
+    subject.reader.close()
+
+
+def test_a_mirror_of_a_trail_that_cannot_be_opened(directory: Path) -> None:
+    subject = mirrored(directory)
+    (directory.parent / "audit.log").touch(0o640)
+    assert list(processes.mirror(subject)) == []
+
+
+# Whatever happens
+
+
+def test_a_check_that_raises_keeps_no_other_from_being_made() -> None:
+    subject = Subject(Settings.from_env({}))
+
+    def broken(_: Subject) -> list[Any]:
+        message = "no idea"
+        raise RuntimeError(message)
+
+    checks = list(examine(subject, [("odd", broken), ("settings", setup.settings)]))
+    assert [(check.name, check.state) for check in checks] == [("odd", "fail"), ("settings", "ok")]
+    assert checks[0].message == "cannot be checked: RuntimeError: no idea"
+
+
+def test_the_summary_counts(cli: Cli, trail: Path) -> None:
+    assert cli("doctor").out.splitlines()[-1] in ("All is well", "Nothing failed, 1 warning")
+    (trail / "signing.key").unlink()
+    assert cli("doctor", code=1).out.splitlines()[-1].startswith("1 failed, ")
