@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from otel_audit.trail.checkpoint import Checkpoint
-    from otel_audit.trail.reader import Leaf, TrailReader
+    from otel_audit.trail.reader import TrailReader
     from otel_audit.trail.scan import Scanned
 
 __all__ = ["Finding", "Report", "verify"]
@@ -163,11 +163,11 @@ class _Verification:
             source = "that the trail claims"
             try:
                 keys = tuple(Verifier.parse(key) for key in self._reader.claimed_keys)
-            except ProofError:
+            except (AttributeError, TypeError, ProofError):  # a damaged row may hold anything
                 keys = ()
         if any(key.name == origin and key.algorithm == ED25519 for key in keys):
             return keys
-        if self._given is not None or self._reader.last_checkpoint() is not None:
+        if self._given is not None or self._has_checkpoints():
             names = ", ".join(key.name for key in keys) or "none"
             msg = (
                 f"this trail is {origin}, but the keys {source} are of {names}: no signature can "
@@ -175,6 +175,12 @@ class _Verification:
             )
             self._findings.add(Finding("wrong-key", msg))
         return ()
+
+    def _has_checkpoints(self) -> bool:
+        try:
+            return self._reader.last_checkpoint() is not None
+        except UNREADABLE:
+            return True
 
     def _read_tree(self) -> Tree:
         try:
@@ -436,11 +442,9 @@ class _Verification:
                 "trail could have put in their own; give a public key obtained from elsewhere"
             )
         if uncovered:
-            last = self._reader.leaf(self.size - 1)
-            until = "" if last is None else f", the last one committed at {_utc(last)}"
             yield (
-                f"{uncovered} of {self.size} records are not covered by a valid checkpoint yet"
-                f"{until}: changes to them cannot be found, except by a checkpoint kept elsewhere"
+                f"{uncovered} of {self.size} records are not covered by a valid checkpoint yet, "
+                f"the last one committed at {_utc(self._last_nano)}: changes to them cannot be found, except by a checkpoint kept elsewhere"
             )
         if self._unordered:
             yield f"{len(self._unordered)} checkpoints stand behind one of a larger tree"
@@ -458,10 +462,10 @@ def _place(finding: Finding) -> tuple[bool, int]:
     return finding.sequence is None, finding.sequence or 0
 
 
-def _utc(leaf: Leaf) -> str:
+def _utc(unix_nano: int) -> str:
     """Return a commit time to be read by people."""
     try:
-        moment = datetime.fromtimestamp(leaf.committed_unix_nano // 10**9, timezone.utc)
+        moment = datetime.fromtimestamp(unix_nano // 10**9, timezone.utc)
     except (OverflowError, OSError, TypeError, ValueError):
         return "an impossible time"
     return moment.isoformat().replace("+00:00", "Z")
