@@ -38,7 +38,7 @@ class FileKeyring(KeyringBackend):
     priority = 0.1  # never chosen by itself
 
     def __init__(self, directory: Path) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # keyring has no annotations here
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = directory / "keyring.lock"
         self._values = directory / "keyring.json"

@@ -107,7 +107,7 @@ class _Worker:
     def scan(self, stretch: Stretch) -> Scanned:
         self._send(stretch)
         try:
-            answer = pickle.load(self._process.stdout)  # type: ignore[arg-type]  # noqa: S301 - a pipe from our own child
+            answer = pickle.load(self._process.stdout)  # type: ignore[arg-type]  # noqa: S301 - a pipe from our own child, so it is there
         except (EOFError, pickle.UnpicklingError):
             raise self._ended() from None
         if not isinstance(answer, Scanned):
@@ -116,8 +116,8 @@ class _Worker:
 
     def _send(self, message: object) -> None:
         try:
-            pickle.dump(message, self._process.stdin, pickle.HIGHEST_PROTOCOL)  # type: ignore[arg-type]
-            self._process.stdin.flush()  # type: ignore[union-attr]
+            pickle.dump(message, self._process.stdin, pickle.HIGHEST_PROTOCOL)  # type: ignore[arg-type]  # stdin=PIPE, so it is there
+            self._process.stdin.flush()  # type: ignore[union-attr]  # stdin=PIPE, so it is there
         except BrokenPipeError:
             raise self._ended() from None
 

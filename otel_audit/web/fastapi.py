@@ -164,4 +164,4 @@ def _chain(stack: Any) -> Iterator[Any]:  # noqa: ANN401 - middleware of any kin
 
 
 def _as_asgi(app: Any) -> ASGIApp:  # noqa: ANN401 - what it is typed as is the point
-    return app  # type: ignore[no-any-return]
+    return app  # type: ignore[no-any-return]  # a Starlette, which is not imported here
