@@ -104,7 +104,7 @@ class Exchange(ABC):
             await self._settle(error)
         if self._failure is None or isinstance(error, asyncio.CancelledError):
             return False
-        if not isinstance(error, (AuditUnavailableError, GoneError)):
+        if not _is_ours(error):
             logger.error("the application failed as well", exc_info=error)
         return self._answered()
 
@@ -119,3 +119,11 @@ class Exchange(ABC):
 
     def _id_value(self) -> Header:
         return self._id_header, self._request.request_id.encode("ascii")
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether there is nothing in it but what we raised; task groups wrap it (PEP 654)."""
+    if isinstance(error, (AuditUnavailableError, GoneError)):
+        return True
+    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return bool(inner) and all(map(_is_ours, inner))

@@ -9,6 +9,7 @@ import subprocess
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import orjson
 import pytest
 
@@ -300,6 +301,28 @@ async def test_an_application_that_fails_as_well_is_logged(
     assert wire.status == 503
     assert "the application failed as well" in caplog.text
     assert "the other story" in caplog.text
+
+
+async def test_our_own_error_in_a_group_is_no_second_failure(
+    wrap: Wrap, audit: AuditLogger, hold: Hold, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Starlette before 1.0 streams in a task group, and so do applications."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(START)
+        audit.audit_event("order", "place")
+
+        async def finish() -> None:
+            await send(BODY)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(finish)
+
+    wire = Wire()
+    with hold(), pytest.raises(Exception, match="unhandled errors in a TaskGroup"):
+        await wrap(app)(http(), wire.receive, wire.send)
+    assert wire.types == [START["type"]]
+    assert "failed as well" not in caplog.text
 
 
 async def test_an_exception_after_the_start_goes_on(
