@@ -269,6 +269,25 @@ def test_a_failing_duty_stops_neither_the_others_nor_the_agent(
     assert bench.trail.reader.tree().size == 5
 
 
+def test_close_does_not_wait_for_the_next_attempt(bench: Bench) -> None:
+    broken = threading.Event()
+    broken.set()
+
+    def sign() -> None:
+        if broken.is_set():
+            message = "not now"
+            raise RuntimeError(message)
+        bench.trail.signer.sign()
+
+    agent = bench.agent(sign_checkpoint=sign)
+    bench.append(5)
+    agent.start()
+    wait_for(lambda: agent.errors == 1)
+    broken.clear()
+    agent.close()
+    assert covered(bench) == 5
+
+
 def test_a_trail_that_is_not_there_yet_is_waited_for(bench: Bench) -> None:
     there = threading.Event()
 
@@ -430,7 +449,8 @@ def test_a_child_of_a_dead_parent_does_not_hold_the_lease(bench: Bench) -> None:
     def parent() -> None:
         agent = bench.agent()
         agent.start()
-        wait_for(lambda: agent.leading)
+        bench.append(1)
+        assert agent.flush()  # so that the mirror's file is open, and locked
         forked(orphan)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -162,6 +162,17 @@ def test_the_marked_file_is_known_by_its_inode(bench: Bench, name: str) -> None:
     assert bench.catch_up(bench.mirror()) == 1
 
 
+def test_many_foreign_lines_behind_the_crash_hide_nothing(bench: Bench) -> None:
+    bench.append(20)
+    mirror = bench.mirror()
+    bench.catch_up(mirror)
+    lose_count(bench, mirror, 10)
+    with bench.path.open("ab") as file:
+        file.write(b"foreign\n" * 200_000)
+    bench.append(1)
+    assert bench.catch_up(bench.mirror()) == 1
+
+
 def test_a_number_given_to_another_file_is_not_trusted(bench: Bench) -> None:
     bench.append(20)
     mirror = bench.mirror()
