@@ -16,9 +16,9 @@ from otel_audit.trail.merkle import HASH_SIZE, TILE_HEIGHT, TILE_WIDTH
 from otel_audit.trail.scan import UNREADABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from otel_audit.trail.findings import Findings
+    from otel_audit.trail.findings import Findings, Kind
     from otel_audit.trail.reader import TrailReader
 
 
@@ -70,12 +70,17 @@ class Levels:
             if self._known and root is not None:
                 self._push(1, root)
 
-    def finish(self, size: int) -> None:
-        """Compare the incomplete tiles at the end; the tree has ``size`` leaves by now."""
+    def finish(self, size_now: Callable[[], int]) -> None:
+        """Compare the incomplete tiles at the end; ``size_now`` asks for the tree's size."""
         for level, row in enumerate(self._rows, 1):
             if row:
-                limit = (size >> (TILE_HEIGHT * level)) - self._indexes[level - 1] * TILE_WIDTH
-                self._compare(level, row, limit if self._known else TILE_WIDTH)
+                stored = self._compare(level, row)
+                # Asked after the tile was read: it may have grown meanwhile.
+                known = size_now() >> (TILE_HEIGHT * level)
+                limit = known - self._indexes[level - 1] * TILE_WIDTH
+                if self._known and len(stored) > limit * HASH_SIZE:
+                    what = "knows of more records than there are"
+                    self._report("tile-changed", level, what)
 
     def _push(self, level: int, value: bytes) -> None:
         if level > len(self._rows):
@@ -84,29 +89,27 @@ class Levels:
         row = self._rows[level - 1]
         row.append(value)
         if len(row) == TILE_WIDTH:
-            self._compare(level, row, TILE_WIDTH)
+            self._compare(level, row)
             parent = merkle.tile_root(b"".join(row))
             row.clear()
             self._indexes[level - 1] += 1
             self._push(level + 1, parent)
 
-    def _compare(self, level: int, row: list[bytes], limit: int) -> None:
-        """Compare a stored tile that has these hashes, and ``limit`` at most.
-
-        There may be more than these if the trail has grown meanwhile.
-        """
-        index = self._indexes[level - 1]
-        covered = f"records {index << TILE_HEIGHT * (level + 1)} and following"
+    def _compare(self, level: int, row: list[bytes]) -> bytes:
+        """Compare the beginning of a stored tile with its hashes; return all that is stored."""
         try:
-            stored = self._reader.tile(level, index)
+            stored = self._reader.tile(level, self._indexes[level - 1])
         except UNREADABLE as error:
-            msg = f"tile {level}/{index} ({covered}) cannot be read: {error}"
-            self._findings.add(Finding("tile-missing", msg))
-            return
+            self._report("tile-missing", level, f"cannot be read: {error}")
+            return b""
         expected = b"".join(row)
-        if stored[: len(expected)] != expected:
-            msg = f"tile {level}/{index} ({covered}) is not what the tiles below it hash to"
-            self._findings.add(Finding("tile-changed", msg))
-        elif len(stored) > limit * HASH_SIZE:
-            msg = f"tile {level}/{index} ({covered}) knows of more records than there are"
-            self._findings.add(Finding("tile-changed", msg))
+        if stored[: len(expected)] != expected or len(stored) > TILE_WIDTH * HASH_SIZE:
+            self._report("tile-changed", level, "is not what the tiles below it hash to")
+            return b""
+        return stored
+
+    def _report(self, kind: Kind, level: int, what: str) -> None:
+        index = self._indexes[level - 1]
+        first = index << TILE_HEIGHT * (level + 1)
+        msg = f"tile {level}/{index} (records {first} and following) {what}"
+        self._findings.add(Finding(kind, msg))

@@ -321,7 +321,7 @@ class _Verification:
 
     def report(self) -> Report:
         """Check what is not a record, and say what was found."""
-        self._levels.finish(self._size_now())
+        self._levels.finish(self._size_now)
         self._check_tree()
         self._guarded(self._check_tile_rows)
         self._guarded(self._check_strays)
