@@ -393,6 +393,22 @@ async def test_activity_alone_never_costs_a_response(wrap: Wrap, hold: Hold) -> 
     assert wire.status == 200
 
 
+@pytest.mark.xfail(
+    strict=True, reason="Policy looks at the event, not at its type, for what is activity"
+)
+async def test_nor_a_connection(wrap: Wrap, hold: Hold) -> None:
+    """The records of a WebSocket are activity as well."""
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close"})
+
+    with hold():
+        wire = await connect(wrap(app, http_activity="all"))
+    assert wire.types == ["websocket.accept", "websocket.close"]
+
+
 async def test_a_websocket_is_not_accepted(wrap: Wrap, audit: AuditLogger, hold: Hold) -> None:
     """Before the handshake's answer there is still a 503, where the server can send one."""
 
