@@ -213,8 +213,9 @@ class _Walk:
 
     def name(self, key: object, taken: Mapping[str, object], depth: int) -> str:
         """Make a key that is not among ``taken``."""
-        if isinstance(key, str):
-            name = self.text(str.__str__(key))
+        # Not isinstance(): what an object says of its class may be wrong, or raise.
+        if issubclass(type(key), str):
+            name = self.text(str.__str__(cast("str", key)))
         else:
             self.altered = True
             converted = self.value(key, depth)

@@ -38,9 +38,10 @@ class Redactor:
 
     def __init__(self, keys: Iterable[str] = (), patterns: Iterable[str] = ()) -> None:
         """Compile the rules; a redactor may be used by several threads."""
-        names = SecretNames(keys)
-        self._search = SecretSearch(names, patterns)
-        self._verdicts = _Verdicts(names, self._search)
+        self._names = SecretNames(keys)
+        self._search = SecretSearch(self._names, patterns)
+        # Most names are innocent each time they come: a set answers that fastest.
+        self._innocent: set[str] = set()
 
     def fields(self, fields: dict[str, JsonValue]) -> None:
         """Redact plain JSON values in place, at every depth.
@@ -61,11 +62,10 @@ class Redactor:
 
     def _by_name(self, fields: dict[str, JsonValue], texts: list[str]) -> None:
         """Hide what stands under secrets' names; collect the other texts in ``texts``."""
-        verdicts = self._verdicts
+        innocent = self._innocent
         renamed = False
         for name, value in fields.items():
-            verdict = verdicts[name]
-            if verdict:
+            if name not in innocent and (verdict := self._verdict(name)):
                 renamed |= verdict is Verdict.REVEALING
                 fields[name] = value = _hidden(value, verdict)  # noqa: PLW2901 - goes on with it
             kind = type(value)
@@ -75,6 +75,17 @@ class Redactor:
                 self._below(value, texts)
         if renamed:
             self._rename(fields)
+
+    def _verdict(self, name: str) -> Verdict:
+        """Judge a name that is not known as innocent."""
+        if any(self._search.find(name)):
+            return Verdict.REVEALING
+        verdict = self._names[name]
+        if verdict is Verdict.INNOCENT:
+            if len(self._innocent) >= _SEEN:
+                self._innocent.clear()
+            self._innocent.add(name)
+        return verdict
 
     def _below(self, value: JsonValue, texts: list[str]) -> None:
         if isinstance(value, dict):
@@ -112,23 +123,6 @@ class Redactor:
             parts += text[done:start], f"[REDACTED:{kind}]"
             done = end
         return "".join([*parts, text[done:]])
-
-
-class _Verdicts(dict[str, Verdict]):
-    """What each name says, found once; a name that holds a secret itself is not kept."""
-
-    def __init__(self, names: SecretNames, search: SecretSearch) -> None:
-        super().__init__()
-        self._names = names
-        self._search = search
-
-    def __missing__(self, name: str) -> Verdict:
-        if any(self._search.find(name)):
-            return Verdict.REVEALING
-        if len(self) >= _SEEN:
-            self.clear()
-        self[name] = verdict = self._names[name]
-        return verdict
 
 
 def _hidden(value: JsonValue, verdict: Verdict) -> JsonValue:

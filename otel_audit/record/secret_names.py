@@ -119,7 +119,10 @@ _NO_TOKEN: Final = _set_of(
 
 # A run of capitals belongs together up to the last one before a small letter: "APIKey".
 _WORD: Final = re.compile(r"[A-Z]+(?![^\W\d_A-Z])|[A-Z]?[^\W\d_A-Z]+")
-_PLAIN_WORDS: Final = re.compile(r"[A-Za-z][a-z]{0,19}(?:[_ -][a-z]{1,19}){0,2}\.?")
+_PLAIN_WORDS: Final = re.compile(
+    r"(?!(?i:apikey|basic|bearer|digest|negotiate|token) )"
+    r"[A-Za-z][a-z]{0,19}(?:[_ -][a-z]{1,19}){0,2}\.?"
+)
 _SEEN: Final = 4_096
 
 

@@ -63,7 +63,7 @@ TOKENS: Final = (
     ("openai", "<sk-", "[A-Za-z0-9]{32,}"),
     ("perplexity", "pplx-", "[A-Za-z0-9]{40,}"),
     ("pinecone", "<pcsk_", "[A-Za-z0-9_]{40,}"),
-    ("planetscale", "pscale_tkn_ pscale_pw_ pscale_oauth_", "[A-Za-z0-9_=.-]{32,}"),
+    ("planetscale", "pscale_tkn_ pscale_pw_ pscale_oauth_", "[A-Za-z0-9_=.-]{31,}[A-Za-z0-9_=-]"),
     ("postman", "PMAK-", "[a-f0-9]{24}-[a-f0-9]{34}"),
     ("pulumi", "<pul-", "[a-f0-9]{40}"),
     ("pypi", "<pypi-", "AgE[A-Za-z0-9_-]{50,}"),
@@ -105,7 +105,7 @@ class _Special(NamedTuple):
 # Where no secret follows "Bearer", but a sentence goes on.
 _NO_WORD: Final = r"(?![A-Za-z][a-z]{0,19}(?:[_-][a-z]{1,19}){0,3}\.?(?![A-Za-z0-9._~+/=-]))"
 _BEARER: Final = rf"[ :=]{{1,4}}({_NO_WORD}[A-Za-z0-9._~+/-]{{8,}}=*)"
-_BASIC: Final = r"[ :=]{1,4}([A-Za-z0-9+/_-]{4,}={0,2})"
+_BASIC: Final = r"[ :=]{1,4}([A-Za-z0-9+/_-]{2,}={0,2})"
 # The last letters of names that may mean a secret. They only say where to look; in
 # secret_search.py the whole name decides.
 _NAME_ENDS: Final = "als|ase|ass|cvc|cvv|eds|ens|ets|ial|ies|ion|jwt|ken|key|kie|ode|ord|otp|pin|pwd|ret|sig|ssn|swd|ure"
@@ -117,7 +117,7 @@ _SPECIALS: Final = (
         "jwt",
         ".",
         0,
-        r"(?<=[A-Za-z0-9_-]{10}\.)((?:ey[AJ]|ewo[gJ]I|ew0KI)[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?"
+        r"((?:ey[AJ]|ewo[gJ]I|ew0KI)[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?"
         r"|(?:[A-Za-z0-9_-]{40,})?\.[A-Za-z0-9_-]{16,22}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{22,86}(?![A-Za-z0-9_-]))",
     ),
     # The first part is the bot's number in base64; secret_search.py looks at it.
@@ -162,7 +162,7 @@ _SPECIALS: Final = (
         "password_hash",
         "$",
         1,
-        r"(2[abxy]?\$[0-9]{2}\$[A-Za-z0-9./]{53}|argon2(?:id|[di])\$[A-Za-z0-9=,.+/$-]{20,}|[1567y]\$[A-Za-z0-9./=$]{20,})",
+        r"(2[abxy]?\$[0-9]{2}\$[A-Za-z0-9./]{53}|argon2(?:id|[di])\$[A-Za-z0-9=,.+/$-]{19,}[A-Za-z0-9+/]|[1567y]\$[A-Za-z0-9./=$]{20,})",
     ),
     _Special(
         "password_hash",
@@ -192,6 +192,8 @@ CARD: Final = re.compile(
 )
 
 
+# What stands before all specials of an anchor, looked at once.
+_GUARDS: Final = {".": r"(?<=[A-Za-z0-9_-]{10}\.)"}
 # The most frequent first: an alternative that is tried earlier is found earlier.
 _ANCHORS: Final = "-._:=\"'BbIK$~"
 
@@ -202,10 +204,13 @@ def _expression() -> tuple[str, list[tuple[str, int]]]:
     branches = []
     for anchor in _ANCHORS:
         specials = [one for one in _SPECIALS if one.anchor == anchor]
+        guard = _GUARDS.get(anchor, "")
         tokens = list(_tokens(anchor))
         groups += [(one.kind, one.width) for one in specials]
         groups += [(kind, width) for kind, width, _ in tokens]
-        alternatives = [one.rest for one in specials]
+        alternatives = []
+        if specials:
+            alternatives.append(f"{guard}(?:{'|'.join(one.rest for one in specials)})")
         if tokens:
             either = "|".join(rest for *_, rest in tokens)
             alternatives.append(f"{_second_glance(anchor)}(?:{either})")
