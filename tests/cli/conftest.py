@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -16,7 +17,6 @@ from otel_audit.cli.app import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
 
 class Outcome(NamedTuple):
@@ -83,13 +83,6 @@ def record(directory: Path, count: int, service: str = "hub", *, keys: object = 
     provider.close()
 
 
-def open_to_all(path: Path) -> None:
-    """Let other users through to a test's own directory."""
-    for parent in path.parents:
-        if parent.is_relative_to(tempfile.gettempdir()) and parent.owner() == path.owner():
-            parent.chmod(parent.stat().st_mode | 0o055)
-
-
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """Where the trail of a test is, or will be."""
@@ -101,6 +94,15 @@ def trail(directory: Path) -> Path:
     """Give a trail of twelve records that are covered by a checkpoint."""
     record(directory, 12)
     return directory
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """Give a trail that other users can get at; pytest closes its own directories to them."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        record(Path(place) / "trail", 1)
+        yield Path(place) / "trail"
 
 
 @pytest.fixture

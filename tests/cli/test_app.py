@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from otel_audit import __version__
 from otel_audit.cli.app import app, run
 from otel_audit.cli.output import moment, span, stamp, visible
-from tests.cli.conftest import Cli, open_to_all, process, record
+from tests.cli.conftest import Cli, process, record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,16 +108,19 @@ def test_other_trails_are_named_when_the_one_is_missing(fresh: Cli, isolated: Pa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_directory_that_cannot_be_looked_into(trail: Path) -> None:
+def test_a_directory_that_cannot_be_looked_into(reachable: Path) -> None:
     program = (
         "import os, sys; from otel_audit.cli.app import run; run(['tail', '--dir', '.']); "
-        "os.setuid(65534); sys.exit(run(['tail', '--dir', sys.argv[1]]))"
+        # Without what runs at exit: coverage could not write its file any more.
+        "os.setuid(65534); code = run(['tail', '--dir', sys.argv[1]]); sys.stderr.flush(); "
+        "os._exit(code)"
     )
-    open_to_all(trail)
-    command = [sys.executable, "-c", program, str(trail)]
+    command = [sys.executable, "-c", program, str(reachable)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 3
-    assert done.stderr.endswith(f"{trail} cannot be read by this user: run it as root (sudo -u)\n")
+    assert done.stderr.endswith(
+        f"{reachable} cannot be read by this user: run it as root (sudo -u)\n"
+    )
 
 
 def test_a_damaged_database_is_one_line(trail: Path, cli: Cli) -> None:

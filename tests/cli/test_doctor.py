@@ -23,7 +23,7 @@ from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.lock import FileLock
 from otel_audit.trail.merkle import leaf_hash
 from otel_audit.trail.trail import Trail
-from tests.cli.conftest import Cli, open_to_all, record
+from tests.cli.conftest import Cli, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,18 +177,18 @@ def test_files_of_another_user(trail: Path, cli: Cli) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_directory_that_cannot_be_written(trail: Path) -> None:
-    open_to_all(trail)
-    for path in (trail, *trail.iterdir()):
+def test_a_directory_that_cannot_be_written(reachable: Path) -> None:
+    for path in (reachable, *reachable.iterdir()):
         os.chown(path, 65_534, 65_534)
-    trail.chmod(0o500)
+    reachable.chmod(0o500)
     program = (
         "import os, sys; from otel_audit.cli.app import run; stdout, sys.stdout = sys.stdout, "
         # The first run imports what the other user may not be allowed to read.
         "open(os.devnull, 'w'); run(sys.argv[1:]); sys.stdout = stdout; os.setgid(65534); "
-        "os.setuid(65534); sys.exit(run(sys.argv[1:]))"
+        # Without what runs at exit: coverage could not write its file any more.
+        "os.setuid(65534); code = run(sys.argv[1:]); sys.stdout.flush(); os._exit(code)"
     )
-    command = [sys.executable, "-c", program, "doctor", "--json", "--dir", str(trail)]
+    command = [sys.executable, "-c", program, "doctor", "--json", "--dir", str(reachable)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     (check,) = [item for item in json.loads(done.stdout)["checks"] if item["name"] == "user"]

@@ -102,7 +102,7 @@ def test_the_agents_troubles_are_lines_on_stderr(directory: Path, spawn: Spawn) 
         )
         assert child.stdout is not None
         child.stdout.readline()
-        until(mirror.exists)
+        until(lambda mirror=mirror: mirror.exists() and mirror.stat().st_size > 0)  # type: ignore[misc]
         mirror.unlink()
         mirror.mkdir()
         assert child.stderr is not None
