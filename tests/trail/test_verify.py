@@ -30,10 +30,11 @@ from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.store import TrailStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from otel_audit.trail.note import Verifier
+    from otel_audit.trail.reader import Leaf
     from otel_audit.trail.verify import Report
 
 ORIGIN = "otel-audit.local/shop/web-1/0a1b2c3d"
@@ -273,6 +274,35 @@ def test_a_trail_that_is_written_to_meanwhile_is_sound(tmp_path: Path) -> None:
         store.close()
     assert [report.findings for report in reports] == [()] * 12
     assert reports[-1].size > reports[0].size
+
+
+def test_a_writer_that_is_always_ahead_does_not_hold_up_verification(tmp_path: Path) -> None:
+    store = TrailStore(tmp_path, new_origin=lambda: ORIGIN)
+    appended = 0
+
+    class Overtaken(TrailReader):
+        """Reads a trail to which a record is added before each look beyond its end."""
+
+        def batches(self, start: int = 0, stop: int | None = None) -> Iterator[list[Leaf]]:
+            nonlocal appended
+            while True:
+                if start == self.tree().size:
+                    assert appended < 20, "verification follows the writer"
+                    store.append([(merkle.leaf_hash(RECORDS[0]), RECORDS[0])], {})
+                    appended += 1
+                batch = next(super().batches(start, stop), None)
+                if batch is None:
+                    return
+                yield batch
+                start = batch[-1].sequence + 1
+                if stop is not None and start >= stop:
+                    return
+
+    store.append([(merkle.leaf_hash(RECORDS[0]), RECORDS[0])], {})
+    with Overtaken(tmp_path) as reader:
+        assert verify.verify(reader, verifiers=KEYS.verifiers()).ok
+    store.close()
+    assert 0 < appended < 20
 
 
 # Changed records.
