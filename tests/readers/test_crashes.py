@@ -16,7 +16,7 @@ from tests.readers.bench import wait_for
 if TYPE_CHECKING:
     from tests.readers.bench import Bench
 
-RECORDS = 4_000
+RECORDS = 2_500
 
 
 @pytest.mark.parametrize("max_bytes", [0, 200_000])
