@@ -258,6 +258,7 @@ class AuditProvider:
                 self._committer.drain(_CLOSE_SECONDS)
                 self.trail.sign_if_grown()
                 self.flush(_CLOSE_SECONDS)
+                self.trail.store.empty_wal(reset=True)
         except Exception:
             _logger.exception("the last checkpoint could not be signed; the next start will")
 

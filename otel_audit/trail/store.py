@@ -16,6 +16,7 @@ import ctypes
 import logging
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import apsw
@@ -106,6 +107,8 @@ class TrailStore:
         self._clock = clock
         self._known_resources: set[str] = set()
         self._wal_trusted = True
+        self._wal = self.path.with_name(f"{DATABASE}-wal")
+        self._frames = 0
         filesystem.prepare(directory)
         self._lock = FileLock(directory / "lock")
         self._handle = Handle(lambda: self._connect(self._lock))
@@ -171,26 +174,32 @@ class TrailStore:
         """Commit a harmless row, to learn whether the trail takes records again."""
         self.describe({"probed_unix_nano": str(self._clock())})
 
-    def empty_wal(self, *, above: int = 0) -> None:
+    def empty_wal(self, *, above: int = 0, reset: bool = False) -> None:
         """Copy the write-ahead log into the database, so that it is reused.
 
-        Does nothing while at most ``above`` bytes in the log are not copied yet. Most of the
-        work happens beside the writers, only the rest under their lock. After
-        an I/O error it never runs again in this process: the kernel may have
-        dropped what a later sync would then claim to have written, while the
-        log still holds everything.
+        Does nothing while at most ``above`` bytes in the log are not copied
+        yet. Most of the work happens beside the writers, only the rest under
+        their lock. With ``reset``, or when nothing was written since the last
+        call, nothing stays in the log at all: SQLite prefers what is there to
+        what is in the database, so that a change made to the file behind our
+        back would go unseen until the log is reused.
+
+        After an I/O error it never runs again in this process: the kernel may
+        have dropped what a later sync would then claim to have written, while
+        the log still holds everything.
         """
         if not self._wal_trusted:
             return
         try:
             with self._emptier.use() as connection:
                 total, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-                if (total - copied) * connection.pragma("page_size") <= above:
+                idle, self._frames = total == self._frames, total
+                waiting = (total - copied) * connection.pragma("page_size")
+                if not (waiting > above or ((idle or reset) and total)):
                     return
                 total, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-                if copied < total:
-                    with self._emptier_lock.held(self.timeout):
-                        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                if copied < total or idle or reset:
+                    self._copy_rest(connection, reset=idle or reset)
         except (apsw.BusyError, TrailLockedError):
             return
         except apsw.Error as error:
@@ -202,8 +211,24 @@ class TrailStore:
                 error,
             )
 
+    def _copy_rest(self, connection: apsw.Connection, *, reset: bool) -> None:
+        """Copy what came while the log was copied, with all writers waiting."""
+        mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if reset else apsw.SQLITE_CHECKPOINT_PASSIVE
+        with self._emptier_lock.held(self.timeout):
+            # Rather try again later than let the writers wait for somebody who reads.
+            connection.set_busy_timeout(0)
+            try:
+                connection.wal_checkpoint(mode=mode)
+                if reset:
+                    _preallocate(self._wal)
+                    self._frames = 0
+            finally:
+                connection.set_busy_timeout(_BUSY_MILLISECONDS)
+
     def close(self) -> None:
-        """Close the database and let go of the lock."""
+        """Empty the log if that can be done now, close the database, let go of the lock."""
+        with suppress(TrailError, OSError):  # what is in the log is as safe as before
+            self.empty_wal(reset=True)
         self._emptier.close()
         self._handle.close()
         self._emptier_lock.close()
@@ -304,10 +329,9 @@ class TrailStore:
         connection.pragma("trusted_schema", "off")
         connection.pragma("wal_autocheckpoint", _WAL_CHECKPOINT_PAGES)
         connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
-        _keep_wal(connection)
         if fresh:
             self._create(connection)
-        _preallocate(self.path.with_name(self.path.name + "-wal"))
+        _preallocate(self._wal)
 
     def _refuse_foreign(self, connection: apsw.Connection) -> None:
         if connection.execute("SELECT count(*) FROM sqlite_schema").get:
@@ -373,12 +397,6 @@ def _climb(connection: apsw.Connection, index: int, root: bytes) -> None:
             "SELECT hashes FROM tile WHERE level = ? AND idx = ?", (level, parent)
         ).get
         index, root = parent, merkle.tile_root(hashes)
-
-
-def _keep_wal(connection: apsw.Connection) -> None:
-    """Keep the log's file when the last connection closes: the next one is spared its growth."""
-    yes = ctypes.c_int(1)
-    connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(yes))
 
 
 def _preallocate(wal: Path) -> None:

@@ -405,3 +405,33 @@ def test_a_transaction_cut_off_by_sigkill_leaves_all_that_was_acknowledged(tmp_p
             assert tree.size > acknowledged
             assert merkle.edge_root(merkle.edge_at(tree.size, reader.hash_at)) == tree.root
             assert all(merkle.leaf_hash(leaf.record) == leaf.hash for leaf in reader.leaves())
+
+
+def copies(path: Path, needle: bytes) -> int:
+    return path.read_bytes().count(needle)
+
+
+def test_nothing_stays_in_the_log_at_close_nor_when_it_is_idle(store: TrailStore) -> None:
+    """Or a change made to the database's file would hide behind the log."""
+    log, record = store.directory / "trail.db-wal", b'{"record_id":"3"}'
+    store.append(entries(0, 10), {})
+    store.empty_wal(above=1 << 20)
+    assert copies(log, record) == 1
+    store.empty_wal(above=1 << 20)
+    assert copies(log, record) == 0
+    assert copies(store.path, record) == 1
+    assert log.stat().st_size >= 8 << 20, "and the log is as long as before"
+    store.append(entries(10, 10), {})
+    store.close()
+    assert copies(store.path, b'{"record_id":"13"}') == 1
+    assert not log.exists()
+
+
+def test_emptying_an_idle_log_lets_other_writers_go_on(store: TrailStore) -> None:
+    other = open_store(store.directory)
+    for number in range(100):
+        (store if number % 2 else other).append(entries(number, 1), {})
+        store.empty_wal(reset=True)
+    with TrailReader(store.directory) as reader:
+        assert merkle.edge_root(merkle.edge_at(100, reader.hash_at)) == reader.tree().root
+    other.close()
