@@ -64,11 +64,14 @@ class Activity:
         Nobody waits for this record, and when it fails as well, it is only
         counted and logged.
         """
+        method = self._scope.get("method")
         with suppress(AuditUnavailableError):
             if not self._recorded:
-                self.request(status_code, named(type(error)))
+                record = self.connect if method is None else self.request
+                record(status_code, named(type(error)))
                 return
-            fields: dict[str, Any] = {"method": self._scope["method"], **self._where()}
+            fields: dict[str, Any] = {} if method is None else {"method": method}
+            fields |= self._where()
             fields["status_code"] = status_code
             if error.record_id:
                 fields["unconfirmed_record_id"] = error.record_id

@@ -99,10 +99,7 @@ class TrustedProxies:
         return known
 
     def _is_trusted(self, address: str) -> bool:
-        try:
-            parsed = ip_address(address)
-        except ValueError:
-            return False
+        parsed = ip_address(address)
         return any(_contains(network, parsed) for network in self._networks)
 
     def _claims(self, values: Sequence[bytes]) -> Iterator[str | None]:
@@ -147,10 +144,11 @@ def normalized(address: str) -> str | None:
     """Return the canonical text of an IP address (RFC 5952), or None when it is none.
 
     An IPv4 address in IPv6 clothes, as dual-stack listeners report it, is
-    undressed, so that one client has one name.
+    undressed, so that one client has one name. A zone (``%eth0``, RFC 4007)
+    means something on one host only, may hold any text, and is left out.
     """
     try:
-        parsed = ip_address(address)
+        parsed = ip_address(address.partition("%")[0])
     except ValueError:
         return None
     if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:

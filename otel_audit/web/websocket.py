@@ -130,6 +130,9 @@ class WebSocketExchange(Exchange):
         """Decline or close the connection; when it is too late for that, raise."""
         if self._state is _State.CONNECTING:
             await self._decline(error, problem.not_confirmed(error, self._request.request_id))
+            if self._activity is not None:
+                self._listed = False
+                self._activity.unconfirmed(problem.STATUS, error)
             return
         self._failure = error
         if self._state is not _State.OPEN or self._client_code is not None:

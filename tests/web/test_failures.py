@@ -381,6 +381,55 @@ async def test_the_client_s_503_is_recorded(
     assert replaced["request_id"] == said["request_id"]
 
 
+@pytest.mark.parametrize("accepts", [True, False])
+async def test_a_declined_handshake_is_recorded(
+    make_provider: Callable[..., AuditProvider],
+    hold: Hold,
+    records: Records,
+    accepts: bool,  # noqa: FBT001 - parametrized
+) -> None:
+    """As what the client got, whatever the application meant to answer."""
+    provider = make_provider(queue_size=1)
+    audit = AuditLogger(provider=provider)
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        with hold(), suppress(AuditBackpressureError):
+            while True:
+                audit.audit_event("chat", "join")
+        await asyncio.sleep(0.2)
+        if accepts:
+            await send({"type": "websocket.accept"})
+
+    await connect(AuditMiddleware(app, provider=provider))
+    assert provider.flush()
+    written = [(record["event"], record.get("status_code")) for record in records()]
+    handshake = ("websocket.connect", 101) if accepts else ("websocket.connect", 500)
+    assert written[-2:] == [handshake, ("http.response.replaced", 503)]
+
+
+async def test_an_error_that_passes_is_recorded_as_503(
+    make_provider: Callable[..., AuditProvider], hold: Hold, records: Records
+) -> None:
+    """Nothing was answered before, so there is one record of the request."""
+    provider = make_provider(queue_size=1)
+    audit = AuditLogger(provider=provider)
+
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        try:
+            with hold():
+                while True:
+                    audit.audit_event("order", "place")
+        finally:
+            await asyncio.sleep(0.2)
+
+    assert (await request(AuditMiddleware(app, provider=provider))).status == 503
+    assert provider.flush()
+    last = records()[-1]
+    assert (last["event"], last["status_code"]) == ("http.request", 503)
+    assert last["error"] == "otel_audit.errors.AuditBackpressureError"
+
+
 async def test_activity_alone_never_costs_a_response(wrap: Wrap, hold: Hold) -> None:
     """An http.request record that is not confirmed is counted and logged; the answer goes out."""
 

@@ -110,6 +110,14 @@ def test_one_address_has_one_name() -> None:
     assert PRIVATE.client_ip("FD00:0::1", [b"203.0.113.9"]) == CLIENT
 
 
+def test_a_zone_is_no_part_of_an_address() -> None:
+    """It names an interface of one host, and anything may be written there."""
+    assert normalized("fe80::1%eth0") == "fe80::1"
+    assert normalized("fe80::1%<b>anything</b>") == "fe80::1"
+    local = TrustedProxies(["fe80::/10"])
+    assert local.client_ip("fe80::1%eth0", [b"203.0.113.9"]) == CLIENT
+
+
 def test_a_made_up_chain_is_not_followed_for_ever() -> None:
     """A header of thousands of trusted addresses ends in one of them, soon."""
     chain = b",".join(b"10.%d.%d.1" % (n >> 8, n & 255) for n in range(20_000))
