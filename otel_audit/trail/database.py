@@ -58,11 +58,22 @@ class Handle:
     def __init__(self, connect: Callable[[], apsw.Connection]) -> None:
         """Take the function that opens and prepares a connection."""
         self._connect = connect
+        self._connection: apsw.Connection | None = None
         # Reentrant: who handles a KeyboardInterrupt may close what it interrupted.
         self.mutex = threading.RLock()
-        self._connection: apsw.Connection | None = None
-        self._unusable = False
-        _handles.add(self)
+        with _registry:
+            _handles.add(self)
+
+    def __del__(self) -> None:
+        """Close what nobody closed, but not while another thread forks."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if _registry.acquire(blocking=False):
+            connection.close()
+            _registry.release()
+        else:
+            _dropped.append(connection)
 
     @contextmanager
     def use(self) -> Iterator[apsw.Connection]:
@@ -91,11 +102,11 @@ class Handle:
             self.mutex.release()
 
     def _open(self) -> apsw.Connection:
-        if self._unusable:
+        if _poisoned:
             message = (
-                "this process was forked while its parent was inside a transaction that did "
-                f"not end within {_PATIENCE:g} s, so SQLite's lock table is not "
-                "trustworthy here; start the process by spawn instead of fork"
+                "this process was forked while its parent had the database open and could not "
+                f"close it within {_PATIENCE:g} s, so SQLite's lock table is not trustworthy "
+                "here; start the process by spawn instead of fork, or fork before the first use"
             )
             raise TrailError(message)
         return self._connect()
@@ -112,27 +123,40 @@ class Handle:
         self._shut()
         return True
 
-    def _in_child(self, *, closed: bool) -> None:
+    def _in_child(self) -> None:
         self.mutex = threading.RLock()
-        self._unusable = self._unusable or not closed
-        if not closed and self._connection is not None:
-            _leak(self._connection)
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            _poison(connection)
 
 
-def _leak(connection: apsw.Connection) -> None:
-    """Keep the parent's connection from ever being closed in the child."""
+def _poison(connection: apsw.Connection) -> None:
+    """Keep the parent's open connection from being closed in the child, and SQLite from use.
+
+    All connections to one file share what SQLite believes about its locks, so
+    one that was inherited spoils every other, also those to come.
+    """
     import ctypes  # noqa: PLC0415 - needed only after a fork that went wrong
 
+    global _poisoned  # noqa: PLW0603 - it holds for the whole process
+    _poisoned = True
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+_registry = threading.RLock()
+"""Held by whoever adds a handle, and during a fork: two threads may fork at a time."""
 _forking: list[tuple[Handle, bool]] = []
+_dropped: list[apsw.Connection] = []
+"""Open connections of handles that were given up in the middle of a fork."""
+_poisoned = False
 
 
 def _before_fork() -> None:
+    _registry.acquire()
     _forking.extend((handle, handle._before_fork()) for handle in list(_handles))  # noqa: SLF001 - same module
+    while _dropped:
+        _dropped.pop().close()
 
 
 def _after_fork_in_parent() -> None:
@@ -140,12 +164,20 @@ def _after_fork_in_parent() -> None:
         if closed:
             handle.mutex.release()
     _forking.clear()
+    while _dropped:
+        _dropped.pop().close()
+    _registry.release()
 
 
 def _after_fork_in_child() -> None:
-    for handle, closed in _forking:
-        handle._in_child(closed=closed)  # noqa: SLF001 - same module
+    global _registry  # noqa: PLW0603 - a lock that was held in the parent is of no use here
+    _registry = threading.RLock()
+    # All: a server that forks by itself (uWSGI) may not have told us before.
+    for handle in list(_handles):
+        handle._in_child()  # noqa: SLF001 - same module
     _forking.clear()
+    while _dropped:
+        _poison(_dropped.pop())
 
 
 os.register_at_fork(
