@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from otel_audit.errors import ProofError, TrailError
 from otel_audit.trail import merkle
+from otel_audit.trail.behind import changed_behind_log
 from otel_audit.trail.checkpoint import open_checkpoint, read_checkpoint
 from otel_audit.trail.findings import Finding, Findings, record_id_in
 from otel_audit.trail.judge import Judge
@@ -325,6 +326,7 @@ class _Verification:
         self._check_tree()
         self._guarded(self._check_tile_rows)
         self._guarded(self._check_strays)
+        self._check_behind_log()
         self._check_odd_checkpoints()
         self._judge.finish()
         return Report(
@@ -396,6 +398,16 @@ class _Verification:
                     self._report_stray(leaf.sequence, leaf.record)
                 if not strays:
                     break  # else this would follow a busy writer for ever
+
+    def _check_behind_log(self) -> None:
+        """Look for changes to the file that the write-ahead log still hides."""
+        for sequence, record in changed_behind_log(self._reader.path):
+            record_id = record_id_in(record)
+            msg = (
+                f"record {sequence} ({record_id}) was changed in {self._reader.path.name}; the "
+                "write-ahead log still hides that by its own, right copy"
+            )
+            self._findings.add(Finding("record-changed", msg, sequence, sequence, record_id))
 
     def _report_stray(self, sequence: int, record: object) -> None:
         record_id = record_id_in(record)
