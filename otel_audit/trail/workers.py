@@ -10,6 +10,7 @@ that does.
 from __future__ import annotations
 
 import contextlib
+import gc
 import pickle
 import queue
 import subprocess
@@ -65,6 +66,7 @@ def scanning(reader: TrailReader, verifiers: Sequence[Verifier], processes: int)
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Be a worker: read where the trail is, then scan each stretch asked for."""
+    gc.disable()  # it would look at rows by the million, none of them in a cycle
     directory, keys = pickle.load(requests)  # noqa: S301 - a pipe from our own parent
     with TrailReader(Path(directory)) as reader:
         scanner = Scanner(reader, [Verifier.parse(key) for key in keys])

@@ -5,6 +5,7 @@ The tamperer works on the database itself, as anyone with write access to it can
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import pickle
@@ -1057,7 +1058,10 @@ def test_a_worker_answers_each_stretch(trail: Victim) -> None:
     pickle.dump((str(trail.directory), KEYS.verifier_keys()), asked)
     pickle.dump(stretch, asked)
     asked.seek(0)
-    workers.serve(asked, answered)
+    try:
+        workers.serve(asked, answered)
+    finally:
+        gc.enable()  # a worker process does without
     answered.seek(0)
     scanned = pickle.load(answered)  # noqa: S301 - written a line above
     assert isinstance(scanned, scan.Scanned)
