@@ -109,16 +109,14 @@ class RequestScope:
 
     def facts(self) -> dict[str, Any]:
         """Return what is known, under the record's names."""
-        facts: dict[str, Any] = {
+        facts = {
             "request_id": self.request_id,
             "client_id": self.client_id,
             "client_ip": self.client_ip,
+            "session_id": self.session_id,
+            "user_agent": self.user_agent,
         }
-        if self.session_id is not None:
-            facts["session_id"] = self.session_id
-        if self.user_agent is not None:
-            facts["user_agent"] = self.user_agent
-        return facts
+        return {name: value for name, value in facts.items() if value is not None}
 
 
 def current_scope(context: Context | None = None) -> RequestScope | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from otel_audit.record.event import Draft
 
 HTTP_REQUEST: Final = "http.request"
-"""The event of the activity log, one a request."""
+"""The type of the activity log's events: one a request."""
 
 DEFAULT_RETENTION: Final = "1y"
 ON_FAILURE: Final = ("fail", "continue", "shutdown")
@@ -103,7 +103,7 @@ class Policy:
             retention=_first([rule.retention for rule in matching], default=_retention(event_type)),
             on_failure=_first(
                 [rule.on_failure for rule in matching],
-                default="continue" if event == HTTP_REQUEST else self.on_failure,
+                default="continue" if event_type == HTTP_REQUEST else self.on_failure,
             ),
         )
         if len(self._decisions) >= _CACHED:

@@ -37,7 +37,11 @@ R = TypeVar("R")
 
 
 class AuditSpan:
-    """What ``audit_span`` gives: set ``status``, add fields, look at the receipt."""
+    """What ``audit_span`` gives: set ``status``, add fields, look at the receipt.
+
+    ``error`` replaces an exception's text, which may hold what nobody should
+    read in a trail.
+    """
 
     def __init__(self, event: AuditEvent, logger: AuditLogger, *, write_ahead: bool) -> None:
         self._event = event
@@ -48,6 +52,7 @@ class AuditSpan:
         self._current: AbstractContextManager[Span] | None = None
         self._started = 0.0
         self.status: str | None = None
+        self.error: str | None = None
         self.receipt: Receipt | None = None
 
     def set(self, **fields: Any) -> None:
@@ -126,10 +131,12 @@ class AuditSpan:
         if self._initiated is not None:
             fields["initiated_record_id"] = self._initiated
         if error is None:
-            return self._said(self.status or self._event.status, fields)
-        cancelled = isinstance(error, asyncio.CancelledError)
-        event = self._said("cancelled" if cancelled else self.status or "failed", fields)
-        event.error = error
+            event = self._said(self.status or self._event.status, fields)
+        else:
+            fields["error_type"] = type(error).__name__
+            cancelled = isinstance(error, asyncio.CancelledError)
+            event = self._said("cancelled" if cancelled else self.status or "failed", fields)
+        event.error = self.error or error
         return event
 
     def _said(self, status: str, fields: dict[str, Any]) -> AuditEvent:

@@ -442,9 +442,6 @@ async def test_activity_alone_never_costs_a_response(wrap: Wrap, hold: Hold) -> 
     assert wire.status == 200
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Policy looks at the event, not at its type, for what is activity"
-)
 async def test_nor_a_connection(wrap: Wrap, hold: Hold) -> None:
     """The records of a WebSocket are activity as well."""
 
