@@ -152,16 +152,15 @@ def __dir__() -> list[str]:
 def _agent(provider: AuditProvider) -> Companion | None:
     """Give a provider the agent that signs its checkpoints and writes its mirror."""
     from otel_audit.readers.agent import Agent
+    from otel_audit.readers.elsewhere import AgentElsewhere
     from otel_audit.readers.mirror import create
 
     settings = provider.settings
     mirror = settings.mirror_file
     if mirror is not None:
         create(mirror)
-    if settings.agent == "off":
-        return None
     store = provider.trail.store
-    return Agent(
+    agent = Agent(
         provider.directory,
         reader_factory=provider.reader,
         sign_checkpoint=provider.checkpoint,
@@ -170,6 +169,9 @@ def _agent(provider: AuditProvider) -> Companion | None:
         mirror_max_bytes=settings.mirror_max_bytes,
         mirror_backups=settings.mirror_backups,
     )
+    if settings.agent == "off":
+        return AgentElsewhere(agent) if mirror else None
+    return agent
 
 
 _WAL_LIMIT = 4 << 20
