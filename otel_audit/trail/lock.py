@@ -62,8 +62,8 @@ class FileLock:
         while not self.try_acquire():
             if time.monotonic() >= deadline:
                 message = (
-                    f"{self.path} has been held for {timeout:g} s by {self.holder()}; the "
-                    "record cannot be committed until that process goes on or ends"
+                    f"{self.path} has been held for {timeout:g} s by {self.holder()}; nothing "
+                    "can be committed until that process goes on or ends"
                 )
                 raise TrailLockedError(message)
             time.sleep(pause)

@@ -1,8 +1,8 @@
 """Signing checkpoints of one trail, off the path of the records.
 
 `CheckpointSigner.sign` promises: the tree that it signs is committed; sizes
-and times never decrease; and no size is ever signed with two roots, because
-the last checkpoint is also kept in the file ``signed`` beside the database
+and times never decrease, whichever process signs (one at a time); and no size
+is ever signed with two roots, because the last checkpoint is also kept in the file ``signed`` beside the database
 (written first, replaced atomically), against which `check` holds the trail
 when it is opened. So a database restored from an older copy is noticed and
 refused instead of being signed again. Who restores the whole directory is
@@ -16,10 +16,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.errors import TrailKeyError, TrailMismatchError
+from otel_audit.errors import ProofError, TrailKeyError, TrailMismatchError
 from otel_audit.trail import merkle
 from otel_audit.trail.checkpoint import Checkpoint, read_checkpoint, sign
 from otel_audit.trail.filesystem import sync
+from otel_audit.trail.lock import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from otel_audit.trail.store import TrailStore
 
 MEMORY: Final = "signed"
+LOCK: Final = "signed.lock"
+"""Not the writers' lock: a key that is kept elsewhere may take its time to sign."""
+
 _SECOND: Final = 1_000_000_000
 
 
@@ -52,6 +56,7 @@ class CheckpointSigner:
         self._reader = reader
         self._clock = clock
         self._memory = store.directory / MEMORY
+        self._lock = FileLock(store.directory / LOCK)
         self._mutex = threading.Lock()
         self._claim()
         self.check(reader.tree())
@@ -62,15 +67,11 @@ class CheckpointSigner:
         Raises `TrailError`.
         """
         with self._mutex:
-            tree = self._reader.tree()
-            self.check(tree)
-            last = self._reader.last_checkpoint()
-            now = max(self._clock(), last.unix_nano if last else 0)
-            checkpoint = Checkpoint(self._store.origin, tree.size, tree.root)
-            note = sign(checkpoint, self.keys, now // _SECOND)
-            self._remember(note)
-            self._store.add_checkpoint(tree.size, now, note)
-        return note
+            try:
+                self._lock.acquire(self._store.timeout)
+                return self._sign()
+            finally:
+                self._lock.close()
 
     def check(self, tree: Tree) -> None:
         """Hold the tree against the last checkpoint that was signed here.
@@ -82,7 +83,7 @@ class CheckpointSigner:
             text = self._memory.read_text("utf-8")
         except FileNotFoundError:
             return
-        signed = read_checkpoint(text)
+        signed = self._remembered(text)
         if tree.size < signed.size:
             found = f"holds {tree.size} records"
         elif self._root_at(signed.size, tree) != signed.root:
@@ -94,6 +95,32 @@ class CheckpointSigner:
             f"({self._memory}): an older copy was restored, or records were changed or removed. "
             "Keep everything as evidence and run `otel-audit verify`; to go on recording, begin "
             "a new origin with `otel-audit new-origin`"
+        )
+        raise TrailMismatchError(message)
+
+    def _sign(self) -> str:
+        tree = self._reader.tree()
+        self.check(tree)
+        last = self._reader.last_checkpoint()
+        now = max(self._clock(), last.unix_nano if last else 0)
+        checkpoint = Checkpoint(self._store.origin, tree.size, tree.root)
+        note = sign(checkpoint, self.keys, now // _SECOND)
+        self._remember(note)
+        self._store.add_checkpoint(tree.size, now, note)
+        return note
+
+    def _remembered(self, text: str) -> Checkpoint:
+        try:
+            signed = read_checkpoint(text)
+        except ProofError as error:
+            found = f"is damaged ({error})"
+        else:
+            if signed.origin == self._store.origin:
+                return signed
+            found = f"is of the trail {signed.origin}, not of {self._store.origin}"
+        message = (
+            f"{self._memory} {found}: it says up to where the trail was signed. Keep it as "
+            "evidence and run `otel-audit verify`; when all is right there, move it away"
         )
         raise TrailMismatchError(message)
 

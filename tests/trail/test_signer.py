@@ -1,0 +1,258 @@
+"""Signing checkpoints: one tree a size, never backwards, whoever signs and whatever was restored."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from otel_audit.errors import TrailError, TrailKeyError, TrailLockedError, TrailMismatchError
+from otel_audit.trail import merkle
+from otel_audit.trail.checkpoint import open_checkpoint, read_checkpoint
+from otel_audit.trail.keys import TrailKeys
+from otel_audit.trail.lock import FileLock
+from otel_audit.trail.reader import TrailReader
+from otel_audit.trail.trail import Trail
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SECOND = 1_000_000_000
+
+
+def append(trail: Trail, *records: bytes) -> None:
+    trail.store.append([(merkle.leaf_hash(record), record) for record in records], {})
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "trail"
+
+
+@pytest.fixture
+def trail(directory: Path) -> Iterator[Trail]:
+    opened = Trail.open(directory, service="shop", timeout=1.0)
+    yield opened
+    opened.close()
+
+
+def test_a_checkpoint_states_the_committed_tree_and_both_keys_signed_it(trail: Trail) -> None:
+    append(trail, b"a", b"b", b"c")
+    note = trail.signer.sign()
+    signed = open_checkpoint(note, trail.keys.verifiers())
+    tree = trail.reader.tree()
+    assert signed.checkpoint.origin == trail.store.origin
+    assert (signed.checkpoint.size, signed.checkpoint.root) == (3, tree.root)
+    assert signed.timestamp is not None
+    assert len(signed.note.strip().split("\n\n")[1].splitlines()) == 2
+    stored = trail.reader.last_checkpoint()
+    assert stored is not None
+    assert (stored.size, stored.note) == (3, note)
+    assert stored.unix_nano // SECOND == signed.timestamp
+
+
+def test_an_empty_trail_can_be_signed(trail: Trail) -> None:
+    signed = read_checkpoint(trail.signer.sign())
+    assert (signed.size, signed.root) == (0, merkle.EMPTY_ROOT)
+
+
+def test_the_trail_names_its_public_keys(trail: Trail) -> None:
+    with TrailReader(trail.store.directory) as reader:
+        assert reader.claimed_keys == trail.keys.verifier_keys()
+
+
+def test_checkpoint_times_never_decrease_when_the_clock_does(directory: Path) -> None:
+    times = iter([1_000 * SECOND] * 20 + [10 * SECOND] * 20)
+    trail = Trail.open(directory, clock=lambda: next(times, 2_000 * SECOND))
+    signed = []
+    for _ in range(20):
+        append(trail, b"x")
+        note = trail.signer.sign()
+        signed.append(open_checkpoint(note, trail.keys.verifiers()).timestamp)
+    assert signed == sorted(signed, key=lambda timestamp: timestamp or 0)
+    assert set(signed) == {1_000, 2_000}
+    stored = [one.unix_nano for one in trail.reader.checkpoints()]
+    assert stored == sorted(stored)
+    committed = [leaf.committed_unix_nano for leaf in trail.reader.leaves()]
+    assert committed == sorted(committed)
+    trail.close()
+
+
+def test_a_restored_older_database_is_refused_when_it_is_opened(
+    trail: Trail, directory: Path, tmp_path: Path
+) -> None:
+    append(trail, b"a", b"b")
+    trail.close()
+    shutil.copy(directory / "trail.db", tmp_path / "older.db")
+    later = Trail.open(directory)
+    append(later, b"c")
+    later.signer.sign()
+    later.close()
+    for path in directory.glob("trail.db*"):
+        path.unlink()
+    shutil.copy(tmp_path / "older.db", directory / "trail.db")
+    with pytest.raises(TrailMismatchError) as caught:
+        Trail.open(directory)
+    message = str(caught.value)
+    assert "holds 2 records, but a checkpoint of 3 records was signed" in message
+    assert "an older copy was restored" in message
+    assert "otel-audit new-origin" in message
+
+
+def test_an_older_database_that_grew_past_the_signed_size_is_refused(
+    trail: Trail, directory: Path, tmp_path: Path
+) -> None:
+    append(trail, b"a", b"b")
+    trail.close()
+    shutil.copy(directory / "trail.db", tmp_path / "older.db")
+    later = Trail.open(directory)
+    append(later, b"c")
+    later.signer.sign()
+    later.close()
+    memory = (directory / "signed").read_bytes()
+    for name in ("signed", *(path.name for path in directory.glob("trail.db*"))):
+        (directory / name).unlink()
+    shutil.copy(tmp_path / "older.db", directory / "trail.db")
+    other = Trail.open(directory)
+    append(other, *(b"other %d" % number for number in range(600)))
+    other.close()
+    (directory / "signed").write_bytes(memory)
+    with pytest.raises(TrailMismatchError, match="has another root at 3 records"):
+        Trail.open(directory)
+
+
+def test_a_database_that_shrinks_under_a_running_process_is_not_signed(trail: Trail) -> None:
+    append(trail, b"a", b"b", b"c")
+    trail.signer.sign()
+    with trail.store._handle.use() as connection:
+        connection.execute("DELETE FROM leaf WHERE seq = 2")
+        connection.execute(
+            "UPDATE tree SET size = 2, edge = ?",
+            (b"".join(merkle.extend([], 0, [merkle.leaf_hash(b"a"), merkle.leaf_hash(b"b")])),),
+        )
+    with pytest.raises(TrailMismatchError, match="records were changed or removed"):
+        trail.signer.sign()
+    with pytest.raises(TrailMismatchError):
+        trail.sign_if_grown()
+    assert len(list(trail.reader.checkpoints())) == 1
+
+
+@pytest.mark.parametrize("content", ["", "not a checkpoint", "x\n0\n", "\u2014 é"])
+def test_a_damaged_memory_is_an_error_that_says_what_to_do(
+    trail: Trail, directory: Path, content: str
+) -> None:
+    trail.signer.sign()
+    (directory / "signed").write_text(content, "utf-8")
+    with pytest.raises(TrailMismatchError, match=r"signed is damaged .*otel-audit verify"):
+        trail.signer.sign()
+    trail.close()
+    with pytest.raises(TrailMismatchError, match=r"move it away"):
+        Trail.open(directory)
+    (directory / "signed").unlink()
+    Trail.open(directory).close()
+
+
+def test_the_memory_of_another_trail_is_recognised(
+    trail: Trail, directory: Path, tmp_path: Path
+) -> None:
+    append(trail, b"a")
+    other = Trail.open(tmp_path / "other")
+    append(other, b"b", b"c")
+    other.signer.sign()
+    origin = other.store.origin
+    other.close()
+    shutil.copy(tmp_path / "other" / "signed", directory / "signed")
+    with pytest.raises(TrailMismatchError, match=f"is of the trail {origin}, not of"):
+        trail.signer.sign()
+
+
+def test_another_key_is_refused_and_named(trail: Trail, directory: Path) -> None:
+    origin, key = trail.store.origin, trail.keys.verifier_keys()[0]
+    trail.close()
+    (directory / "signing.key").unlink()
+    (directory / "signing.key").write_text(TrailKeys.generate(origin).to_text(), "utf-8")
+    (directory / "signing.key").chmod(0o600)
+    with pytest.raises(TrailKeyError, match="put back the key") as caught:
+        Trail.open(directory)
+    assert key in str(caught.value)
+
+
+def sign_often(directory: Path, rounds: int) -> None:
+    trail = Trail.open(directory)
+    for _ in range(rounds):
+        append(trail, b"x")
+        trail.signer.sign()
+    trail.close()
+
+
+def test_processes_and_threads_that_sign_at_the_same_time_never_go_backwards(
+    trail: Trail, directory: Path
+) -> None:
+    """Also two openings of one trail in one process, whose scratch files have one name."""
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=sign_often, args=(directory, 30)) for _ in range(2)]
+    threads = [threading.Thread(target=sign_often, args=(directory, 30)) for _ in range(2)]
+    workers: list[Any] = [*processes, *threads]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert [process.exitcode for process in processes] == [0, 0]
+    stored = list(trail.reader.checkpoints())
+    assert len(stored) == 120
+    assert [one.size for one in stored] == sorted(one.size for one in stored)
+    assert [one.unix_nano for one in stored] == sorted(one.unix_nano for one in stored)
+    roots: dict[int, bytes] = {}
+    for one in stored:
+        signed = open_checkpoint(one.note, trail.keys.verifiers()).checkpoint
+        assert roots.setdefault(signed.size, signed.root) == signed.root
+    assert read_checkpoint((directory / "signed").read_text("utf-8")).size == stored[-1].size
+    assert not list(directory.glob("signed.[0-9]*"))
+
+
+def test_a_signer_that_hangs_elsewhere_is_waited_for_no_longer_than_the_time_out(
+    trail: Trail, directory: Path
+) -> None:
+    lock = FileLock(directory / "signed.lock")
+    assert lock.try_acquire()
+    with pytest.raises(TrailLockedError, match=r"signed\.lock has been held"):
+        trail.signer.sign()
+    append(trail, b"commits go on")
+    lock.close()
+    trail.signer.sign()
+
+
+def test_a_key_that_does_not_answer_leaves_nothing_half_done(directory: Path) -> None:
+    inner = TrailKeys.generate("test/origin")
+
+    def unreachable(message: bytes) -> bytes:
+        raise TimeoutError(message)
+
+    keys = TrailKeys.from_signers(
+        "test/origin",
+        log_sign=inner.log.sign,
+        log_public=inner.log.verifier.public_key,
+        cosigner_sign=unreachable,
+        cosigner_public=inner.cosigner.verifier.public_key,
+    )
+    trail = Trail.open(directory, keys=keys)
+    append(trail, b"a")
+    with pytest.raises(TimeoutError):
+        trail.signer.sign()
+    assert trail.reader.last_checkpoint() is None
+    assert not (directory / "signed").exists()
+    trail.close()
+    whole = Trail.open(directory, keys=inner)
+    assert read_checkpoint(whole.signer.sign()).size == 1
+    whole.close()
+
+
+def test_a_memory_that_cannot_be_written_signs_nothing(trail: Trail, directory: Path) -> None:
+    (directory / "signed").mkdir()
+    with pytest.raises((TrailError, OSError)):
+        trail.signer.sign()
+    assert trail.reader.last_checkpoint() is None
