@@ -1,8 +1,9 @@
 """Reading a trail; the only interface that verification and readers use.
 
-Promises: nothing is ever written, not even a lock file; each call is one short
-read transaction, so that no reader keeps the write-ahead log from being
-reused; a live trail, a copy, and a directory that cannot be written all work.
+Promises: nothing of the trail is ever written (SQLite may make its own ``-shm``
+and ``-wal`` beside it where it can); each call is one short read transaction,
+so that no reader keeps the write-ahead log from being reused; a live trail, a
+copy, and a directory that cannot be written all work.
 What the bytes mean, and whether they are right, is left to others.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import apsw
+import orjson
 
 from otel_audit.errors import ProofError, TrailError, TrailVersionError
 from otel_audit.trail import merkle
@@ -151,7 +153,7 @@ class TrailReader:
         The trail has no secondary index (appending would pay for it), so this
         costs about a second for a million records.
         """
-        needle = f'"record_id":"{record_id}"'.encode()
+        needle = f'"record_id":"{record_id}"'.encode(errors="surrogatepass")
         stop = self.tree().size
         while stop > 0:
             start = max(0, stop - _SCAN)
@@ -162,9 +164,13 @@ class TrailReader:
                     "ORDER BY seq DESC LIMIT 1",
                     (start, stop, needle),
                 ).fetchone()
-            if row is not None:
-                return Leaf._make(row)
-            stop = start
+            if row is None:
+                stop = start
+                continue
+            leaf = Leaf._make(row)
+            if _names(leaf.record, record_id):
+                return leaf
+            stop = leaf.sequence
         return None
 
     def tile(self, level: int, index: int) -> bytes:
@@ -249,11 +255,24 @@ class TrailReader:
             raise TrailError(message)
         try:
             connection = _open_read_only(self.path)
-            check_version(connection, self.path)
+            try:
+                check_version(connection, self.path)
+            except BaseException:
+                connection.close()
+                raise
         except apsw.Error as error:
             message = f"{self.path} cannot be read: {error}; is it a trail, and readable for you?"
             raise TrailError(message) from error
         return connection
+
+
+def _names(record: bytes, record_id: str) -> bool:
+    """Tell a record's own id from one that it mentions in a field."""
+    try:
+        parsed = orjson.loads(record)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(parsed, dict) and parsed.get("record_id") == record_id
 
 
 def split_hashes(joined: bytes) -> list[bytes]:
@@ -287,17 +306,28 @@ def refuse_newer(version: int, path: Path) -> None:
 
 def _open_read_only(path: Path) -> apsw.Connection:
     uri = f"{path.absolute().as_uri()}?mode=ro"
+    try:
+        return _opened(uri)
+    except (apsw.CantOpenError, apsw.ReadOnlyError):
+        pass
+    # Where the directory cannot be written there is no shared memory for the
+    # log's index; nobody can be writing then, so an index in our own memory,
+    # without locks, is right (https://sqlite.org/wal.html#read_only_databases).
+    # Not nolock=1: with that SQLite refuses to look at a log at all.
+    if path.with_name(f"{path.name}-wal").exists():
+        return _opened(f"{uri}&vfs=unix-none", locking_mode="exclusive")
+    return _opened(f"{uri}&immutable=1")
+
+
+def _opened(uri: str, locking_mode: str = "normal") -> apsw.Connection:
+    """Open and read something: only then SQLite looks for the log."""
     flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
     connection = apsw.Connection(uri, flags=flags)
-    connection.set_busy_timeout(5_000)
     try:
+        connection.set_busy_timeout(5_000)
+        connection.pragma("locking_mode", locking_mode)
         connection.pragma("user_version")
-    except apsw.Error:
-        # Where the directory cannot be written there is no shared memory for
-        # the log's index; nobody can be writing then, so an index in our own
-        # memory, without locks, is right (https://sqlite.org/wal.html#readonly).
+    except BaseException:
         connection.close()
-        connection = apsw.Connection(f"{uri}&nolock=1", flags=flags)
-        connection.pragma("locking_mode", "exclusive")
-        connection.pragma("user_version")
+        raise
     return connection
