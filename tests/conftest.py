@@ -1,4 +1,4 @@
-"""What every test gets: an environment of its own and a global provider that is reset."""
+"""What every test gets: an environment and a context of its own, and no provider left over."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from opentelemetry.context import Context, attach, detach
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,9 +30,12 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.delenv(name)
         patch.setenv("HOME", str(home))
         patch.setenv("XDG_STATE_HOME", str(home / "state"))
+        # Outside a request set_actor() stays in force, which is right for a program and not here.
+        token = attach(Context())
         try:
             yield home
         finally:
+            detach(token)
             _reset_global_provider()
 
 
