@@ -87,17 +87,15 @@ class Stages:
         else:
             draft.actor_id, draft.actor_type = self._service_name, "service"
         fields, altered = coerce.plain(draft.source.fields)
-        merge_fields(draft, fields)
-        draft.coerced += altered
+        renamed = merge_fields(draft, fields)
+        draft.coerced += [renamed.get(name, name) for name in altered]
 
     def redacted(self, draft: Draft) -> None:
         """Take secrets out of what the caller said."""
-        redactor = self._redactor
-        redactor.fields(draft.fields)
-        if draft.error is not None:
-            draft.error = redactor.text(draft.error)
-        if draft.resource_name is not None:
-            draft.resource_name = redactor.text(draft.resource_name)
+        name, error = draft.resource_name, draft.error
+        name, error = self._redactor.fields(draft.fields, name or "", error or "")
+        draft.resource_name = name if draft.resource_name is not None else None
+        draft.error = error if draft.error is not None else None
 
 
 def plain(draft: Draft) -> None:
@@ -112,9 +110,10 @@ def plain(draft: Draft) -> None:
         ("retention", draft.retention),
     ):
         if value is not None and not (type(value) is str and value.isascii()):
-            _make_text(draft, name, value)
-    if draft.level is not None and draft.level not in LEVELS:
-        draft.level = level_named(draft.level)
+            setattr(draft, name, _text_of(draft, name, value))
+    level: object = draft.level
+    if level is not None and not (type(level) is str and level in LEVELS):
+        draft.level = level_named(_text_of(draft, "level", level))
     error = draft.source.error
     if error is not None:
         _explain(draft, error)
@@ -152,13 +151,13 @@ def _hex(context: SpanContext) -> tuple[str, str, str]:
     return formatted
 
 
-def _make_text(draft: Draft, name: str, value: object) -> None:
+def _text_of(draft: Draft, name: str, value: object) -> str:
     converted, altered = coerce.plain({name: value})
     text = converted.get(name)
     if type(text) is not str:
         text = str(text)
-    setattr(draft, name, text)
     draft.coerced += altered
+    return text
 
 
 def _explain(draft: Draft, error: str | BaseException) -> None:

@@ -51,20 +51,22 @@ def encode(draft: Draft) -> bytes:
     return encoded
 
 
-def merge_fields(draft: Draft, fields: dict[str, Any]) -> None:
+def merge_fields(draft: Draft, fields: dict[str, Any]) -> dict[str, str]:
     """Take the caller's fields into the draft, away from the reserved names.
 
     A reserved name that says what the record says anyway is dropped, so that
     ``**get_audit_context()`` may be passed along; otherwise it is kept as
-    ``field_<name>``.
+    ``field_<name>``. Returns the new names of those that were kept.
     """
+    renamed = {}
     if not RESERVED.isdisjoint(fields):
-        known = {name: getattr(draft, name, None) for name in RESERVED.intersection(fields)}
-        for name, same in known.items():
+        for name in [name for name in fields if name in RESERVED]:
             value = fields.pop(name)
-            if value != same:
-                fields[_free_name(f"field_{name}", fields)] = value
+            if value != getattr(draft, name, None):
+                renamed[name] = _free_name(f"field_{name}", fields)
+                fields[renamed[name]] = value
     draft.fields = fields
+    return renamed
 
 
 def timestamp_of(unix_nano: int) -> str:
@@ -160,12 +162,22 @@ def _assembled(draft: Draft) -> dict[str, Any]:  # noqa: C901, PLR0912 - one lin
 
 
 def _cut(record: dict[str, Any], size: int) -> bytes:
-    """Shorten a record that is too long: caller's fields first, then its own text."""
+    """Shorten a record that is too long.
+
+    First its own text, as far as that takes more than half of the room (an
+    endless error message must not cost the caller's fields), then the
+    caller's fields, then both.
+    """
     altered = set(record.get("coerced", ()))
     own = frozenset(KEYS)
-    for keys in (record.keys() - own - _UNCUT, record.keys() - _UNCUT):
+    own_size = len(orjson.dumps({key: record[key] for key in record if key in own}))
+    for keys, most in (
+        ((record.keys() & own) - _UNCUT, own_size - LIMIT // 2),
+        (record.keys() - own - _UNCUT, size),
+        (record.keys() - _UNCUT, size),
+    ):
         cuttable = {key: record[key] for key in record if key in keys}
-        altered.update(coerce.shorten(cuttable, size - LIMIT + _MARGIN))
+        altered.update(coerce.shorten(cuttable, min(most, size - LIMIT + _MARGIN)))
         record = {key: cuttable.get(key, record[key]) for key in record}
         record["coerced"] = _named(altered)
         encoded = orjson.dumps(record)

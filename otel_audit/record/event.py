@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from otel_audit.errors import AuditEventError
 
@@ -31,6 +31,9 @@ RESERVED: Final = frozenset({*KEYS, "missing_fields", "coerced"})
 """Names that a caller's field cannot have."""
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+
+_SHOWN: Final = 80
+"""Characters of a value in an error message."""
 
 _SEVERITIES: Final = {
     **{level: level for level in LEVELS},
@@ -101,8 +104,12 @@ class Draft:
         self.timestamp = timestamp
         self.event: str = event
         self.action: str = action
-        self.event_type: str = source.event_type or event
-        self.status: str = source.status
+        event_type: object = source.event_type
+        # Not `or`: whatever stands here, asking it whether it is true could run its code.
+        unsaid = event_type is None or (type(event_type) is str and not event_type)
+        self.event_type: str = event if unsaid else cast("str", event_type)
+        status: object = source.status
+        self.status: str = "unknown" if status is None else cast("str", status)
         self.level: str | None = source.level
         self.resource_type: str | None = source.resource_type
         self.resource_name: str | None = source.resource_name
@@ -152,10 +159,10 @@ def level_of(status: str, event_type: str) -> str:
 
 def level_named(severity: str) -> str:
     """Return the level for a severity in any usual spelling; raises `AuditEventError`."""
-    level = _SEVERITIES.get(str(severity).strip().lower())
+    level = _SEVERITIES.get(severity.strip().lower())
     if level is None:
         message = (
-            f"severity {severity!r} is unknown, so the record's level cannot be said; use one "
+            f"severity {_shown(severity)} is unknown, so the record's level cannot be said; use one "
             f"of {', '.join(LEVELS)}"
         )
         raise AuditEventError(message)
@@ -165,6 +172,15 @@ def level_named(severity: str) -> str:
 def _required(name: str, value: object, example: str) -> str:
     return (
         f"an audit event needs {'an' if name[0] in 'ae' else 'a'} {name}, but {name} is "
-        f"{value!r}: without it nobody can find the record later; pass a non-empty string such "
+        f"{_shown(value)}: without it nobody can find the record later; pass a non-empty string such "
         f"as {example!r}"
     )
+
+
+def _shown(value: object) -> str:
+    """Show a value in a message: not a megabyte of it, and whatever its own code does."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a value's repr is code of its author
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
