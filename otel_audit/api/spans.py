@@ -23,7 +23,7 @@ from otel_audit.errors import AuditEventError
 from otel_audit.record.event import AuditEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
     from types import TracebackType
 
@@ -55,7 +55,7 @@ class AuditSpan:
         self.error: str | None = None
         self.receipt: Receipt | None = None
 
-    def set(self, **fields: Any) -> None:
+    def set(self, /, **fields: Any) -> None:
         """Add fields to the record that ends the block."""
         self._fields.update(fields)
 
@@ -212,16 +212,19 @@ def audited(
         def span(*args: P.args, **kwargs: P.kwargs) -> AuditSpan:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            return audit_span(
+            audit = audit_span(
                 event,
                 action,
                 resource_type=resource_type,
-                resource_name=resource_name and resource_name.format_map(bound.arguments),
+                resource_name=resource_name and _filled_in(resource_name, bound.arguments),
                 event_type=event_type,
                 write_ahead=write_ahead,
                 logger=logger,
-                **{**fields, **{name: bound.arguments[name] for name in capture}},
+                **fields,
             )
+            # Not by keyword above: an argument may have the name of a parameter of ours.
+            audit.set(**{name: bound.arguments[name] for name in capture})
+            return audit
 
         if inspect.iscoroutinefunction(function):
 
@@ -254,7 +257,8 @@ def _check_arguments(
             "would record nothing true; put audit_span() inside it"
         )
         raise AuditEventError(message)
-    named = {name for _, name, _, _ in string.Formatter().parse(resource_name or "") if name}
+    parts = string.Formatter().parse(resource_name or "")
+    named = {name for _, name, _, _ in parts if name is not None}
     roots = {name.replace("[", ".").split(".")[0] for name in named}
     unknown = sorted((roots | set(capture)) - set(signature.parameters))
     if unknown:
@@ -263,6 +267,17 @@ def _check_arguments(
             f"arguments ({', '.join(signature.parameters) or 'none'})"
         )
         raise AuditEventError(message)
+
+
+def _filled_in(template: str, arguments: Mapping[str, Any]) -> str:
+    """Fill in the arguments; the template itself where one of them refuses.
+
+    The audited function must run even if ``{server.name}`` has no name this time.
+    """
+    try:
+        return template.format_map(arguments)
+    except Exception:  # noqa: BLE001 - formatting runs code of the arguments' authors
+        return template
 
 
 def _in_event_loop() -> bool:
