@@ -43,18 +43,21 @@ class Redactor:
         # Most names are innocent each time they come: a set answers that fastest.
         self._innocent: set[str] = set()
 
-    def fields(self, fields: dict[str, JsonValue]) -> None:
-        """Redact plain JSON values in place, at every depth.
+    def fields(self, fields: dict[str, JsonValue], *beside: str) -> tuple[str, ...]:
+        """Redact plain JSON values in place, at every depth; return the texts ``beside`` them.
 
         Under a secret's name everything goes but None, booleans and the empty
         text, which hold no secret; under a plural (``tokens``) numbers stay,
         as they count. Elsewhere, and in names, only the secret part of a text
-        is replaced, by ``[REDACTED:kind]``.
+        is replaced, by ``[REDACTED:kind]``; also in ``beside``, which have no name.
         """
-        texts: list[str] = []
+        texts = list(beside)
         self._by_name(fields, texts)
-        if texts and self._search.suspect(texts):
-            self._by_shape(fields)
+        # One search over everything: the call costs more than the characters.
+        if not texts or not self._search.suspect(texts):
+            return beside
+        self._by_shape(fields)
+        return tuple(map(self._without_secrets, beside))
 
     def text(self, value: str) -> str:
         """Redact a text that has no name, by shape only."""
