@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -31,7 +32,7 @@ from otel_audit.api import companions
 from otel_audit.api.policy import Policy
 from otel_audit.api.receipt import AuditReceipt
 from otel_audit.api.stages import Stages
-from otel_audit.errors import AuditClosedError, AuditUnavailableError
+from otel_audit.errors import AuditClosedError, AuditSettingsError, AuditUnavailableError
 from otel_audit.record.encode import new_record_id
 from otel_audit.record.redact import Redactor
 from otel_audit.settings import Settings
@@ -105,7 +106,11 @@ class AuditProvider:
                 timeout=self.settings.timeout,
                 unattended=self._unattended,
             )
-            self._accompany()
+            try:
+                self._accompany()
+            except BaseException:
+                self._trail.close()
+                raise
         self._warn()
         _providers.add(self)
 
@@ -221,6 +226,8 @@ class AuditProvider:
         committer = self._committer
         if committer is None:
             return None
+        if self._closed:
+            return AuditClosedError("the audit provider is closed; configure() a new one")
         error = committer.broken
         if error is None:
             return None
@@ -281,7 +288,7 @@ class AuditProvider:
         if keys is None and settings.signing_key:
             keys = TrailKeys.from_text(settings.signing_key)
         if settings.directory is None and settings.log_dir is None:
-            sys.stderr.write(
+            _announce(
                 f"otel-audit: the audit trail is in {self.directory} (set LOG_DIR or "
                 "OTEL_AUDIT_DIR to choose)\n"
             )
@@ -363,6 +370,13 @@ class AuditProvider:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _announce(text: str) -> None:
+    """Write to stderr where there is one: a daemon's may be closed, full or a broken pipe."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+
 def _with_record(error: AuditUnavailableError, record_id: str) -> AuditUnavailableError:
     named = type(error)(error.reason, record_id=record_id)
     named.__cause__ = error
@@ -413,10 +427,17 @@ _global_mutex = threading.RLock()
 def configure(settings: Settings | None = None, **overrides: object) -> AuditProvider:
     """Set up the global provider; ``overrides`` are settings by name.
 
-    A provider that was configured before is closed. Raises
+    They win over the environment; beside ``settings``, which are complete, there
+    can be none. A provider that was configured before is closed. Raises
     `AuditSettingsError` and `TrailError`, and then changes nothing.
     """
     global _global
+    if settings is not None and overrides:
+        message = (
+            f"{', '.join(overrides)} would be dropped beside complete settings: give them to "
+            "Settings.from_env() instead"
+        )
+        raise AuditSettingsError(message)
     with _global_mutex:
         provider = AuditProvider(settings or Settings.from_env(**overrides))
         before, _global = _global, provider
