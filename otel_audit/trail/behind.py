@@ -9,6 +9,8 @@ report what only a copy under way explains. It reads, and writes nothing.
 
 from __future__ import annotations
 
+import os
+import struct
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_HEADER: Final = 32
-"""Bytes of the log's header, all zero when nothing is in it (https://sqlite.org/walformat.html)."""
+_HEADER: Final = struct.Struct(">8x I 4x 8s 8x")
+"""The log's header: page size and salts (https://sqlite.org/walformat.html)."""
+
+_FRAME: Final = struct.Struct(">8x 8s 8x")
+"""A frame's header: the salts, which only frames that still count share with the log's."""
 
 _ON_ONE_PAGE: Final = 3_500
 """Records up to this length lie on one page, which is old or new but never half of each."""
@@ -35,11 +40,7 @@ def changed_behind_log(path: Path) -> list[tuple[int, bytes]]:
     ``path`` is the database. Empty when the log is, or when the file cannot be
     read without it.
     """
-    log = path.with_name(f"{path.name}-wal")
-    try:
-        hidden = log.stat().st_size if any(_first(log)) else 0
-    except OSError:
-        return []
+    hidden = _bytes_in(path.with_name(f"{path.name}-wal"))
     if not hidden:
         return []
     suspects = dict(_differing(path, hidden))
@@ -51,9 +52,20 @@ def changed_behind_log(path: Path) -> list[tuple[int, bytes]]:
     return sorted(suspects.items())
 
 
-def _first(log: Path) -> bytes:
-    with log.open("rb") as file:
-        return file.read(_HEADER)
+def _bytes_in(log: Path) -> int:
+    """Return how many bytes of pages stand in the log: what it can hide at most."""
+    try:
+        with log.open("rb") as file:
+            page, salts = _HEADER.unpack(file.read(_HEADER.size))
+            pages = 0
+            while page and len(header := file.read(_FRAME.size)) == _FRAME.size:
+                if _FRAME.unpack(header)[0] != salts:
+                    break
+                pages += 1
+                file.seek(page, os.SEEK_CUR)
+    except (OSError, struct.error):
+        return 0
+    return pages * int(page)
 
 
 def _differing(path: Path, hidden: int) -> Iterator[tuple[int, bytes]]:
