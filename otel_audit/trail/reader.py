@@ -76,8 +76,12 @@ class TrailReader:
         self.directory = directory
         self.path = directory / DATABASE
         self._handle = Handle(self._connect)
-        with self._handle.use() as connection:
-            self.meta: dict[str, str] = dict(fetch(connection, "SELECT key, value FROM meta"))
+        try:
+            with self._handle.use() as connection:
+                self.meta: dict[str, str] = dict(fetch(connection, "SELECT key, value FROM meta"))
+        except (apsw.Error, UnicodeDecodeError, OSError) as error:
+            message = f"{self.path} cannot be read: {error}; restore it from a copy"
+            raise TrailError(message) from error
         self.hash_at = merkle.TileHashes(self.tile)
 
     def __enter__(self) -> Self:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import ProofError, TrailKeyError, TrailMismatchError
@@ -58,6 +59,7 @@ class CheckpointSigner:
         self._memory = store.directory / MEMORY
         self._lock = FileLock(store.directory / LOCK)
         self._mutex = threading.Lock()
+        _signers.add(self)
         self._claim()
         self.check(reader.tree())
 
@@ -146,9 +148,22 @@ class CheckpointSigner:
     def _remember(self, note: str) -> None:
         # A name of its own for each process: two may sign at the same time.
         temporary = self._memory.with_name(f"{MEMORY}.{os.getpid()}")
-        with temporary.open("w", encoding="utf-8") as file:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(note)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._memory)
         sync(self._memory.parent)
+
+
+_signers: weakref.WeakSet[CheckpointSigner] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for signer in list(_signers):
+        # The parent's may be held by a thread, such as the agent's, that is not here.
+        signer._mutex = threading.Lock()  # noqa: SLF001 - same module
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

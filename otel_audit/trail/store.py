@@ -329,6 +329,7 @@ class TrailStore:
         connection.pragma("trusted_schema", "off")
         connection.pragma("wal_autocheckpoint", _WAL_CHECKPOINT_PAGES)
         connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+        _keep_wal(connection)
         if fresh:
             self._create(connection)
         _preallocate(self._wal)
@@ -397,6 +398,16 @@ def _climb(connection: apsw.Connection, index: int, root: bytes) -> None:
             "SELECT hashes FROM tile WHERE level = ? AND idx = ?", (level, parent)
         ).get
         index, root = parent, merkle.tile_root(hashes)
+
+
+def _keep_wal(connection: apsw.Connection) -> None:
+    """Keep the log's file when the last connection closes.
+
+    The next one is spared its growth, and a reader that may not write finds
+    what it needs.
+    """
+    yes = ctypes.c_int(1)
+    connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(yes))
 
 
 def _preallocate(wal: Path) -> None:
