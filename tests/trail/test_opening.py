@@ -1,0 +1,156 @@
+"""Opening a trail: by many at a time, at any length, and where something is missing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import apsw
+import pytest
+
+from otel_audit.errors import (
+    ProofError,
+    TrailKeyError,
+    TrailMismatchError,
+)
+from otel_audit.trail import merkle, proof
+from otel_audit.trail.checkpoint import read_checkpoint
+from otel_audit.trail.keys import TrailKeys
+from otel_audit.trail.reader import TrailReader
+from otel_audit.trail.trail import Trail
+from otel_audit.trail.verify import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def append(trail: Trail, *records: bytes) -> None:
+    trail.store.append([(merkle.leaf_hash(record), record) for record in records], {})
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "trail"
+
+
+@pytest.fixture
+def trail(directory: Path) -> Iterator[Trail]:
+    opened = Trail.open(directory, service="shop")
+    yield opened
+    opened.close()
+
+
+def test_two_trails_never_share_an_origin(tmp_path: Path) -> None:
+    trails = [Trail.open(tmp_path / name, service="shop") for name in ("one", "two")]
+    assert trails[0].store.origin != trails[1].store.origin
+    for one in trails:
+        one.close()
+
+
+@pytest.mark.parametrize("service", ["Größe/../x", "a b\nc", "", "x" * 500, "\udcff", "+"])
+def test_any_service_name_makes_a_usable_origin(directory: Path, service: str) -> None:
+    trail = Trail.open(directory, service=service)
+    append(trail, b"a")
+    assert read_checkpoint(trail.signer.sign()).origin == trail.store.origin
+    trail.close()
+
+
+def test_a_missing_database_is_not_replaced_by_an_empty_one(trail: Trail, directory: Path) -> None:
+    trail.close()
+    for path in directory.glob("trail.db*"):
+        path.unlink()
+    with pytest.raises(TrailMismatchError, match=r"has signing\.key but no trail\.db"):
+        Trail.open(directory)
+
+
+def test_what_could_not_be_opened_is_closed_again(trail: Trail, directory: Path) -> None:
+    trail.close()
+    (directory / "signing.key").chmod(0o644)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        with pytest.raises(TrailKeyError):
+            Trail.open(directory)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_database_that_is_removed_under_a_running_process_takes_no_more_records(
+    trail: Trail, directory: Path
+) -> None:
+    """They would go into a file that nobody can open any more."""
+    append(trail, b"a")
+    for path in directory.glob("trail.db*"):
+        path.rename(directory / f"moved-{path.name}")
+    for _ in range(2):
+        with pytest.raises(TrailMismatchError, match="removed or replaced while this process had"):
+            append(trail, b"b")
+    for path in directory.glob("moved-trail.db*"):
+        path.rename(directory / path.name.removeprefix("moved-"))
+    append(trail, b"c")
+    assert [leaf.record for leaf in trail.reader.leaves()] == [b"a", b"c"]
+
+
+def open_and_append(directory: Path, start: float) -> None:
+    time.sleep(max(0.0, start - time.time()))
+    trail = Trail.open(directory, service="shop")
+    for _ in range(20):
+        append(trail, b'{"record_id":"%s"}' % str(uuid.uuid4()).encode())
+    trail.signer.sign()
+    trail.close()
+
+
+def test_processes_that_begin_a_trail_at_the_same_time_share_it(directory: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    start = time.time() + 1.5
+    processes = [spawn.Process(target=open_and_append, args=(directory, start)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0] * 6
+    with TrailReader(directory) as reader:
+        report = verify(reader)
+        assert report.ok, report.findings
+        assert report.size == 120
+
+
+def test_a_proof_holds_offline_with_the_public_key(trail: Trail) -> None:
+    append(trail, *(b"%d" % number for number in range(700)))
+    verifiers = trail.keys.verifiers()
+    for sequence in (0, 255, 256, 511, 699):
+        text = trail.prove(sequence)
+        checked = proof.check(text, None, verifiers)
+        assert (checked.index, checked.record) == (sequence, b"%d" % sequence)
+        assert proof.check(text, b"%d" % sequence, verifiers).index == sequence
+        with pytest.raises(ProofError):
+            proof.check(text, b"another record", verifiers)
+    with pytest.raises(ProofError):
+        proof.check(trail.prove(0), None, TrailKeys.generate(trail.store.origin).verifiers())
+
+
+def test_a_damaged_record_cannot_be_proved(trail: Trail) -> None:
+    append(trail, b"a", b"b")
+    with trail.store._handle.use() as connection:
+        connection.execute("UPDATE leaf SET record = x'00' WHERE seq = 1")
+    with pytest.raises(ProofError, match="the trail is damaged, run otel-audit verify"):
+        trail.prove(1)
+
+
+def test_opening_costs_the_same_whatever_the_length(directory: Path, tmp_path: Path) -> None:
+    """Counted in the pages that SQLite reads, as time is not reliable in a test."""
+    long = Trail.open(directory)
+    for _ in range(40):
+        append(long, *[b"x" * 200] * 1_000)
+    long.close()
+    Trail.open(tmp_path / "short").close()
+
+    def pages(place: Path) -> int:
+        trail = Trail.open(place)
+        with trail.store._handle.use() as connection:
+            read = connection.status(apsw.SQLITE_DBSTATUS_CACHE_MISS)[0]
+        trail.close()
+        return int(read)
+
+    assert pages(directory) <= pages(tmp_path / "short") + 8
