@@ -41,6 +41,13 @@ class Actor(NamedTuple):
     verified: bool = True
 
 
+class _Acting(NamedTuple):
+    """Who acts in a context, as long as that is in ``scope`` (None: in no request)."""
+
+    actor: Actor
+    scope: RequestScope | None
+
+
 class RequestScope:
     """One request: its context, its actor, and its records on the way to the disk.
 
@@ -88,20 +95,26 @@ class RequestScope:
         policy is to fail, also when the code that emitted it swallowed the
         error.
         """
+        failure = None
         while self.pending:
-            pending, self.pending = self.pending, []
-            for receipt in pending:
-                await self._settle(receipt)
-        if self.failure is not None:
-            failure, self.failure = self.failure, None
+            receipt = self.pending[0]
+            failure = await self._failure_of(receipt) or failure
+            # Only now: who comes meanwhile, or after we were cancelled, must wait as well.
+            if self.pending and self.pending[0] is receipt:
+                del self.pending[0]
+        known, self.failure = self.failure, None
+        failure = known or failure
+        if failure is not None:
             raise failure
 
-    async def _settle(self, receipt: PendingReceipt) -> None:
+    async def _failure_of(self, receipt: PendingReceipt) -> AuditUnavailableError | None:
         """Wait for one record; its failure must not keep us from the others."""
         try:
             await receipt
         except AuditUnavailableError as error:
             self.failure = self.failure or error
+            return error
+        return None
 
     def close(self) -> None:
         """End the request: tasks that outlive it belong to no request."""
@@ -128,12 +141,17 @@ def current_scope(context: Context | None = None) -> RequestScope | None:
 
 
 def current_actor(context: Context | None = None) -> Actor | None:
-    """Return the actor set for the current request, or for the current context."""
-    scope = current_scope(context)
-    if scope is not None:
-        return scope.actor
-    actor = otel_context.get_value(_ACTOR, context)
-    return actor if isinstance(actor, Actor) else None
+    """Return the actor set for the current block, the current request, or the current context."""
+    return actor_in(current_scope(context), context)
+
+
+def actor_in(scope: RequestScope | None, context: Context | None = None) -> Actor | None:
+    """Return who acts, given the current request."""
+    acting = (otel_context.get_current() if context is None else context).get(_ACTOR)
+    # An actor from outside, or of another request, does not act in this one.
+    if type(acting) is _Acting and acting.scope is scope:
+        return acting.actor
+    return None if scope is None else scope.actor
 
 
 def get_audit_context() -> Mapping[str, Any]:
@@ -164,22 +182,18 @@ def set_actor(actor_id: str, actor_type: str = "user", *, verified: bool = True)
     if scope is not None:
         scope.actor = actor
     else:
-        otel_context.attach(otel_context.set_value(_ACTOR, actor, context))
+        otel_context.attach(otel_context.set_value(_ACTOR, _Acting(actor, None), context))
 
 
 @contextmanager
 def acting_as(actor_id: str, actor_type: str = "user", *, verified: bool = True) -> Iterator[None]:
-    """Act for somebody during the block, outside a request: a job, a consumer."""
-    actor = _checked_actor(actor_id, actor_type, verified=verified)
-    scope = current_scope()
-    if scope is not None:
-        before, scope.actor = scope.actor, actor
-        try:
-            yield
-        finally:
-            scope.actor = before
-        return
-    token = otel_context.attach(otel_context.set_value(_ACTOR, actor))
+    """Act for somebody during the block: a job, a consumer, a part of a request.
+
+    It holds in this task or thread, and in those that it starts meanwhile;
+    others of the same request do not see it.
+    """
+    acting = _Acting(_checked_actor(actor_id, actor_type, verified=verified), current_scope())
+    token = otel_context.attach(otel_context.set_value(_ACTOR, acting))
     try:
         yield
     finally:

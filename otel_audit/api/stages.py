@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
 
-from otel_audit.api.context import current_actor, current_scope
+from otel_audit.api.context import actor_in, current_scope
 from otel_audit.record import coerce
 from otel_audit.record.classes import CLASSES, missing
 from otel_audit.record.encode import merge_fields, timestamp_of
@@ -73,7 +73,7 @@ class Stages:
         draft.service_name = self._service_name
         draft.resource = self._resource
         scope = draft.scope = current_scope()
-        actor = current_actor() if scope is None else scope.actor
+        actor = actor_in(scope)
         if scope is not None:
             draft.request_id = scope.request_id
             draft.client_id = scope.client_id

@@ -1,0 +1,158 @@
+"""One request, several tasks at a time: who acts in which, and what each waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from otel_audit.api.context import Actor, RequestScope, acting_as, current_actor, set_actor
+from otel_audit.api.logger import AuditLogger
+from otel_audit.api.provider import configure
+from otel_audit.errors import AuditTimeoutError, AuditUnavailableError
+from otel_audit.record.event import AuditEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.api.desk import Desk
+
+EVENT = AuditEvent("order", "create")
+
+
+@contextmanager
+def request() -> Iterator[RequestScope]:
+    scope = RequestScope("r-1")
+    token = scope.attach()
+    try:
+        yield scope
+    finally:
+        scope.detach(token)
+
+
+async def test_tasks_of_one_request_act_for_somebody_each_without_mixing() -> None:
+    """The blocks overlap and end in the order in which they began."""
+    seen: dict[str, list[str | None]] = {}
+    turns = [asyncio.Event() for _ in range(4)]
+
+    def note(task: str) -> None:
+        actor = current_actor()
+        seen.setdefault(task, []).append(actor and actor.id)
+
+    async def first() -> None:
+        with acting_as("a"):
+            turns[0].set()
+            await turns[1].wait()
+            note("first")
+        note("first")
+        turns[2].set()
+
+    async def second() -> None:
+        await turns[0].wait()
+        with acting_as("b"):
+            turns[1].set()
+            await turns[2].wait()
+            note("second")
+        note("second")
+
+    with request():
+        set_actor("ann")
+        await asyncio.gather(first(), second())
+        assert seen == {"first": ["a", "ann"], "second": ["b", "ann"]}
+        assert current_actor() == Actor("ann")
+
+
+async def test_who_acts_in_a_block_acts_in_what_the_block_starts() -> None:
+    with request(), acting_as("job", "service"):
+        assert await asyncio.to_thread(current_actor) == Actor("job", "service")
+        assert await asyncio.create_task(_actor()) == Actor("job", "service")
+
+
+async def _actor() -> Actor | None:
+    return current_actor()
+
+
+def test_who_acts_outside_does_not_act_in_a_request_that_begins_there() -> None:
+    with acting_as("job"):
+        with request():
+            assert current_actor() is None
+        assert current_actor() == Actor("job")
+
+
+async def test_two_that_answer_at_a_time_both_wait_for_the_disk(desk: Desk) -> None:
+    with request() as scope:
+        with desk.held():
+            desk.audit.emit(EVENT)
+            barriers = [asyncio.create_task(scope.barrier()) for _ in range(3)]
+            await asyncio.sleep(0.1)
+            assert not any(barrier.done() for barrier in barriers)
+            assert scope.pending, "who looks now must see that there is something to wait for"
+        await asyncio.gather(*barriers)
+        assert scope.pending == []
+    assert len(desk.records()) == 1
+
+
+async def test_a_barrier_that_was_cancelled_leaves_its_records_to_the_next(desk: Desk) -> None:
+    with request() as scope:
+        with desk.held():
+            for _ in range(3):
+                desk.audit.emit(EVENT)
+            barrier = asyncio.create_task(scope.barrier())
+            await asyncio.sleep(0.05)
+            barrier.cancel()
+            await asyncio.gather(barrier, return_exceptions=True)
+            assert len(scope.pending) == 3
+        await scope.barrier()
+        assert scope.pending == []
+        assert len(desk.records()) == 3
+
+
+async def test_two_that_wait_for_a_record_that_fails_are_both_told(tmp_path: Path) -> None:
+    provider = configure(directory=tmp_path / "trail", agent="off", timeout=0.2)
+    audit = AuditLogger()
+    with request() as scope:
+        with (provider.directory / "lock").open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            pending = audit.emit(EVENT)
+            results = await asyncio.gather(scope.barrier(), scope.barrier(), return_exceptions=True)
+        assert len(results) == 2
+        for result in results:
+            assert isinstance(result, AuditUnavailableError)
+            assert result.record_id == pending.record_id
+        await scope.barrier()
+
+
+async def test_a_receipt_that_times_out_names_its_record_and_is_counted_once(
+    tmp_path: Path,
+) -> None:
+    """However often it is awaited, and although its group fails later on."""
+    provider = configure(
+        directory=tmp_path / "trail", agent="off", timeout=0.1, on_failure="continue"
+    )
+    with (provider.directory / "lock").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        pending = AuditLogger().emit(EVENT)
+        for _ in range(3):
+            receipt = await pending
+            assert not receipt
+            assert receipt.record_id == pending.record_id
+    await asyncio.to_thread(provider.flush)
+    assert not await pending or (await pending).sequence_number == 0
+    assert provider.statistics["not_recorded"] == 1
+
+
+async def test_the_error_of_a_receipt_that_times_out_names_its_record(tmp_path: Path) -> None:
+    provider = configure(directory=tmp_path / "trail", agent="off", timeout=0.1)
+    with (provider.directory / "lock").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # Holds the committer's turn, so that ours waits in the queue.
+        AuditLogger().emit(EVENT)
+        pending = AuditLogger().emit(EVENT)
+        with pytest.raises(AuditUnavailableError) as caught:
+            await pending
+    assert caught.value.record_id == pending.record_id
+    assert isinstance(caught.value, AuditTimeoutError) or "lock" in str(caught.value)
