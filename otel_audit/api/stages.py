@@ -89,6 +89,9 @@ class Stages:
         fields, altered = coerce.plain(draft.source.fields)
         renamed = merge_fields(draft, fields)
         draft.coerced += [renamed.get(name, name) for name in altered]
+        if draft.severity is not None:
+            fields.setdefault("severity", draft.severity)
+            draft.coerced.append("level")
 
     def redacted(self, draft: Draft) -> None:
         """Take secrets out of what the caller said."""
@@ -113,7 +116,11 @@ def plain(draft: Draft) -> None:
             setattr(draft, name, _text_of(draft, name, value))
     level: object = draft.level
     if level is not None and not (type(level) is str and level in LEVELS):
-        draft.level = level_named(_text_of(draft, "level", level))
+        severity = _text_of(draft, "level", level)
+        draft.level = level_named(severity)
+        if draft.level is None:
+            # An odd word for the level must not cost the record: it is kept as a field.
+            draft.severity = severity
     error = draft.source.error
     if error is not None:
         _explain(draft, error)

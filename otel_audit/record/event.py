@@ -87,7 +87,7 @@ class Draft:
         "action", "actor_id", "actor_type", "actor_verified", "client_id", "client_ip", "coerced",
         "error", "error_type", "event", "event_type", "fields", "level", "missing_fields",
         "on_failure", "record_id", "request_id", "resource", "resource_name", "resource_type",
-        "retention", "scope", "service_name", "session_id", "source", "span_id", "status", "timestamp",
+        "retention", "scope", "service_name", "session_id", "severity", "source", "span_id", "status", "timestamp",
         "trace_flags", "trace_id", "user_agent", "wanted",
     )  # fmt: skip
 
@@ -114,6 +114,8 @@ class Draft:
         self.resource_type: str | None = source.resource_type
         self.resource_name: str | None = source.resource_name
         self.retention: str | None = source.retention
+        self.severity: str | None = None
+        """What the caller said of the level, where that is no level."""
         self.error: str | None = None
         self.error_type: str | None = None
         self.actor_id: str | None = None
@@ -157,16 +159,9 @@ def level_of(status: str, event_type: str) -> str:
     return "warning" if event_type == "credential_access" else "info"
 
 
-def level_named(severity: str) -> str:
-    """Return the level for a severity in any usual spelling; raises `AuditEventError`."""
-    level = _SEVERITIES.get(severity.strip().lower())
-    if level is None:
-        message = (
-            f"severity {_shown(severity)} is unknown, so the record's level cannot be said; use one "
-            f"of {', '.join(LEVELS)}"
-        )
-        raise AuditEventError(message)
-    return level
+def level_named(severity: str) -> str | None:
+    """Return the level for a severity in any usual spelling, None for an unknown one."""
+    return _SEVERITIES.get(severity.strip().lower())
 
 
 def _required(name: str, value: object, example: str) -> str:

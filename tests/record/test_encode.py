@@ -18,7 +18,6 @@ from opentelemetry import context as otel_context
 from otel_audit.api.context import RequestScope
 from otel_audit.api.policy import Policy
 from otel_audit.api.stages import Stages
-from otel_audit.errors import AuditEventError
 from otel_audit.record.encode import LIMIT, encode, new_record_id, timestamp_of
 from otel_audit.record.event import KEYS, RESERVED, AuditEvent, Draft
 from otel_audit.record.redact import Redactor
@@ -120,9 +119,11 @@ def test_a_severity_beats_what_the_status_says(severity: Any) -> None:
 
 
 @pytest.mark.parametrize("severity", ["purple", "", 5, Hostile(), b"\xff", "\ud800"], ids=type)
-def test_a_severity_that_says_nothing_is_refused(severity: Any) -> None:
-    with pytest.raises(AuditEventError, match="is unknown"):
-        recorded(level=severity)
+def test_a_severity_that_is_no_level_is_kept_as_a_field(severity: Any) -> None:
+    record = recorded(level=severity, status="failed")
+    assert record["level"] == "error", "the level follows from the status then"
+    assert isinstance(record["severity"], str)
+    assert "level" in record["coerced"]
 
 
 def test_reserved_names_are_dropped_when_they_say_the_same() -> None:
