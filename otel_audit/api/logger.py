@@ -116,16 +116,22 @@ class AuditLogger:
         severity: str | None = None,
         **fields: Any,
     ) -> Receipt:
-        """Record that ``action`` was done to a resource; the event's name is its type."""
+        """Record that ``action`` was done to a resource; the event's name is its type.
+
+        ``severity`` is the level, in any usual spelling; ``level=`` and
+        ``retention=`` are taken as in `log_event`.
+        """
+        level = fields.pop("level", None)
         return self.emit(
             AuditEvent(
                 event=event_type,
                 action=action,
                 status=status,
-                level=severity,
+                level=level if severity is None else severity,
                 resource_type=resource_type,
                 resource_name=resource_name,
                 error=error,
+                retention=fields.pop("retention", None),
                 fields=fields,
             )
         )

@@ -47,6 +47,15 @@ class AuditReceipt(NamedTuple):
             f"committed_at={self.committed_at.isoformat()!r})"
         )
 
+    def __reduce__(self) -> tuple[type[AuditReceipt], tuple[str, int, bytes, int]]:
+        """Travel to other processes, which have to ask the trail there for a proof."""
+        return AuditReceipt, (
+            self.record_id,
+            self.sequence_number,
+            self.leaf_hash,
+            self.committed_unix_nano,
+        )
+
     def __await__(self) -> Generator[object, None, AuditReceipt]:
         """Be awaitable, so that one line of code serves threads and coroutines."""
         yield from ()
@@ -64,7 +73,12 @@ class AuditReceipt(NamedTuple):
         for a commit. Raises `ProofError` when the record was not stored.
         """
         if self.prover is None:
-            message = f"record {self.record_id} was not stored, so there is nothing to prove"
+            why = (
+                "it came from another process: run `otel-audit prove` there"
+                if self
+                else "it was not stored, so there is nothing to prove"
+            )
+            message = f"record {self.record_id} cannot be proved by this receipt: {why}"
             raise ProofError(message)
         return self.prover(self.sequence_number)
 

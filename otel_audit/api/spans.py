@@ -19,8 +19,9 @@ from opentelemetry import trace
 
 from otel_audit._version import __version__
 from otel_audit.api.logger import get_audit_logger
+from otel_audit.api.stages import plain
 from otel_audit.errors import AuditEventError
-from otel_audit.record.event import AuditEvent
+from otel_audit.record.event import AuditEvent, Draft
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -127,7 +128,7 @@ class AuditSpan:
 
     def _outcome(self, error: BaseException | None) -> AuditEvent:
         fields = dict(self._fields)
-        fields["duration_ms"] = round((time.perf_counter() - self._started) * 1e3, 3)
+        fields.setdefault("duration_ms", round((time.perf_counter() - self._started) * 1e3, 3))
         if self._initiated is not None:
             fields["initiated_record_id"] = self._initiated
         if error is None:
@@ -169,7 +170,8 @@ def audit_span(
 
     ``write_ahead`` makes a record with status ``initiated`` durable before the
     block runs, so that even a block that never ends is on record. ``severity=``
-    and ``retention=`` among the fields are the record's.
+    and ``retention=`` among the fields are the record's. Raises
+    `AuditEventError` here, before the block has run without a record.
     """
     level, retention = fields.pop("severity", None), fields.pop("retention", None)
     said = AuditEvent(
@@ -182,6 +184,7 @@ def audit_span(
         retention=retention,
         fields=fields,
     )
+    plain(Draft(said, "", ""))
     return AuditSpan(said, logger or get_audit_logger(), write_ahead=write_ahead)
 
 
@@ -201,9 +204,10 @@ def audited(
 
     ``resource_name`` may name arguments: ``"{server_id}"``. ``capture`` lists
     arguments that become fields. Raises `AuditEventError` at decoration when
-    there is no such argument, or when the function is a generator (it would
-    have returned before it ran).
+    there is no such argument, when the function is a generator (it would have
+    returned before it ran), and for what could not become a record.
     """
+    audit_span(event, action, event_type=event_type, **fields)
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)

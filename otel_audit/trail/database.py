@@ -66,7 +66,7 @@ class Handle:
 
     def __del__(self) -> None:
         """Close what nobody closed, but not while another thread forks."""
-        connection, self._connection = self._connection, None
+        connection = self.__dict__.pop("_connection", None)
         if connection is None:
             return
         if _registry.acquire(blocking=False):
