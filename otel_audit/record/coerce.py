@@ -98,7 +98,8 @@ def plain(  # noqa: C901 - on every record's way: one loop without a call is thr
 ) -> tuple[dict[str, JsonValue], list[str]]:
     """Return the fields as plain JSON values, and the names of those that were altered.
 
-    Never raises. The result is new; the values of the caller are not changed.
+    Never raises, unless the stack has no room left for the call itself. The
+    result is new; the values of the caller are not changed.
     """
     # Most calls have a dict of plain values: one loop finds that out, and who is not plain.
     if type(fields) is dict and len(fields) <= MAX_ELEMENTS:

@@ -203,9 +203,11 @@ def _end(pattern: re.Pattern[str], text: str, start: int) -> int:
 
 def _credentials(text: str, _: int, start: int, end: int) -> tuple[int, int] | None:
     """Tell credentials from "basic information": they decode to user:password (RFC 7617)."""
-    decoded = _decoded(text[start:end])
-    user, colon, _password = decoded.partition(b":")
-    return (start, end) if colon and user.isascii() and user.decode().isprintable() else None
+    user, colon, _password = _decoded(text[start:end]).partition(b":")
+    try:
+        return (start, end) if colon and user.decode().isprintable() else None
+    except UnicodeDecodeError:
+        return None
 
 
 def _with_header(text: str, dot: int, start: int, end: int) -> tuple[int, int] | None:

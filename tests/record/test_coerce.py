@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import enum
 import math
 import subprocess
 import sys
 import threading
+import traceback
 from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, deque, namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta, timezone
@@ -212,6 +212,7 @@ def test_a_pydantic_model_keeps_its_own_rules() -> None:
         ({("a", 1): 1}, {'["a",1]': 1}),
         ({Colour.RED: 1}, {"red": 1}),
         ({"\ud800": 1}, {"\\ud800": 1}),
+        ({1: "a", "1~2": "b", "1": "c"}, {"1": "a", "1~2": "b", "1~3": "c"}),
         ({1: "number", "1": "text"}, {"1": "number", "1~2": "text"}),
         (int, "<class 'int'>"),
         (..., "Ellipsis"),
@@ -319,11 +320,25 @@ def test_huge_containers_cost_bounded_work() -> None:
 
 def test_elements_are_counted_over_all_levels() -> None:
     level: Any = [0] * 10
-    for _ in range(8):
+    for _ in range(5):
         level = [level] * 10
     result, altered = plain({"a": level})
     assert len(orjson.dumps(result)) < 10 * coerce.MAX_ELEMENTS
     assert altered == ["a"]
+    tree: Any = {}
+    for _ in range(5):
+        tree = {str(number): tree for number in range(10)}
+    result, altered = plain({"a": tree})
+    assert orjson.dumps(result).count(b":") < 2 * coerce.MAX_ELEMENTS
+    assert altered == ["a"]
+
+
+def test_elements_are_counted_over_all_fields() -> None:
+    result, altered = plain({str(number): [0] * 10_000 for number in range(500)})
+    rows = [value for value in result.values() if isinstance(value, list)]
+    assert 50_000 < sum(map(len, rows)) < 150_000
+    assert len(set(map(len, rows))) == 1
+    assert len(altered) == 500
 
 
 def test_one_huge_field_leaves_room_for_the_others() -> None:
@@ -565,6 +580,8 @@ def test_who_wants_to_end_the_program_may(error: type[BaseException]) -> None:
             plain({"field": value})
     with pytest.raises(error):
         plain(HostileMapping(error))
+    with pytest.raises(error):
+        plain({"field": type("M", (), {"__repr__": lambda _: Hostile(error).x})()})
     model = LikeAttrs()
     model.a = 1
     with pytest.raises(error):
@@ -587,8 +604,12 @@ def test_near_the_end_of_the_stack_nothing_raises() -> None:
 
     limit = sys.getrecursionlimit()
     outcomes: list[list[str]] = []
-    with contextlib.suppress(RecursionError):  # where not even `plain` can be called any more
+    try:
         outcomes.extend(deep(levels) for levels in range(limit - 150, limit))
+    except RecursionError as error:
+        # There was not even room to begin; once the conversion runs, it ends.
+        frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        assert "value" not in frames
     assert [] in outcomes
     assert ["a"] in outcomes
 

@@ -63,6 +63,11 @@ def test_however_a_name_is_written(name: str) -> None:
     assert redacted({name: "x1"}) == {name: REDACTED}
 
 
+@pytest.mark.parametrize("name", ["pagetoken", "nexttoken", "maxTokens", "pins", "authors"])
+def test_words_that_only_end_like_a_secret(name: str) -> None:
+    assert redacted({name: "x1"}) == {name: "x1"}
+
+
 @pytest.mark.parametrize("value", [None, True, False, ""])
 def test_what_holds_no_secret_stays_under_a_secrets_name(value: Any) -> None:
     assert redacted({"password": value, "api_keys": value}) == {
@@ -200,6 +205,16 @@ def test_innocent_texts_stay(name: str) -> None:
         ("v4.4111111111111111", "v4.4111111111111111"),
         ("Basic Og==", "Basic [REDACTED:basic]"),
         ("Basic YTo=!", "Basic [REDACTED:basic]!"),
+        ("Basic w6Q6eA==", "Basic [REDACTED:basic]"),
+        ("Basic /zph", "Basic /zph"),
+        ("Basic AQI6YWJj", "Basic AQI6YWJj"),
+        ("basic password=a1", "basic password=[REDACTED:assignment]"),
+        ("page_token=x token=[REDACTED:jwt]", "page_token=x token=[REDACTED:jwt]"),
+        ("the secret: arn:aws:x:1:secret:prod/db-1A", "the secret: arn:aws:x:1:secret:prod/db-1A"),
+        (
+            "application-gateway-main.system.kubernetes-cluster-production",
+            "application-gateway-main.system.kubernetes-cluster-production",
+        ),
         ("", ""),
     ],
 )
@@ -304,6 +319,7 @@ def test_patterns_of_the_policys_own() -> None:
         redactor.text("EMP-123456 in Case A17")
         == "[REDACTED:custom] in Case [REDACTED:case_number]"
     )
+    assert Redactor(patterns=["b(?P<maybe>c?)"]).text("b bc") == "b b[REDACTED:maybe]"
     assert redacted({"a": "x", "b": "only", "c": ["see EMP-123456"]}, redactor) == {
         "a": "x",
         "b": "[REDACTED:custom]",

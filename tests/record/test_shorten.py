@@ -113,9 +113,11 @@ def test_bytes_count_and_not_characters(text: str) -> None:
 
 def test_the_callers_containers_are_not_changed() -> None:
     inner: list[JsonValue] = ["x" * 1_000, [1] * 1_000]
-    fields: dict[str, JsonValue] = {"a": inner}
-    shorten(fields, 2_500)
+    outer: dict[str, JsonValue] = {"inner": inner, "text": "y" * 1_000}
+    fields: dict[str, JsonValue] = {"a": outer}
+    shorten(fields, 3_500)
     assert inner == ["x" * 1_000, [1] * 1_000]
+    assert outer == {"inner": inner, "text": "y" * 1_000}
 
 
 JSON = st.recursive(
