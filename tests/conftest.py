@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from coverage import Coverage
 from opentelemetry.context import Context, attach, detach
 
 if TYPE_CHECKING:
@@ -37,6 +38,24 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         finally:
             detach(token)
             _reset_global_provider()
+
+
+@pytest.fixture
+def unmeasured() -> Iterator[None]:
+    """Stop measuring coverage during a test whose signal handlers raise or emit at any point.
+
+    Coverage's tracer calls Python code that takes a lock. A handler that strikes there leaves it
+    locked for ever, or waits for it. (pytest-cov's own ``no_cover`` stops one instance of three.)
+    """
+    stopped: list[Coverage] = []
+    while (measuring := Coverage.current()) is not None:
+        measuring.stop()
+        stopped.append(measuring)
+    try:
+        yield
+    finally:
+        for measuring in reversed(stopped):
+            measuring.start()
 
 
 def _reset_global_provider() -> None:

@@ -808,6 +808,7 @@ def interrupted(shots: Shots, body: Callable[[], None], seconds: float) -> list[
     return kept
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_an_exception_from_a_signal_handler_leaves_all_in_order_wherever_it_strikes(
     committer: Committer, directory: Path
 ) -> None:
@@ -843,6 +844,7 @@ def test_an_exception_from_a_signal_handler_leaves_all_in_order_wherever_it_stri
     assert all(records[one.sequence] == one.record for one in tickets if one.error is None)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_an_interrupted_loop_thread_leaves_the_writer_in_charge(memory: Memory) -> None:
     committer = Committer(memory, timeout=2.0)
     committer.submit(ticket(b"starts the writer"))
@@ -856,6 +858,7 @@ def test_an_interrupted_loop_thread_leaves_the_writer_in_charge(memory: Memory) 
     assert committer.close(5.0)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_follower_that_is_interrupted_does_not_take_the_lead_with_it(
     committer: Committer, hold: Hold
 ) -> None:
@@ -881,6 +884,7 @@ def test_a_follower_that_is_interrupted_does_not_take_the_lead_with_it(
     assert after.sequence == 2
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_signal_handler_may_emit_in_the_middle_of_a_commit(
     committer: Committer, directory: Path
 ) -> None:
