@@ -431,7 +431,6 @@ def configure(settings: Settings | None = None, **overrides: object) -> AuditPro
     can be none. A provider that was configured before is closed. Raises
     `AuditSettingsError` and `TrailError`, and then changes nothing.
     """
-    global _global
     if settings is not None and overrides:
         message = (
             f"{', '.join(overrides)} would be dropped beside complete settings: give them to "
@@ -440,10 +439,21 @@ def configure(settings: Settings | None = None, **overrides: object) -> AuditPro
         raise AuditSettingsError(message)
     with _global_mutex:
         provider = AuditProvider(settings or Settings.from_env(**overrides))
-        before, _global = _global, provider
+        before = set_audit_provider(provider)
     if before is not None:
         before.close()
     return provider
+
+
+def set_audit_provider(provider: AuditProvider | None) -> AuditProvider | None:
+    """Make a provider the global one: one with a policy, rules or keys of its own.
+
+    Returns the one before, which stays open, or None.
+    """
+    global _global
+    with _global_mutex:
+        before, _global = _global, provider
+    return before
 
 
 def get_audit_provider() -> AuditProvider:
@@ -471,9 +481,7 @@ def is_configured() -> bool:
 
 def reset() -> None:
     """Close all providers of this process and forget the global one: for tests."""
-    global _global  # noqa: PLW0603 - see configure
-    with _global_mutex:
-        _global = None
+    set_audit_provider(None)
     for provider in list(_providers):
         provider.close()
 
