@@ -185,9 +185,9 @@ class Contenders:
         count = self._count(1_000 if number == 1 else 150)
 
         async def work() -> None:
-            for number in range(count):
+            for turn in range(count):
                 await self.emit()
-                if number % 10 == 0:
+                if turn % 10 == 0:
                     # A request ends now and then, and with it what it waits for.
                     self.scope.pending.clear()
 
