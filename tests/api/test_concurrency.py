@@ -16,7 +16,7 @@ from otel_audit.errors import AuditTimeoutError, AuditUnavailableError
 from otel_audit.record.event import AuditEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
     from tests.api.desk import Desk
@@ -94,6 +94,44 @@ async def test_two_that_answer_at_a_time_both_wait_for_the_disk(desk: Desk) -> N
         await asyncio.gather(*barriers)
         assert scope.pending == []
     assert len(desk.records()) == 1
+
+
+async def test_a_barrier_waits_for_each_record_and_not_only_for_the_first(desk: Desk) -> None:
+    with request() as scope:
+        await desk.audit.emit(EVENT)
+        with desk.held():
+            desk.audit.emit(EVENT)
+            barrier = asyncio.create_task(scope.barrier())
+            await asyncio.sleep(0.1)
+            assert not barrier.done()
+        await barrier
+
+
+class Fate:
+    """A receipt whose record is settled when the test says so."""
+
+    def __init__(self, error: AuditUnavailableError | None = None) -> None:
+        self.settled = asyncio.Event()
+        self.error = error
+
+    def __await__(self) -> Generator[object, None, None]:
+        yield from self.settled.wait().__await__()
+        if self.error is not None:
+            raise self.error
+
+
+async def test_each_who_waits_is_told_of_a_failure_before_the_last_record() -> None:
+    scope = RequestScope("r-1")
+    first, last = Fate(AuditUnavailableError("no")), Fate()
+    scope.pending += [first, last]  # type: ignore[list-item] # they are awaited, and nothing else
+    barriers = [asyncio.create_task(scope.barrier()) for _ in range(2)]
+    await asyncio.sleep(0)
+    first.settled.set()
+    await asyncio.sleep(0.01)
+    last.settled.set()
+    results = await asyncio.gather(*barriers, return_exceptions=True)
+    assert results == [first.error, first.error]
+    await scope.barrier()
 
 
 async def test_a_barrier_that_was_cancelled_leaves_its_records_to_the_next(desk: Desk) -> None:

@@ -28,7 +28,7 @@ from otel_audit.trail import merkle
 from otel_audit.trail.committer import Committer
 from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.store import Commit, TrailStore
-from otel_audit.trail.ticket import Resource, Ticket
+from otel_audit.trail.ticket import Resource, Ticket, wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -717,6 +717,33 @@ def test_several_loops_await_the_same_committer(committer: Committer, directory:
     assert len(stored(directory)) == 4 * 8 * 50
 
 
+class Hasty(asyncio.SelectorEventLoop):
+    """A loop in which a ticket is done at the worst moment: after it was asked, before it waits."""
+
+    before: Callable[[], None] | None = None
+
+    def create_future(self) -> asyncio.Future[Any]:
+        action, self.before = self.before, None
+        if action is not None:
+            action()
+        return super().create_future()
+
+
+def test_a_ticket_that_is_done_at_the_worst_moment_wakes_its_task() -> None:
+    one = ticket(b"x")
+    one.timeout = 5.0
+    loop = Hasty()
+
+    async def body() -> None:
+        loop.before = lambda: wake([one])
+        await one
+
+    began = time.monotonic()
+    loop.run_until_complete(body())
+    loop.close()
+    assert time.monotonic() - began < 1.0
+
+
 def test_a_loop_closed_with_pending_tickets_harms_nobody(
     make: Make, hold: Hold, failing: Failing, directory: Path
 ) -> None:
@@ -859,6 +886,21 @@ def test_an_interrupted_loop_thread_leaves_the_writer_in_charge(memory: Memory) 
 
 
 @pytest.mark.usefixtures("unmeasured")
+def test_a_writer_thread_left_by_an_interrupted_start_never_leads_beside_the_other(
+    memory: Memory,
+) -> None:
+    committer = Committer(memory)
+    assert committer._start_writer()
+    assert committer._start_writer()
+    memory.inside = lambda: time.sleep(2e-4)
+    for _ in range(2_000):
+        committer.submit(ticket(b"x"))
+        committer._nudge()
+    assert committer.drain(5.0)
+    assert memory.most == 1
+    assert committer.close(5.0)
+
+
 def test_a_follower_that_is_interrupted_does_not_take_the_lead_with_it(
     committer: Committer, hold: Hold
 ) -> None:

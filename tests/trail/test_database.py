@@ -291,6 +291,22 @@ def test_threads_that_fork_at_the_same_time_do_not_disturb_each_other(handle: Ha
         other.close()
 
 
+def test_what_was_dropped_while_a_fork_waited_is_closed_before_it(
+    handle: Handle, path: Path
+) -> None:
+    add(handle, 1)
+    connection = handle._connect()
+    assert connection.execute("SELECT count(*) FROM number").get == 1
+    database._dropped.append(connection)
+
+    def child() -> None:
+        assert descriptors(path) == 0
+        add(handle, 2)
+
+    assert in_child(child) == 0
+    assert database._dropped == []
+
+
 def test_a_handle_that_was_dropped_is_closed(handle: Handle, path: Path) -> None:
     dropped = Handle(handle._connect)
     count(dropped)

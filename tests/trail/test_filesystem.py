@@ -39,6 +39,7 @@ a line that is none
         ("/mnt/share", "nfs4"),
         ("/mnt/share/trail", "nfs4"),
         ("/mnt/sharepoint/trail", "ext4"),
+        ("/mnt/shared/trail", "ext4"),
         ("/mnt/with space/trail", "cifs"),
         ("/mnt/données/trail", "nfs"),
         ("/mnt/back\\040slash/trail", "nfs"),
