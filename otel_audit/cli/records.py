@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 from collections import deque
 from fnmatch import fnmatchcase
@@ -120,8 +121,13 @@ def _tail(
     follow: bool,
 ) -> None:
     size = reader.tree().size
+    stopped: list[int] = []
+    if follow:
+        # An exception out of nowhere can be swallowed where nobody may raise (a
+        # finalizer, a callback); what is written down is not.
+        signal.signal(signal.SIGINT, lambda number, _frame: stopped.append(number))
     write(_newest(reader, conditions, size, lines))
-    while follow:
+    while follow and not stopped:
         grown = reader.tree().size
         for batch in reader.batches(size, grown):
             write([leaf for leaf in batch if _matches(leaf, conditions)])

@@ -13,6 +13,7 @@ import random
 import re
 import shutil
 import threading
+import time
 import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -267,14 +268,17 @@ def test_a_trail_that_is_written_to_meanwhile_is_sound(tmp_path: Path) -> None:
 
     writer = threading.Thread(target=write)
     writer.start()
+    reports: list[Report] = []
+    deadline = time.monotonic() + 60
     try:
-        reports = [Victim(tmp_path).verify() for _ in range(12)]
+        while len(reports) < 12 or reports[-1].size == reports[0].size:
+            assert time.monotonic() < deadline, "the writer did not get on"
+            reports.append(Victim(tmp_path).verify())
     finally:
         stop.set()
         writer.join()
         store.close()
-    assert [report.findings for report in reports] == [()] * 12
-    assert reports[-1].size > reports[0].size
+    assert [report.findings for report in reports] == [()] * len(reports)
 
 
 def test_a_writer_that_is_always_ahead_does_not_hold_up_verification(tmp_path: Path) -> None:
