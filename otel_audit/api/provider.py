@@ -33,6 +33,7 @@ from otel_audit.api.policy import Policy
 from otel_audit.api.receipt import AuditReceipt
 from otel_audit.api.stages import Stages
 from otel_audit.errors import AuditClosedError, AuditSettingsError, AuditUnavailableError
+from otel_audit.record import coerce
 from otel_audit.record.encode import new_record_id
 from otel_audit.record.redact import Redactor
 from otel_audit.settings import Settings
@@ -386,7 +387,8 @@ def _with_record(error: AuditUnavailableError, record_id: str) -> AuditUnavailab
 def _resource(settings: Settings) -> tuple[Resource, str]:
     """Build the OTel Resource: OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME, our settings."""
     named = {SERVICE_NAME: settings.service_name} if settings.service_name else {}
-    attributes = dict(OtelResource.create(named).attributes)
+    # The environment may hold bytes that are no UTF-8, and JSON cannot.
+    attributes, _ = coerce.plain(OtelResource.create(named).attributes)
     service = str(attributes[SERVICE_NAME])
     json = orjson.dumps(attributes, option=orjson.OPT_SORT_KEYS)
     return Resource(hashlib.sha256(json).hexdigest()[:32], json), service
