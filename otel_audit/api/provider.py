@@ -261,12 +261,16 @@ class AuditProvider:
         The provider stays usable. Failures are logged: what was answered is
         durable already, and the next process signs it.
         """
+        if self._committer is None:
+            return
+        if not self._committer.drain(_CLOSE_SECONDS):
+            # To sign would wait behind the commit that hangs, without a limit.
+            _logger.error("the last checkpoint is not signed, as records still wait for the disk")
+            return
         try:
-            if self._committer is not None:
-                self._committer.drain(_CLOSE_SECONDS)
-                self.trail.sign_if_grown()
-                self.flush(_CLOSE_SECONDS)
-                self.trail.store.empty_wal(reset=True)
+            self.trail.sign_if_grown()
+            self.flush(_CLOSE_SECONDS)
+            self.trail.store.empty_wal(reset=True)
         except Exception:
             _logger.exception("the last checkpoint could not be signed; the next start will")
 
