@@ -11,6 +11,7 @@ The global provider is made from the environment on first use, or by
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import hmac
 import logging
@@ -323,8 +324,12 @@ class AuditProvider:
     def _revive(self) -> None:
         """Start the companions in a forked child, whose threads stayed in the parent."""
         self._forked = False
-        for companion in self._companions:
-            companion.start()
+        try:
+            for companion in self._companions:
+                companion.start()
+        except RuntimeError as error:
+            # No more threads: the records matter more, and another process may have an agent.
+            _logger.error("the agent cannot run in process %d: %s", os.getpid(), error)  # noqa: TRY400 - where it happened says nothing
 
     def _warn(self) -> None:
         for name in self.settings.unknown:
@@ -500,3 +505,13 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _at_exit() -> None:
+    """Sign what a short program emitted last. A service must not rely on it (SIGTERM)."""
+    for provider in list(_providers):
+        if not provider._forked:  # noqa: SLF001 - same module
+            provider.close()
+
+
+atexit.register(_at_exit)
