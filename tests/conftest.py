@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
 
 # Everything that settings.py or OpenTelemetry would read, wherever the developer set it.
 _PREFIXES = ("OTEL_", "LOKI_", "AUDIT_", "LOG_DIR", "XDG_")
+
+
+def pytest_configure() -> None:
+    """Let the programs that tests start end by Ctrl-C, also when this run cannot.
+
+    A shell script that starts the run in the background has it ignore SIGINT, and every program
+    that it starts inherits that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
