@@ -75,6 +75,17 @@ class Handle:
         else:
             _dropped.append(connection)
 
+    @staticmethod
+    def let_forks_pass() -> None:
+        """Wait while another thread is about to fork.
+
+        For whoever uses the handle again and again: a mutex goes to whoever is
+        quickest, and the thread that forks would wait in vain.
+        """
+        if _fork_waits:
+            with _registry:
+                pass
+
     @contextmanager
     def use(self) -> Iterator[apsw.Connection]:
         """Lend the connection to the calling thread, opening it when needed."""
@@ -150,16 +161,21 @@ _forking: list[tuple[Handle, bool]] = []
 _dropped: list[apsw.Connection] = []
 """Open connections of handles that were given up in the middle of a fork."""
 _poisoned = False
+_fork_waits = False
 
 
 def _before_fork() -> None:
+    global _fork_waits  # noqa: PLW0603 - said to all handles at once
     _registry.acquire()
+    _fork_waits = True
     _forking.extend((handle, handle._before_fork()) for handle in list(_handles))  # noqa: SLF001 - same module
     while _dropped:
         _dropped.pop().close()
 
 
 def _after_fork_in_parent() -> None:
+    global _fork_waits  # noqa: PLW0603 - said to all handles at once
+    _fork_waits = False
     for handle, closed in _forking:
         if closed:
             handle.mutex.release()
@@ -170,8 +186,9 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _registry  # noqa: PLW0603 - a lock that was held in the parent is of no use here
+    global _registry, _fork_waits  # noqa: PLW0603 - a lock that was held in the parent is of no use here
     _registry = threading.RLock()
+    _fork_waits = False
     # All: a server that forks by itself (uWSGI) may not have told us before.
     for handle in list(_handles):
         handle._in_child()  # noqa: SLF001 - same module

@@ -24,7 +24,7 @@ import apsw
 from otel_audit.errors import TrailError, TrailLockedError, TrailMismatchError
 from otel_audit.trail import filesystem, merkle
 from otel_audit.trail.database import Handle, fetch
-from otel_audit.trail.lock import FileLock
+from otel_audit.trail.lock import FairFileLock
 from otel_audit.trail.reader import (
     APPLICATION_ID,
     DATABASE,
@@ -110,10 +110,10 @@ class TrailStore:
         self._wal = self.path.with_name(f"{DATABASE}-wal")
         self._frames = 0
         filesystem.prepare(directory)
-        self._lock = FileLock(directory / "lock")
+        self._lock = FairFileLock(directory / "lock")
         self._handle = Handle(lambda: self._connect(self._lock))
         # Another connection and descriptor: commits go on while the log is copied.
-        self._emptier_lock = FileLock(directory / "lock")
+        self._emptier_lock = FairFileLock(directory / "lock")
         self._emptier = Handle(lambda: self._connect(self._emptier_lock))
         self.origin = self._write(_origin)
 
@@ -242,6 +242,7 @@ class TrailStore:
         database.py.
         """
         try:
+            self._handle.let_forks_pass()
             with self._handle.mutex:
                 connection = self._handle.connection()
                 try:
@@ -281,7 +282,7 @@ class TrailStore:
                 return TrailError(f"{self.path}: {error}: {advice}")
         return TrailError(f"{self.path}: {type(error).__name__}: {error}")
 
-    def _connect(self, lock: FileLock) -> apsw.Connection:
+    def _connect(self, lock: FairFileLock) -> apsw.Connection:
         with lock.held(self.timeout):
             self._make_file()
             connection = apsw.Connection(str(self.path), vfs=self._vfs)

@@ -32,7 +32,7 @@ from otel_audit.errors import (
 )
 from otel_audit.trail.checkpoint import read_checkpoint
 from otel_audit.trail.filesystem import sync
-from otel_audit.trail.lock import FileLock
+from otel_audit.trail.lock import FairFileLock, FileLock
 from otel_audit.trail.occupants import holders, name_of
 from otel_audit.trail.reader import DATABASE, TrailReader
 from otel_audit.trail.scan import UNREADABLE
@@ -54,7 +54,6 @@ _SHARED_MEMORY: Final = f"{DATABASE}-shm"
 _CURSORS: Final = ("cursors.db", "cursors.db-wal", "cursors.db-shm")
 _INDEX: Final = ("index.db", "index.db-wal", "index.db-shm")
 _OLD: Final = (DATABASE, _WAL, _SHARED_MEMORY, *_CURSORS, *_INDEX, KEY_FILE, MEMORY)
-_LOCKS: Final = ("agent.lock", "lock")
 _USER_BYTE: Final = 128
 """Byte of the shared memory's file that SQLite locks while a database is open (os_unix.c)."""
 
@@ -173,7 +172,7 @@ def _is_damage(error: Exception, directory: Path) -> bool:
 @contextmanager
 def _alone(directory: Path, timeout: float) -> Iterator[None]:
     """Hold the agent's lease and the writers' lock."""
-    lease, lock = (FileLock(directory / name) for name in _LOCKS)
+    lease, lock = FileLock(directory / "agent.lock"), FairFileLock(directory / "lock")
     try:
         if not lease.try_acquire():
             raise TrailLockedError(_in_use(directory, holders(lease.path)))

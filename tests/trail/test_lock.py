@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_audit.errors import TrailError, TrailLockedError
-from otel_audit.trail.lock import FileLock
+from otel_audit.trail.lock import FairFileLock, FileLock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from otel_audit.trail.lock import FileLock
+from otel_audit.trail.lock import FairFileLock, FileLock
 lock = FileLock(Path(sys.argv[1]))
 assert lock.try_acquire()
 print("held", flush=True)
@@ -178,3 +178,74 @@ def test_programs_that_are_started_do_not_inherit_it(path: Path) -> None:
         lock.close()
         assert FileLock(path).try_acquire()
         process.kill()
+
+
+BUSY = """
+import sys, time
+from pathlib import Path
+from otel_audit.trail.lock import FairFileLock
+lock = FairFileLock(Path(sys.argv[1]))
+turns = Path(sys.argv[1]).with_name("turns").open("ab", buffering=0)
+lock.acquire(10)
+print("held", flush=True)
+while True:
+    turns.write(b".")
+    time.sleep(0.005)
+    lock.release()
+    lock.acquire(10)
+"""
+
+
+def test_who_waits_is_not_passed_by_the_holder_again_and_again(path: Path) -> None:
+    lock = FairFileLock(path)
+    with holder(path, BUSY) as process:
+        turns = path.with_name("turns")
+        before = turns.stat().st_size
+        for _ in range(30):
+            lock.acquire(10)
+            lock.release()
+        passed = turns.stat().st_size - before
+        process.kill()
+    lock.close()
+    # In turn: one of its, one of ours. Without order it has hundreds of turns meanwhile.
+    assert passed <= 2 * 30
+
+
+def test_a_waiter_that_was_stopped_in_the_turnstile_is_passed(path: Path) -> None:
+    first, second = FairFileLock(path), FairFileLock(path)
+    with holder(path.with_name("lock.turn")) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        first.acquire(10)
+        first.release()
+        assert time.monotonic() - began < 5.0
+        turns = 0
+        began = time.monotonic()
+        while time.monotonic() - began < 1.0 and turns < 100:
+            first.acquire(10)
+            first.release()
+            turns += 1
+        assert turns == 100, "it is waited for once only"
+        process.kill()
+    first.acquire(10)
+    with pytest.raises(TrailLockedError, match="lock has been held"):
+        second.acquire(0.2)
+    first.close()
+    second.acquire(1.0)
+    second.close()
+
+
+def test_a_child_takes_no_turn_with_it(path: Path) -> None:
+    lock = FairFileLock(path)
+    lock.acquire(1.0)
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    lock.release()
+    other = FairFileLock(path)
+    other.acquire(1.0)
+    other.close()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    lock.close()
