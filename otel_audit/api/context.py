@@ -12,13 +12,14 @@ authentication finds there must reach the whole request.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import context as otel_context
 
 from otel_audit.errors import AuditEventError, AuditUnavailableError
+from otel_audit.trail.ticket import timed_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
 
     from otel_audit.api.receipt import PendingReceipt
+    from otel_audit.errors import AuditTimeoutError
 
 _SCOPE: Final = otel_context.create_key("otel-audit-scope")
 _ACTOR: Final = otel_context.create_key("otel-audit-actor")
@@ -93,24 +95,37 @@ class RequestScope:
 
         Raises `AuditUnavailableError` when a record is not confirmed whose
         policy is to fail, also when the code that emitted it swallowed the
-        error.
+        error. It waits for one time-out at most, however many records there are.
         """
         failure = None
-        while self.pending:
-            receipt = self.pending[0]
-            failure = await self._failure_of(receipt) or failure
-            # Only now: who comes meanwhile, or after we were cancelled, must wait as well.
-            if self.pending and self.pending[0] is receipt:
-                del self.pending[0]
+        pending = self.pending
+        while pending:
+            batch = tuple(pending)
+            newest = batch[-1]
+            if not newest.settled:
+                # Once it is settled, so are those before it: one wait is enough.
+                with suppress(AuditUnavailableError):
+                    await newest
+            expired = None if newest.settled else timed_out(newest.timeout)
+            for receipt in batch:
+                failure = await self._failure_of(receipt, expired) or failure
+                # Only now: who comes meanwhile, or after we were cancelled, must wait as well.
+                if pending and pending[0] is receipt:
+                    del pending[0]
         known, self.failure = self.failure, None
         failure = known or failure
         if failure is not None:
             raise failure
 
-    async def _failure_of(self, receipt: PendingReceipt) -> AuditUnavailableError | None:
-        """Wait for one record; its failure must not keep us from the others."""
+    async def _failure_of(
+        self, receipt: PendingReceipt, expired: AuditTimeoutError | None
+    ) -> AuditUnavailableError | None:
+        """Tell how one record went; its failure must not keep us from the others."""
         try:
-            await receipt
+            if receipt.settled or expired is not None:
+                receipt.expire(expired)
+            else:
+                await receipt
         except AuditUnavailableError as error:
             self.failure = self.failure or error
             return error

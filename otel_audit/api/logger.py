@@ -12,7 +12,7 @@ from asyncio import _get_running_loop
 from typing import TYPE_CHECKING, Any
 
 from otel_audit.api.provider import get_audit_provider, provider_for
-from otel_audit.api.receipt import AuditReceipt, PendingReceipt, Receipt
+from otel_audit.api.receipt import PendingReceipt
 from otel_audit.errors import AuditUnavailableError
 from otel_audit.record.encode import encode
 from otel_audit.record.event import AuditEvent
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from otel_audit.api.provider import AuditProvider
+    from otel_audit.api.receipt import AuditReceipt, Receipt
 
 _OF_THE_EVENT = ("resource_type", "resource_name", "error", "retention", "level")
 
@@ -87,18 +88,15 @@ class AuditLogger:
         hashed = leaf_hash(record)
         try:
             put = provider.commit if _get_running_loop() is None else provider.submit
-            ticket = put(draft, record, hashed)
+            receipt = put(draft, record, hashed)
         except AuditUnavailableError as error:
             # Whoever swallows this error must still not get a 200 sent.
             if draft.scope is not None:
                 draft.scope.failure = error
             raise
-        if isinstance(ticket, AuditReceipt):
-            return ticket
-        pending = PendingReceipt(draft.record_id, ticket, provider.settle)
-        if draft.scope is not None:
-            draft.scope.pending.append(pending)
-        return pending
+        if draft.scope is not None and type(receipt) is PendingReceipt:
+            draft.scope.pending.append(receipt)
+        return receipt
 
     async def aemit(self, event: AuditEvent) -> AuditReceipt:
         """Record the event and return when it is durable. Raises as `emit`."""

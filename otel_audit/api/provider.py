@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import orjson
 from opentelemetry.sdk.resources import SERVICE_NAME
@@ -31,7 +31,7 @@ from opentelemetry.sdk.resources import Resource as OtelResource
 
 from otel_audit.api import companions
 from otel_audit.api.policy import Policy
-from otel_audit.api.receipt import AuditReceipt
+from otel_audit.api.receipt import AuditReceipt, PendingReceipt
 from otel_audit.api.stages import Stages
 from otel_audit.errors import AuditClosedError, AuditSettingsError, AuditUnavailableError
 from otel_audit.record import coerce
@@ -41,7 +41,7 @@ from otel_audit.settings import Settings
 from otel_audit.trail.committer import Committer
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.reader import TrailReader
-from otel_audit.trail.ticket import Resource, Ticket
+from otel_audit.trail.ticket import Resource
 from otel_audit.trail.trail import Trail
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from otel_audit.api.companions import Companion
+    from otel_audit.api.receipt import Receipt
     from otel_audit.record.event import Draft
+    from otel_audit.trail.ticket import Ticket
 
 _CLOSE_SECONDS: Final = 10.0
 
@@ -168,28 +170,28 @@ class AuditProvider:
         """Return a new reader of the trail; close it after use."""
         return TrailReader(self.directory)
 
-    def commit(self, draft: Draft, record: bytes, leaf_hash: bytes) -> Ticket | AuditReceipt:
+    def commit(self, draft: Draft, record: bytes, leaf_hash: bytes) -> Receipt:
         """Block until the record is durable. Raises as the policy says.
 
-        Returns the queued ticket where this thread must not wait: in a signal
+        Returns a pending receipt where this thread must not wait: in a signal
         handler or finalizer that interrupted it in the middle of a commit.
         """
         if self._committer is None:
             return self.unrecorded(draft.record_id)
-        ticket = Ticket(record, leaf_hash, self.resource, (draft.record_id, draft.on_failure))
+        ticket = self._ticket(draft, record, leaf_hash)
         try:
             if self._forked:
                 self._revive()
             self._committer.commit(ticket)
         except AuditUnavailableError as error:
             return self._refused(ticket, error)
-        return self.settle(ticket) if ticket.done else ticket
+        return self.settle(ticket) if ticket.settled else ticket
 
-    def submit(self, draft: Draft, record: bytes, leaf_hash: bytes) -> Ticket | AuditReceipt:
+    def submit(self, draft: Draft, record: bytes, leaf_hash: bytes) -> Receipt:
         """Queue the record and return at once. Raises as the policy says."""
         if self._committer is None:
             return self.unrecorded(draft.record_id)
-        ticket = Ticket(record, leaf_hash, self.resource, (draft.record_id, draft.on_failure))
+        ticket = self._ticket(draft, record, leaf_hash)
         try:
             if self._forked:
                 self._revive()
@@ -198,12 +200,14 @@ class AuditProvider:
             return self._refused(ticket, error)
         return ticket
 
-    def settle(self, ticket: Ticket, expired: AuditUnavailableError | None = None) -> AuditReceipt:
-        """Turn a ticket that is done into a receipt, or raise as the policy says.
+    def settle(
+        self, ticket: PendingReceipt, expired: AuditUnavailableError | None = None
+    ) -> AuditReceipt:
+        """Turn a ticket that is settled into a receipt, or raise as the policy says.
 
         ``expired`` says why the waiting ended before it was done.
         """
-        record_id: str = ticket.owner[0]
+        record_id = ticket.record_id
         failure = expired
         if ticket.error is not None:
             failure = AuditUnavailableError(str(ticket.error), record_id=record_id)
@@ -340,14 +344,19 @@ class AuditProvider:
                 "in the trail, from where a later version ships them from the first one on"
             )
 
+    def _ticket(self, draft: Draft, record: bytes, leaf_hash: bytes) -> PendingReceipt:
+        return PendingReceipt(
+            record, leaf_hash, self.resource, draft.record_id, draft.on_failure, self.settle
+        )
+
     def _refused(
-        self, ticket: Ticket, error: AuditUnavailableError, *, told: bool = False
+        self, ticket: PendingReceipt, error: AuditUnavailableError, *, told: bool = False
     ) -> AuditReceipt:
         """Do what the policy says about a record that is not confirmed.
 
         ``told``: it was counted and logged before.
         """
-        record_id, on_failure = ticket.owner
+        record_id, on_failure = ticket.record_id, ticket.on_failure
         if error.record_id is None:
             error = _with_record(error, record_id)
         if on_failure == "continue":
@@ -366,13 +375,14 @@ class AuditProvider:
     def _unattended(self, tickets: list[Ticket], error: Exception) -> None:
         """Log failures whose receipts nobody waits for."""
         self._count(len(tickets))
+        receipts = cast("list[PendingReceipt]", tickets)  # the only tickets made here
         _logger.error(
             "%d audit records are not confirmed and nobody awaits their receipts: %s; ids: %s",
             len(tickets),
             error,
-            ", ".join(ticket.owner[0] for ticket in tickets[:20]),
+            ", ".join(receipt.record_id for receipt in receipts[:20]),
         )
-        if any(ticket.owner[1] == "shutdown" for ticket in tickets):
+        if any(receipt.on_failure == "shutdown" for receipt in receipts):
             self._shut_down(error)
 
     def _shut_down(self, error: Exception) -> None:

@@ -11,12 +11,13 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from otel_audit.errors import AuditTimeoutError, ProofError
+from otel_audit.trail.ticket import Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from otel_audit.errors import AuditUnavailableError
-    from otel_audit.trail.ticket import Ticket
+    from otel_audit.trail.ticket import Resource
 
 
 class AuditReceipt(NamedTuple):
@@ -83,32 +84,45 @@ class AuditReceipt(NamedTuple):
         return self.prover(self.sequence_number)
 
 
-class PendingReceipt:
-    """A receipt on its way; await it. Its record is in the queue, not yet on disk."""
+class PendingReceipt(Ticket):
+    """A receipt on its way; await it. Its record is in the queue, not yet on disk.
 
-    __slots__ = ("_settle", "_ticket", "record_id")
+    It is the committer's `Ticket` itself: a second object for each record
+    would cost more than it tells apart. Callers need `record_id`, `done` and
+    ``await``.
+    """
+
+    __slots__ = ("_settle", "on_failure", "record_id")
 
     def __init__(
         self,
+        record: bytes,
+        leaf_hash: bytes,
+        resource: Resource | None,
         record_id: str,
-        ticket: Ticket,
-        settle: Callable[[Ticket, AuditUnavailableError | None], AuditReceipt],
+        on_failure: str,
+        settle: Callable[[PendingReceipt, AuditUnavailableError | None], AuditReceipt],
     ) -> None:
+        super().__init__(record, leaf_hash, resource)
         self.record_id = record_id
-        self._ticket = ticket
+        self.on_failure = on_failure
         self._settle = settle
 
-    def __await__(self) -> Generator[object, None, AuditReceipt]:
+    def __await__(self) -> Generator[object, None, AuditReceipt]:  # type: ignore[override]  # who awaits a bare ticket gets nothing
         """Wait until the record is durable.
 
         Raises `AuditUnavailableError` when it is not confirmed, unless the
         policy says to continue.
         """
         try:
-            yield from self._ticket.__await__()
+            yield from super().__await__()
         except AuditTimeoutError as error:
-            return self._settle(self._ticket, error)
-        return self._settle(self._ticket, None)
+            return self._settle(self, error)
+        return self._settle(self, None)
+
+    def expire(self, error: AuditTimeoutError | None) -> AuditReceipt:
+        """Wait no longer; otherwise like ``await``. ``error`` counts unless it is settled."""
+        return self._settle(self, None if self.settled else error)
 
     def __repr__(self) -> str:
         """Show the record and whether its fate is known."""
@@ -116,7 +130,7 @@ class PendingReceipt:
 
     def done(self) -> bool:
         """Whether the record is durable or has failed."""
-        return self._ticket.done
+        return self.settled
 
 
 Receipt: TypeAlias = AuditReceipt | PendingReceipt

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from opentelemetry import trace
+from opentelemetry.context import get_current
+from opentelemetry.trace import get_current_span
 
 from otel_audit.api.context import actor_in, current_scope
 from otel_audit.record import coerce
@@ -62,6 +63,7 @@ class Stages:
     def prepare(self, event: AuditEvent, logger: str | None = None) -> Draft:
         """Run all stages; ``logger`` is the logger's name. Raises `AuditEventError`."""
         draft = Draft(event, self._new_id(), timestamp_of(self._clock()))
+        draft.context = get_current()
         for stage in self._stages:
             stage(draft)
         if logger is not None:
@@ -72,8 +74,9 @@ class Stages:
         """Say who wrote the record and, from the OTel Context, who asked."""
         draft.service_name = self._service_name
         draft.resource = self._resource
-        scope = draft.scope = current_scope()
-        actor = actor_in(scope)
+        context = draft.context
+        scope = draft.scope = current_scope(context)
+        actor = actor_in(scope, context)
         if scope is not None:
             draft.request_id = scope.request_id
             draft.client_id = scope.client_id
@@ -103,15 +106,8 @@ class Stages:
 
 def plain(draft: Draft) -> None:
     """Make plain text of the record's own words."""
-    for name, value in (
-        ("event", draft.event),
-        ("action", draft.action),
-        ("event_type", draft.event_type),
-        ("status", draft.status),
-        ("resource_type", draft.resource_type),
-        ("resource_name", draft.resource_name),
-        ("retention", draft.retention),
-    ):
+    for name in _TEXTS:
+        value: object = getattr(draft, name)
         if value is not None and not (type(value) is str and value.isascii()):
             setattr(draft, name, _text_of(draft, name, value))
     level: object = draft.level
@@ -128,7 +124,7 @@ def plain(draft: Draft) -> None:
 
 def in_trace(draft: Draft) -> None:
     """Tie the record to the current span."""
-    context = trace.get_current_span().get_span_context()
+    context = get_current_span(draft.context).get_span_context()
     cached, formatted = _last_span
     if context is cached:
         draft.trace_id, draft.span_id, draft.trace_flags = formatted

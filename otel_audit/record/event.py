@@ -84,7 +84,7 @@ class Draft:
     """One record in the making; see `KEYS` for the meaning of what it holds."""
 
     __slots__ = (
-        "action", "actor_id", "actor_type", "actor_verified", "client_id", "client_ip", "coerced",
+        "action", "actor_id", "actor_type", "actor_verified", "client_id", "client_ip", "coerced", "context",
         "error", "error_type", "event", "event_type", "fields", "level", "missing_fields",
         "on_failure", "record_id", "request_id", "resource", "resource_name", "resource_type",
         "retention", "scope", "service_name", "session_id", "severity", "source", "span_id", "status", "timestamp",
@@ -134,6 +134,8 @@ class Draft:
         self.fields: dict[str, Any] = {}
         self.missing_fields: list[str] | None = None
         self.coerced: list[str] = []
+        self.context: Any = None
+        """The OTel Context of the caller; None for whichever is current."""
         self.scope: Any = None
         """Where a pending receipt belongs: the request, if there is one."""
         self.on_failure = "fail"

@@ -321,7 +321,7 @@ class Committer:
                 ticket.committed_unix_nano = commit.committed_unix_nano
         else:
             for ticket in group:
-                if not ticket.done:
+                if not ticket.settled:
                     ticket.error = failure
                     if not (ticket.told or ticket.attended):
                         ticket.told = True
@@ -375,7 +375,7 @@ class Committer:
             return True
 
     def _check_done(self, ticket: Ticket) -> None:
-        if not ticket.done:
+        if not ticket.settled:
             raise timed_out(self._timeout)
 
     def _leave(self, ticket: Ticket) -> None:

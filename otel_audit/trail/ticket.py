@@ -8,8 +8,10 @@ how, is the committer's business.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
 
 from otel_audit.errors import AuditTimeoutError
 
@@ -28,39 +30,32 @@ class Resource(NamedTuple):
 class Ticket:
     """One record on its way into the trail; awaitable.
 
-    ``done`` turns true once, after ``error`` or ``sequence`` and
+    ``settled`` turns true once, after ``error`` or ``sequence`` and
     ``committed_unix_nano`` were set. ``told`` says that somebody was told
     already that the record is not confirmed, so that it is not counted twice.
+    A submitter who has more to say about a record makes a subclass.
     """
 
     __slots__ = (
         "committed_unix_nano",
-        "done",
         "error",
         "leaf_hash",
         "lock",
         "loops",
-        "owner",
         "record",
         "resource",
         "sequence",
+        "settled",
         "timeout",
         "told",
     )
 
-    def __init__(
-        self,
-        record: bytes,
-        leaf_hash: bytes,
-        resource: Resource | None,
-        owner: Any = None,  # noqa: ANN401 - the submitter's own, never looked at here
-    ) -> None:
-        """Take a record; ``owner`` is whatever the submitter wants to find in it again."""
+    def __init__(self, record: bytes, leaf_hash: bytes, resource: Resource | None) -> None:
+        """Take a record, its leaf hash, and the OTel Resource that it names."""
         self.record = record
         self.leaf_hash = leaf_hash
         self.resource = resource
-        self.owner = owner
-        self.done = False
+        self.settled = False
         self.told = False
         self.error: Exception | None = None
         self.lock: threading.Lock | None = None
@@ -70,27 +65,24 @@ class Ticket:
         self.timeout = 0.0
 
     def __await__(self) -> Generator[object, None, None]:
-        """Wait in the running event loop until ``done``.
+        """Wait in the running event loop until ``settled``.
 
         Raises `AuditTimeoutError` when that takes too long; the error of a
         failed commit is not raised but kept in ``error``.
         """
-        if self.done:
+        if self.settled:
             return
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        # The committer sets `done` before it reads `loops`, we the other way
+        # The committer sets `settled` before it reads `loops`, we the other way
         # round: one of the two sides sees the other, so no wake-up is lost.
         if self.loops is None:
             self.loops = []
         self.loops.append((loop, future))
-        if self.done:
+        if self.settled:
             return  # type: ignore[unreachable] # the committer's thread sets it
-        timer = loop.call_later(self.timeout, _give_up, future, self.timeout)
-        try:
-            yield from future
-        finally:
-            timer.cancel()
+        _limit(loop, future, self.timeout)
+        yield from future
 
     @property
     def attended(self) -> bool:
@@ -103,10 +95,10 @@ class Ticket:
 
 
 def wake(tickets: Iterable[Ticket]) -> None:
-    """Mark the tickets as done and wake whoever waits for them. May be repeated."""
+    """Mark the tickets as settled and wake whoever waits for them. May be repeated."""
     loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for ticket in tickets:
-        ticket.done = True
+        ticket.settled = True
         lock = ticket.lock
         if lock is not None:
             if lock.locked():
@@ -134,6 +126,51 @@ def _resolve(futures: list[asyncio.Future[None]]) -> None:
             future.set_result(None)
 
 
-def _give_up(future: asyncio.Future[None], timeout: float) -> None:
-    if not future.done():
-        future.set_exception(timed_out(timeout))
+def _limit(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], timeout: float) -> None:
+    """Make the future raise `AuditTimeoutError` when it is not done in ``timeout`` seconds."""
+    limits = _limits.get(loop)
+    if limits is None:
+        limits = _limits[loop] = {}
+    limit = limits.get(timeout)
+    if limit is None:
+        limit = limits[timeout] = _Limit(timeout)
+    limit.add(loop, future)
+
+
+class _Limit:
+    """One timer for all that wait in a loop equally long: nearly none of them ever needs it."""
+
+    __slots__ = ("_armed", "_timeout", "_waiting")
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._armed = False
+        self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
+
+    def add(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        waiting = self._waiting
+        # Whoever is done leaves in the order of coming, which is nearly that of being done.
+        while waiting and waiting[0][1].done():
+            waiting.popleft()
+        deadline = loop.time() + self._timeout
+        waiting.append((deadline, future))
+        if not self._armed:
+            self._armed = True
+            loop.call_at(deadline, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._armed = False
+        now = loop.time()
+        waiting = self._waiting
+        while waiting:
+            deadline, future = waiting[0]
+            if not future.done():
+                if deadline > now:
+                    self._armed = True
+                    loop.call_at(deadline, self._look, loop)
+                    return
+                future.set_exception(timed_out(self._timeout))
+            waiting.popleft()
+
+
+_limits: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[float, _Limit]] = WeakKeyDictionary()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,13 @@ import pytest
 from otel_audit.api.context import Actor, RequestScope, acting_as, current_actor, set_actor
 from otel_audit.api.logger import AuditLogger
 from otel_audit.api.provider import configure
+from otel_audit.api.receipt import AuditReceipt, PendingReceipt
 from otel_audit.errors import AuditTimeoutError, AuditUnavailableError
 from otel_audit.record.event import AuditEvent
+from otel_audit.trail.ticket import wake
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.api.desk import Desk
@@ -107,31 +110,82 @@ async def test_a_barrier_waits_for_each_record_and_not_only_for_the_first(desk: 
         await barrier
 
 
-class Fate:
-    """A receipt whose record is settled when the test says so."""
+def fate(error: AuditUnavailableError | None = None) -> PendingReceipt:
+    """Make a receipt whose record is settled when the test says so."""
 
-    def __init__(self, error: AuditUnavailableError | None = None) -> None:
-        self.settled = asyncio.Event()
-        self.error = error
+    def settle(receipt: PendingReceipt, _: AuditUnavailableError | None) -> AuditReceipt:
+        if error is not None:
+            raise error
+        return AuditReceipt(receipt.record_id, 0, b"", 0)
 
-    def __await__(self) -> Generator[object, None, None]:
-        yield from self.settled.wait().__await__()
-        if self.error is not None:
-            raise self.error
+    receipt = PendingReceipt(b"", b"", None, "r", "fail", settle)
+    receipt.timeout = 5.0
+    return receipt
 
 
 async def test_each_who_waits_is_told_of_a_failure_before_the_last_record() -> None:
     scope = RequestScope("r-1")
-    first, last = Fate(AuditUnavailableError("no")), Fate()
-    scope.pending += [first, last]  # type: ignore[list-item] # they are awaited, and nothing else
+    error = AuditUnavailableError("no")
+    first, last = fate(error), fate()
+    scope.pending += [first, last]
     barriers = [asyncio.create_task(scope.barrier()) for _ in range(2)]
     await asyncio.sleep(0)
-    first.settled.set()
+    wake([first])
     await asyncio.sleep(0.01)
-    last.settled.set()
+    wake([last])
     results = await asyncio.gather(*barriers, return_exceptions=True)
-    assert results == [first.error, first.error]
+    assert results == [error, error]
     await scope.barrier()
+
+
+async def test_a_barrier_waits_for_a_record_that_comes_later_than_one_emitted_after_it() -> None:
+    """A signal handler's record is queued when the commit that it interrupted is over."""
+    scope = RequestScope("r-1")
+    late, newest = fate(), fate()
+    scope.pending += [late, newest]
+    barrier = asyncio.create_task(scope.barrier())
+    await asyncio.sleep(0)
+    wake([newest])
+    await asyncio.sleep(0.02)
+    assert not barrier.done()
+    assert scope.pending == [late, newest]
+    wake([late])
+    await barrier
+    assert scope.pending == []
+
+
+async def test_a_barrier_waits_for_one_time_out_however_many_records_there_are(
+    tmp_path: Path,
+) -> None:
+    provider = configure(directory=tmp_path / "trail", agent="off", timeout=0.3)
+    audit = AuditLogger()
+    with request() as scope, (provider.directory / "lock").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        receipts = [audit.emit(EVENT) for _ in range(20)]
+        began = time.monotonic()
+        with pytest.raises(AuditUnavailableError) as caught:
+            await scope.barrier()
+        assert time.monotonic() - began < 3.0, "20 time-outs are 6 s"
+        assert caught.value.record_id == receipts[0].record_id
+        assert scope.pending == []
+
+
+async def test_time_outs_end_in_the_order_in_which_they_began(tmp_path: Path) -> None:
+    """Also those that begin while the one timer of their loop is running already."""
+    provider = configure(directory=tmp_path / "trail", agent="off", timeout=0.2)
+    audit = AuditLogger()
+    ended: list[int] = []
+
+    async def wait(number: int) -> None:
+        await asyncio.sleep(number * 0.05)
+        with pytest.raises(AuditUnavailableError):
+            await audit.emit(EVENT)
+        ended.append(number)
+
+    with (provider.directory / "lock").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        await asyncio.gather(*map(wait, range(5)))
+    assert ended == [0, 1, 2, 3, 4]
 
 
 async def test_a_barrier_that_was_cancelled_leaves_its_records_to_the_next(desk: Desk) -> None:

@@ -134,7 +134,7 @@ def test_a_ticket_is_done_when_its_record_can_be_read(
     for number in range(20):
         one = ticket(b"%d" % number)
         committer.commit(one)
-        assert (one.done, one.error, one.sequence) == (True, None, number)
+        assert (one.settled, one.error, one.sequence) == (True, None, number)
         with TrailReader(directory) as reader:
             leaf = reader.leaf(number)
         assert leaf is not None
@@ -151,7 +151,7 @@ def test_nothing_is_done_while_the_lock_is_held(committer: Committer, hold: Hold
         for thread in threads:
             thread.start()
         time.sleep(0.2)
-        assert not any(one.done for one in tickets)
+        assert not any(one.settled for one in tickets)
     for thread in threads:
         thread.join(5)
     assert sorted(one.sequence for one in tickets) == list(range(10))
@@ -273,7 +273,7 @@ class Stress:
         self.done: list[Ticket] = []
 
     def settle(self, one: Ticket) -> None:
-        assert one.done
+        assert one.settled
         self.done.append(one)
 
     def thread(self) -> None:
@@ -323,7 +323,7 @@ def test_the_lead_is_handed_over_thousands_of_times_and_nobody_hangs(
     assert len(memory.records) == committer.statistics.committed == 5 * 1_500 + 3 * 15 * 40
     assert committer.statistics.groups > 1_000
     assert bool(stress.late) == (timeout < 1)
-    until(lambda: all(one.done for one in stress.late))
+    until(lambda: all(one.settled for one in stress.late))
     settled = stress.done + stress.late
     assert len({one.sequence for one in settled}) == len(settled)
     assert all(memory.records[one.sequence] == one.record for one in settled)
@@ -343,7 +343,7 @@ def test_a_follower_waits_no_longer_than_the_time_out(make: Make, hold: Hold) ->
             committer.commit(one)
         assert 0.15 < time.monotonic() - began < 1.0
     assert committer.drain(5.0)
-    assert one.done
+    assert one.settled
     assert one.sequence == 1
 
 
@@ -368,7 +368,7 @@ def test_a_leader_that_gave_up_is_replaced(make: Make, hold: Hold) -> None:
         run(*[lambda: _expect_timeout(committer)] * 8)
         later = ticket(b"later")
         committer.submit(later)
-    until(lambda: later.done)
+    until(lambda: later.settled)
     assert later.sequence == 9
 
 
@@ -684,7 +684,7 @@ async def test_submitting_never_blocks_the_loop(committer: Committer, hold: Hold
             committer.submit(one)
         assert time.monotonic() - began < 0.5
         await asyncio.sleep(0.05)
-        assert not any(one.done for one in tickets)
+        assert not any(one.settled for one in tickets)
     for one in tickets:
         await one
     assert [one.sequence for one in tickets] == list(range(1_000))
@@ -945,12 +945,12 @@ def test_a_signal_handler_may_emit_in_the_middle_of_a_commit(
             one = ticket(b"main")
             committer.commit(one)
             assert one.error is None
-            assert one.done
+            assert one.settled
         shots.armed = False
     assert committer.drain(5.0)
     assert len(emitted) > 50
     assert any(one.sequence >= 0 for one in emitted)
-    until(lambda: all(one.done for one in emitted))
+    until(lambda: all(one.settled for one in emitted))
     assert all(one.error is None for one in emitted)
     assert stored(directory).count(b"handler") == len(emitted)
 
@@ -963,7 +963,7 @@ def test_what_a_signal_handler_emits_after_close_is_reported(memory: Memory) -> 
     def inside() -> None:
         memory.inside = lambda: None
         committer.commit(nested)
-        assert not nested.done
+        assert not nested.settled
         committer._closed = True
 
     memory.inside = inside
@@ -983,7 +983,7 @@ def test_where_no_thread_can_be_started_the_caller_commits_itself(
         for number in range(3):
             one = ticket(b"%d" % number)
             committer.submit(one)
-            assert one.done
+            assert one.settled
     finally:
         threading.stack_size(before)
     committer.submit(ticket(b"by the writer again"))
