@@ -12,7 +12,6 @@ The global provider is made from the environment on first use, or by
 from __future__ import annotations
 
 import atexit
-import hashlib
 import hmac
 import logging
 import os
@@ -410,7 +409,7 @@ def _resource(settings: Settings) -> tuple[Resource, str]:
     attributes, _ = coerce.plain(OtelResource.create(named).attributes)
     service = str(attributes[SERVICE_NAME])
     json = orjson.dumps(attributes, option=orjson.OPT_SORT_KEYS)
-    return Resource(hashlib.sha256(json).hexdigest()[:32], json), service
+    return Resource.of(json), service
 
 
 def _session_salt(directory: Path) -> bytes:

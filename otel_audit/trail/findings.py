@@ -30,6 +30,8 @@ Kind = Literal[
     "tile-changed",  # a stored tile contradicts the records
     "tile-missing",  # a tile that should be stored is not
     "tree-changed",  # the stored tree (size, right edge) contradicts the records
+    "resource-changed",  # an OTel Resource is not the one that its hash names
+    "resource-missing",  # records name an OTel Resource whose row is gone
     "truncated",  # a checkpoint covers more records than there are
     "checkpoint-invalid",  # malformed, wrongly signed, or of another trail
     "checkpoint-contradicted",  # rightly signed, but not the tree that later ones confirm

@@ -250,6 +250,12 @@ class TrailReader:
             ).fetchone()
         return None if row is None else bytes(row[0])
 
+    def resources(self) -> Iterator[tuple[str, bytes]]:
+        """Yield hash and JSON of every OTel Resource that the trail has."""
+        with self._handle.use() as connection:
+            rows = fetch(connection, "SELECT hash, json FROM resource ORDER BY hash")
+        yield from rows
+
     def _connect(self) -> apsw.Connection:
         if not self.path.is_file():
             message = (

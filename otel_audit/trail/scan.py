@@ -14,6 +14,7 @@ is, and does not discredit all that follows.
 
 from __future__ import annotations
 
+import re
 from itertools import chain
 from operator import le
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -53,6 +54,7 @@ _JSON_CHECK = (
     "SELECT count(*) FROM carray(?1) WHERE json_type(CAST(value AS TEXT), '$.record_id') = 'text'"
 )
 _MIN_STAMP = 0
+_RESOURCE = re.compile(rb'"resource":"([0-9a-f]{32})"')
 
 
 class Stretch(NamedTuple):
@@ -94,6 +96,8 @@ class Scanned(NamedTuple):
     first_nano: int
     last_nano: int
     time_jumps: int
+    resources: dict[str, int]
+    """The OTel Resources that no stretch before named, each with the first record that does."""
 
 
 class Scanner:
@@ -112,12 +116,15 @@ class Scanner:
         self._findings = Findings()
         self._first_nano = self._last_nano = _MIN_STAMP
         self._time_jumps = 0
+        self._known: set[bytes] = set()
+        self._resources: dict[str, int] = {}
 
     def scan(self, stretch: Stretch) -> Scanned:
         """Check all records and checkpoints of ``stretch``."""
         self._findings = Findings()
         self._first_nano = self._last_nano = _MIN_STAMP
         self._time_jumps = 0
+        self._resources = {}
         tile_roots: list[bytes | None] = []
         parts: dict[int, bytes | None] = {}
         for start in range(stretch.start, stretch.stop, _WINDOW):
@@ -140,6 +147,7 @@ class Scanner:
             self._first_nano,
             self._last_nano,
             self._time_jumps,
+            self._resources,
         )
 
     def open(self, row: StoredCheckpoint) -> OpenedCheckpoint | None:
@@ -223,6 +231,9 @@ class Scanner:
         """Look for records that are not a line of UTF-8 JSON with a record id."""
         # All at once first; only if something is odd, record by record.
         joined = b"".join(records)
+        named = {*_RESOURCE.findall(joined)} - self._known
+        if named:
+            self._add_resources(start, records, named)
         # SQLite would take a text to end at its first NUL.
         if (
             b"\n" not in joined
@@ -237,6 +248,17 @@ class Scanner:
                 self._add_record(
                     "record-malformed", sequence, record, f"is in the tree, but {problem}"
                 )
+
+    def _add_resources(self, start: int, records: Sequence[bytes], named: set[bytes]) -> None:
+        """Take note of Resources that were not named before, unless a field only mentions them."""
+        for sequence, record in enumerate(records, start):
+            for name in {*_RESOURCE.findall(record)} & named:
+                if _resource_of(record) == name.decode():
+                    named.discard(name)
+                    self._known.add(name)
+                    self._resources[name.decode()] = sequence
+            if not named:
+                return
 
     def _are_json(self, records: Sequence[bytes]) -> bool:
         try:
@@ -431,6 +453,14 @@ def _malformed(record: bytes) -> str | None:
     if not isinstance(content, dict) or not isinstance(content.get("record_id"), str):
         return "has no record_id"
     return None
+
+
+def _resource_of(record: bytes) -> object:
+    try:
+        content = orjson.loads(record)
+    except orjson.JSONDecodeError:
+        return None
+    return content.get("resource") if isinstance(content, dict) else None
 
 
 def _is_utf8(text: bytes) -> bool:

@@ -8,6 +8,7 @@ how, is the committer's business.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +26,11 @@ class Resource(NamedTuple):
 
     hash: str
     json: bytes
+
+    @classmethod
+    def of(cls, json: bytes) -> Resource:
+        """Name a Resource by the first 32 hex digits of the SHA-256 of its JSON."""
+        return cls(hashlib.sha256(json).hexdigest()[:32], json)
 
 
 class Ticket:

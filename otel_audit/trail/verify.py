@@ -35,6 +35,7 @@ from otel_audit.trail.note import ED25519, Verifier
 from otel_audit.trail.reader import StoredCheckpoint, Tree
 from otel_audit.trail.scan import STRETCH, UNREADABLE, Scanner, Stretch, size_of
 from otel_audit.trail.spine import Levels, Spine
+from otel_audit.trail.ticket import Resource
 from otel_audit.trail.workers import scanning
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ class _Verification:
         self._root: bytes | None = None
         self._last_nano = 0
         self._time_jumps = 0
+        self._resources: dict[str, int] = {}
 
     # Before the records are read.
 
@@ -274,6 +276,7 @@ class _Verification:
         if scanned.stop > scanned.start:
             self._time_jumps += scanned.first_nano < self._last_nano
             self._last_nano = scanned.last_nano
+        self._resources = {**scanned.resources, **self._resources}
         roots = self._roots(scanned)
         self._levels.add(scanned.tile_roots)
         self._judge.checkpoints(scanned.checkpoints, roots)
@@ -326,6 +329,7 @@ class _Verification:
         self._check_tree()
         self._guarded(self._check_tile_rows)
         self._guarded(self._check_strays)
+        self._guarded(self._check_resources)
         self._check_behind_log()
         self._check_odd_checkpoints()
         self._judge.finish()
@@ -398,6 +402,25 @@ class _Verification:
                     self._report_stray(leaf.sequence, leaf.record)
                 if not strays:
                     break  # else this would follow a busy writer for ever
+
+    def _check_resources(self) -> None:
+        """Check the OTel Resources: they are not in the tree, but records name them by hash."""
+        there = set()
+        for name, json in self._reader.resources():
+            there.add(name)
+            if Resource.of(json).hash != name:
+                msg = f"the OTel Resource {name} was changed: its hash is another one"
+                self._findings.add(Finding("resource-changed", msg))
+        for name, sequence in self._resources.items():
+            if name not in there:
+                leaf = self._reader.leaf(sequence)
+                record_id = None if leaf is None else record_id_in(leaf.record)
+                msg = (
+                    f"record {sequence} ({record_id}) and maybe others name the OTel Resource "
+                    f"{name}, which is missing"
+                )
+                finding = Finding("resource-missing", msg, sequence, sequence, record_id)
+                self._findings.add(finding)
 
     def _check_behind_log(self) -> None:
         """Look for changes to the file that the write-ahead log still hides."""

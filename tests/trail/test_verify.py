@@ -30,6 +30,7 @@ from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.note import sign_note
 from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.store import TrailStore
+from otel_audit.trail.ticket import Resource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -190,6 +191,61 @@ def test_a_sound_trail_is_found_sound(trail: Victim) -> None:
     assert report.last_checkpoint > START
     assert [warning.split(" are ")[0] for warning in report.warnings] == ["100 of 700 records"]
     assert progress == [(700, 700)]
+
+
+RESOURCES = [Resource.of(b'{"service.name":"%s"}' % name) for name in (b"shop", b"desk")]
+
+
+@pytest.fixture
+def resourceful(tmp_path: Path) -> Victim:
+    """Make a trail whose even records name one OTel Resource, the odd ones another."""
+    records = [
+        b'{"record_id":"%s","resource":"%s"}'
+        % (record_id(number).encode(), RESOURCES[number % 2].hash.encode())
+        for number in range(600)
+    ]
+    build(tmp_path, records)
+    victim = Victim(tmp_path)
+    for resource in RESOURCES:
+        victim.run("INSERT INTO resource VALUES (?, ?)", *resource)
+    return victim
+
+
+def test_resources_that_are_what_their_hashes_name_are_sound(resourceful: Victim) -> None:
+    assert resourceful.verify().ok
+
+
+def test_a_changed_resource_is_found_although_the_tree_does_not_hold_it(
+    resourceful: Victim,
+) -> None:
+    changed = RESOURCES[1].json.replace(b"desk", b"disk")
+    resourceful.run("UPDATE resource SET json = ? WHERE hash = ?", changed, RESOURCES[1].hash)
+    finding = only(resourceful.verify(), "resource-changed")
+    assert RESOURCES[1].hash in finding.message
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_removed_resource_is_found_with_the_first_record_that_names_it(
+    resourceful: Victim, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    monkeypatch.setattr(verify, "STRETCH", merkle.TILE_WIDTH)
+    monkeypatch.setattr(verify, "_SMALL", 1)
+    resourceful.run("DELETE FROM resource WHERE hash = ?", RESOURCES[1].hash)
+    finding = only(resourceful.verify(processes=processes), "resource-missing")
+    assert (finding.sequence, finding.record_id) == (1, record_id(1))
+
+
+def test_a_resource_that_a_field_only_mentions_need_not_be_there(tmp_path: Path) -> None:
+    mention = b'{"resource":"%s"}' % RESOURCES[0].hash.encode()
+    records = [
+        b'{"record_id":"%s","seen":%s}' % (record_id(number).encode(), mention)
+        for number in range(300)
+    ]
+    build(tmp_path, records, cuts=(300,))
+    assert Victim(tmp_path).verify().ok
+    records[290] = b'{"record_id":"%s",%s' % (record_id(290).encode(), mention[1:])
+    build(tmp_path / "second", records, cuts=(300,))
+    assert only(Victim(tmp_path / "second").verify(), "resource-missing").sequence == 290
 
 
 def test_keys_that_the_trail_claims_itself_are_warned_about(trail: Victim) -> None:
