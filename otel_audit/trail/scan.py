@@ -14,7 +14,6 @@ is, and does not discredit all that follows.
 
 from __future__ import annotations
 
-import re
 from itertools import chain
 from operator import le
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -54,7 +53,6 @@ _JSON_CHECK = (
     "SELECT count(*) FROM carray(?1) WHERE json_type(CAST(value AS TEXT), '$.record_id') = 'text'"
 )
 _MIN_STAMP = 0
-_RESOURCE = re.compile(rb'"resource":"([0-9a-f]{32})"')
 
 
 class Stretch(NamedTuple):
@@ -116,7 +114,7 @@ class Scanner:
         self._findings = Findings()
         self._first_nano = self._last_nano = _MIN_STAMP
         self._time_jumps = 0
-        self._known: set[bytes] = set()
+        self._known: dict[str, bytes] = {}
         self._resources: dict[str, int] = {}
 
     def scan(self, stretch: Stretch) -> Scanned:
@@ -231,9 +229,6 @@ class Scanner:
         """Look for records that are not a line of UTF-8 JSON with a record id."""
         # All at once first; only if something is odd, record by record.
         joined = b"".join(records)
-        named = {*_RESOURCE.findall(joined)} - self._known
-        if named:
-            self._add_resources(start, records, named)
         # SQLite would take a text to end at its first NUL.
         if (
             b"\n" not in joined
@@ -241,7 +236,10 @@ class Scanner:
             and _is_utf8(joined)
             and self._are_json(records)
         ):
+            if sum(map(joined.count, self._known.values())) != len(records):
+                self._add_resources(start, records)
             return
+        self._add_resources(start, records)
         for sequence, record in enumerate(records, start):
             problem = _malformed(record)
             if problem is not None:
@@ -249,16 +247,14 @@ class Scanner:
                     "record-malformed", sequence, record, f"is in the tree, but {problem}"
                 )
 
-    def _add_resources(self, start: int, records: Sequence[bytes], named: set[bytes]) -> None:
-        """Take note of Resources that were not named before, unless a field only mentions them."""
+    def _add_resources(self, start: int, records: Sequence[bytes]) -> None:
+        """Take note of the Resources that were not named before."""
         for sequence, record in enumerate(records, start):
-            for name in {*_RESOURCE.findall(record)} & named:
-                if _resource_of(record) == name.decode():
-                    named.discard(name)
-                    self._known.add(name)
-                    self._resources[name.decode()] = sequence
-            if not named:
-                return
+            name = _resource_of(record)
+            if isinstance(name, str) and name not in self._known:
+                # As it stands in a record that names it.
+                self._known[name] = b'"resource":' + orjson.dumps(name)
+                self._resources[name] = sequence
 
     def _are_json(self, records: Sequence[bytes]) -> bool:
         try:
