@@ -81,6 +81,14 @@ class Commit(NamedTuple):
     committed_unix_nano: int
 
 
+class _Tree(NamedTuple):
+    """The tree as it was last committed: its right edge is all that appending needs."""
+
+    size: int
+    edge: list[bytes]
+    committed_unix_nano: int
+
+
 class TrailStore:
     """The writer's side of one trail, shared by threads, forks and processes."""
 
@@ -106,6 +114,8 @@ class TrailStore:
         self._vfs = vfs
         self._clock = clock
         self._known_resources: set[str] = set()
+        self._version: int | None = None
+        self._tree: _Tree | None = None
         self._wal_trusted = True
         self._wal = self.path.with_name(f"{DATABASE}-wal")
         self._frames = 0
@@ -126,11 +136,13 @@ class TrailStore:
         name. Raises `TrailError`; the records are then not confirmed.
         """
         blobs = tuple(leaf_hash + record for leaf_hash, record in entries)
+        tree: _Tree
 
         def work(connection: apsw.Connection) -> Commit:
-            size, joined, last = connection.execute(
-                "SELECT size, edge, committed_unix_nano FROM tree"
-            ).get
+            nonlocal tree
+            # Forgotten until the commit has succeeded.
+            known, self._tree = self._tree, None
+            size, edge, last = known or _stored_tree(connection)
             now = max(self._clock(), last)
             connection.execute(_INSERT, (size, now, apsw.carray(blobs)))
             for resource_hash, json in resources.items():
@@ -138,10 +150,9 @@ class TrailStore:
                     connection.execute(
                         "INSERT OR IGNORE INTO resource VALUES (?, ?)", (resource_hash, json)
                     )
-            edge = merkle.extend(
-                split_hashes(joined), size, [leaf_hash for leaf_hash, _ in entries]
-            )
+            edge = merkle.extend(edge, size, [leaf_hash for leaf_hash, _ in entries])
             grown = size + len(entries)
+            tree = _Tree(grown, edge, now)
             _complete_tiles(connection, size, grown)
             connection.execute(
                 "UPDATE tree SET size = ?, edge = ?, committed_unix_nano = ?",
@@ -150,6 +161,7 @@ class TrailStore:
             return Commit(size, now)
 
         commit = self._write(work)
+        self._tree = tree
         self._known_resources.update(resources)
         return commit
 
@@ -251,6 +263,7 @@ class TrailStore:
                     self._recognise(connection)
                     done = work(connection)
                     connection.execute("COMMIT")
+                    self._version = connection.data_version()
                     return done
                 finally:
                     if connection.in_transaction:
@@ -265,7 +278,12 @@ class TrailStore:
             raise TrailError(message) from error
 
     def _recognise(self, connection: apsw.Connection) -> None:
-        """Refuse what has changed since it was opened: the file's place, or the schema."""
+        """Refuse what has changed since it was opened: the file's place, or the schema.
+
+        What this process knows of the trail holds as long as nobody else has
+        written since: SQLite counts each connection's changes and what it
+        notices of others' (SQLITE_FCNTL_DATA_VERSION).
+        """
         moved = ctypes.c_int()
         connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(moved))
         if moved.value:
@@ -274,7 +292,9 @@ class TrailStore:
                 "by whom, put it back, and restart this process"
             )
             raise TrailMismatchError(message)
-        refuse_newer(connection.execute("PRAGMA user_version").get, self.path)
+        if connection.data_version() != self._version:
+            self._tree = None
+            refuse_newer(connection.execute("PRAGMA user_version").get, self.path)
 
     def _explained(self, error: apsw.Error) -> TrailError:
         for kind, advice in _ADVICE:
@@ -283,6 +303,7 @@ class TrailStore:
         return TrailError(f"{self.path}: {type(error).__name__}: {error}")
 
     def _connect(self, lock: FairFileLock) -> apsw.Connection:
+        self._version = None
         with lock.held(self.timeout):
             self._make_file()
             connection = apsw.Connection(str(self.path), vfs=self._vfs)
@@ -351,6 +372,13 @@ class TrailStore:
             connection.pragma("application_id", APPLICATION_ID)
             connection.pragma("user_version", SCHEMA_VERSION)
         filesystem.sync(self.directory)
+
+
+def _stored_tree(connection: apsw.Connection) -> _Tree:
+    size, joined, committed = connection.execute(
+        "SELECT size, edge, committed_unix_nano FROM tree"
+    ).get
+    return _Tree(size, split_hashes(joined), committed)
 
 
 _ADVICE: Final[tuple[tuple[type[apsw.Error], str], ...]] = (
