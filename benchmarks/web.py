@@ -4,6 +4,8 @@
 
 All servers run through the whole benchmark and are asked in turn: 64
 connections, one request at a time on each. The client has a process of its own.
+Beside the answers a second stands what an answer costs the server's processes
+in processor time, which tells more where others use the machine too.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ import os
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 from benchmarks.rounds import compare, ratio
 
@@ -98,21 +103,37 @@ class Server:
             },
         )  # fmt: skip
         self._wait()
+        self.microseconds: list[float] = []
 
     def rate(self, seconds: float) -> float:
-        """Answered requests a second, asked by a process of its own."""
+        """Answered requests a second, asked by a process of its own.
+
+        Adds to ``microseconds`` what an answer cost in processor time.
+        """
+        before = self._processor_seconds()
         output = subprocess.run(
             [sys.executable, "-m", "benchmarks.web", "--ask", str(self.port), str(seconds)],
             check=True,
             capture_output=True,
             text=True,
         ).stdout
-        return float(output)
+        rate = float(output)
+        spent = self._processor_seconds() - before
+        self.microseconds.append(spent / (rate * seconds) * 1e6)
+        return rate
 
     def stop(self) -> None:
         """End the server as an operator does."""
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(30)
+
+    def _processor_seconds(self) -> float:
+        """Processor time of the server and its workers until now (proc(5))."""
+        server = psutil.Process(self._process.pid)
+        return sum(
+            times.user + times.system
+            for times in (one.cpu_times() for one in [server, *server.children(recursive=True)])
+        )
 
     def _wait(self) -> None:
         deadline = time.monotonic() + 30
@@ -156,6 +177,7 @@ def _measure(directory: Path, rounds: int, seconds: float) -> None:
         try:
             for server in servers.values():
                 server.rate(0.5)
+                server.microseconds.clear()
             figures = compare(
                 {name: lambda s=server: s.rate(seconds) for name, server in servers.items()},  # type: ignore[misc] # mypy knows no default in a lambda
                 rounds=rounds,
@@ -167,6 +189,12 @@ def _measure(directory: Path, rounds: int, seconds: float) -> None:
         for name in list(figures)[1:]:
             wanted = goal if name == "one durable record" else "none"
             ratio(f"{name} / bare", figures[name], bare, wanted)
+        print("  processor time an answer, us")
+        bare_cost = servers["bare FastAPI"].microseconds
+        for name, server in servers.items():
+            print(f"    {name:<42} median {statistics.median(server.microseconds):.0f}")
+            if server is not servers["bare FastAPI"]:
+                ratio(f"  bare / {name}", bare_cost, server.microseconds, "none")
 
 
 if __name__ == "__main__":
