@@ -22,7 +22,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.errors import AuditSettingsError
+from otel_audit.errors import AuditSettingsError, TrailLockedError
 from otel_audit.readers.cursors import Cursors
 from otel_audit.readers.mirror import Mirror, create, cursor_name
 from otel_audit.trail.lock import FileLock
@@ -188,12 +188,12 @@ class Agent:
             target = reader.tree().size
         name = cursor_name(self.mirror_path)
         watch = self._watches["mirror"]
-        hopeless = watch.errors + _HOPELESS
+        hopeless = watch.lasting + _HOPELESS
         with self._mutex:
             self._flushing += 1
         try:
             while self._cursors.get(name) < target:
-                if time.monotonic() >= deadline or watch.errors >= hopeless:
+                if time.monotonic() >= deadline or watch.lasting >= hopeless:
                     return False
                 self.hurry()
                 time.sleep(_POLL_SECONDS)
@@ -476,6 +476,8 @@ class _Watch:
 
     def __init__(self, name: str) -> None:
         self.errors = 0
+        self.lasting = 0
+        """Errors without those that end by themselves: a lock that another process still has."""
         self.report = ""
         self._name = name
         self._unlogged = 0
@@ -506,6 +508,7 @@ class _Watch:
     def _failed(self, error: Exception) -> None:
         now = time.monotonic()
         self.errors += 1
+        self.lasting += not isinstance(error, TrailLockedError)
         self.report = f"{self._name}: {error}"
         self._retry_at = now + _RETRY_SECONDS
         if self._logged_at is not None and now - self._logged_at < _LOG_SECONDS:

@@ -95,7 +95,7 @@ def held(directory: Path) -> Iterator[None]:
         lock.close()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 8.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -315,7 +315,7 @@ async def test_a_receipt_that_nobody_awaits_is_counted_and_logged_when_it_fails(
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 8.0
+    deadline = time.monotonic() + 30.0
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         await asyncio.sleep(0.01)

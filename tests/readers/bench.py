@@ -151,7 +151,7 @@ def _age(file: Path) -> int:
     return -int(suffix[1:] or 0)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Poll until the condition holds; fail when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -46,7 +46,7 @@ def ticket(record: bytes, resource: Resource | None = None) -> Ticket:
     return Ticket(record, merkle.leaf_hash(record), resource)
 
 
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
