@@ -516,6 +516,7 @@ def test_a_child_starts_its_own(bench: Bench) -> None:
 
 def test_a_flush_outlasts_a_lock_that_somebody_still_has(bench: Bench) -> None:
     """A child that was just forked keeps its copy of the mirror until it gets to run."""
+    bench.path.parent.mkdir(exist_ok=True)
     bench.path.touch()
     with bench.path.open("ab") as copy:
         fcntl.flock(copy, fcntl.LOCK_EX)
