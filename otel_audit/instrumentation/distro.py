@@ -13,8 +13,8 @@ import logging
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
-from opentelemetry.instrumentation.distro import (
-    BaseDistro,  # type: ignore[attr-defined]  # mypy does not find what is there
+from opentelemetry.instrumentation.distro import (  # type: ignore[attr-defined]  # it is there
+    BaseDistro,
 )
 from opentelemetry.sdk._configuration import _BaseConfigurator, _OTelSDKConfigurator
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import wrapt
 from opentelemetry.instrumentation.dependencies import get_dependency_conflicts
-from opentelemetry.instrumentation.instrumentor import (
-    BaseInstrumentor,  # type: ignore[attr-defined]  # mypy does not find what is there
+from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]  # it is there
+    BaseInstrumentor,
 )
 
 if TYPE_CHECKING:
