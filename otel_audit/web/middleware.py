@@ -24,6 +24,7 @@ from otel_audit.web.http import HttpExchange
 from otel_audit.web.identity import Identify
 from otel_audit.web.lifespan import LifespanExchange, fail_start
 from otel_audit.web.proxies import FORWARDED_HEADERS, TrustedProxies
+from otel_audit.web.routes import route_template
 from otel_audit.web.websocket import WebSocketExchange
 
 if TYPE_CHECKING:
@@ -117,13 +118,18 @@ class AuditMiddleware:
             return exchange(scope, receive, send, request, None, caller.request_id_header), refusal
         caller = bound.caller
         request = scope[SCOPE_KEY] = caller.read(scope, bound.salt)
-        audit = bound.audit
         refused = bound.provider.refusal() if bound.refuses else None
+        activity = None
         if self._excluded and self._excludes(scope):
-            audit = refused = None
-        elif kind == "http" and scope["method"] in bound.silent_methods:
-            audit = None
-        activity = None if audit is None else Activity(audit, scope)
+            refused = None
+        elif bound.audit is not None:
+            listed = bound.listed and not (
+                kind == "http" and scope["method"] in bound.silent_methods
+            )
+            if listed or bound.rules:
+                activity = Activity(bound.audit, scope, bound.rules, listed=listed)
+        if bound.asks_for_routes:
+            request.route = partial(route_template, scope, scope.get("root_path") or "")
         return exchange(scope, receive, send, request, activity, caller.request_id_header), refused
 
     async def _nested(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,12 +174,18 @@ class AuditMiddleware:
 class _Bound:
     """What a provider means for a middleware, worked out once."""
 
-    __slots__ = ("audit", "caller", "provider", "refuses", "salt", "silent_methods")
+    __slots__ = (
+        "asks_for_routes", "audit", "caller", "listed", "provider", "refuses", "rules", "salt",
+        "silent_methods",
+    )  # fmt: skip
 
     def __init__(self, provider: AuditProvider, caller: CallerReader, http_activity: str) -> None:
-        recorded = not provider.disabled and http_activity != "off"
         self.provider = provider
         self.caller = caller
+        self.listed = http_activity != "off"
+        self.rules = provider.policy.routes
+        self.asks_for_routes = provider.policy.asks_for_routes
+        recorded = not provider.disabled and (self.listed or self.rules)
         self.audit = AuditLogger(provider=provider) if recorded else None
         self.silent_methods = SAFE_METHODS if http_activity == "mutating" else frozenset[str]()
         self.refuses = provider.policy.on_failure != "continue"
