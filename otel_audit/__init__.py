@@ -43,6 +43,9 @@ if TYPE_CHECKING:
         ProofError,
         TrailError,
     )
+    from otel_audit.instrumentation.keyring import AuditedKeyring
+    from otel_audit.instrumentation.logging import AuditHandler
+    from otel_audit.instrumentation.structlog import AuditProcessor, setup_logging
     from otel_audit.record import classes as events
     from otel_audit.record.event import AuditEvent
     from otel_audit.record.redact import Redactor
@@ -58,14 +61,17 @@ _WHERE = {
     "AuditClosedError": "errors",
     "AuditEvent": "record.event",
     "AuditEventError": "errors",
+    "AuditHandler": "instrumentation.logging",
     "AuditLogger": "api.logger",
     "AuditMiddleware": "web.middleware",
+    "AuditProcessor": "instrumentation.structlog",
     "AuditProvider": "api.provider",
     "AuditReceipt": "api.receipt",
     "AuditSettingsError": "errors",
     "AuditSpan": "api.spans",
     "AuditTimeoutError": "errors",
     "AuditUnavailableError": "errors",
+    "AuditedKeyring": "instrumentation.keyring",
     "OtelAuditError": "errors",
     "PendingReceipt": "api.receipt",
     "Policy": "api.policy",
@@ -88,6 +94,7 @@ _WHERE = {
     "is_configured": "api.provider",
     "reset": "api.provider",
     "set_actor": "api.context",
+    "setup_logging": "instrumentation.structlog",
     "uninstrument_app": "web.fastapi",
 }
 
@@ -97,14 +104,17 @@ __all__ = [
     "AuditClosedError",
     "AuditEvent",
     "AuditEventError",
+    "AuditHandler",
     "AuditLogger",
     "AuditMiddleware",
+    "AuditProcessor",
     "AuditProvider",
     "AuditReceipt",
     "AuditSettingsError",
     "AuditSpan",
     "AuditTimeoutError",
     "AuditUnavailableError",
+    "AuditedKeyring",
     "OtelAuditError",
     "PendingReceipt",
     "Policy",
@@ -128,6 +138,7 @@ __all__ = [
     "is_configured",
     "reset",
     "set_actor",
+    "setup_logging",
     "uninstrument_app",
 ]
 

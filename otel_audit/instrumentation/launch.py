@@ -31,6 +31,7 @@ _logger: Final = logging.getLogger("otel_audit.instrumentation")
 INSTRUMENTORS: Final = {
     "starlette": "starlette:StarletteInstrumentor",
     "uvicorn": "asgi:UvicornInstrumentor",
+    "keyring": "keyring:KeyringInstrumentor",
 }
 """The libraries that are audited without a word in the application, and who does it."""
 

@@ -15,6 +15,7 @@ from otel_audit.web.middleware import AuditMiddleware
 from tests.web.driving import BODY, START, http, request
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from otel_audit.testing import AuditTrail
