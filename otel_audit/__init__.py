@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from otel_audit.trail.reader import TrailReader
     from otel_audit.web.fastapi import instrument_app, uninstrument_app
     from otel_audit.web.middleware import AuditMiddleware
+    from otel_audit.web.wsgi import AuditWSGIMiddleware
 
 _WHERE = {
     "Actor": "api.context",
@@ -71,6 +72,7 @@ _WHERE = {
     "AuditSpan": "api.spans",
     "AuditTimeoutError": "errors",
     "AuditUnavailableError": "errors",
+    "AuditWSGIMiddleware": "web.wsgi",
     "AuditedKeyring": "instrumentation.keyring",
     "OtelAuditError": "errors",
     "PendingReceipt": "api.receipt",
@@ -114,6 +116,7 @@ __all__ = [
     "AuditSpan",
     "AuditTimeoutError",
     "AuditUnavailableError",
+    "AuditWSGIMiddleware",
     "AuditedKeyring",
     "OtelAuditError",
     "PendingReceipt",

@@ -26,7 +26,7 @@ class UvicornInstrumentor(AuditInstrumentor):
     def _instrument(self, **options: Any) -> None:
         def make(original: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(original)
-            def load(config: Any) -> None:  # noqa: ANN401 - a uvicorn.Config
+            def load(config: Any) -> None:
                 original(config)
                 if not _audited(config.loaded_app):
                     config.loaded_app = AuditMiddleware(config.loaded_app, **options)
@@ -40,7 +40,7 @@ class UvicornInstrumentor(AuditInstrumentor):
         self._patch.restore()
 
 
-def _audited(app: Any) -> bool:  # noqa: ANN401 - whatever is served
+def _audited(app: Any) -> bool:
     """Whether the application has, or will have, the middleware by other means."""
     while app is not None:
         if isinstance(app, AuditMiddleware) or hasattr(app, "build_middleware_stack"):

@@ -51,7 +51,7 @@ class AuditDistro(BaseDistro):  # type: ignore[misc]  # see above
         except Exception:
             _logger.exception("the distribution %r cannot be used; audit goes on", other.value)
 
-    def load_instrumentor(self, entry_point: Any, **kwargs: Any) -> None:  # noqa: ANN401 - the loader's own
+    def load_instrumentor(self, entry_point: Any, **kwargs: Any) -> None:
         """Let the other distribution load the instrumentor in its own way, if there is one."""
         if self._other is not None:
             self._other.load_instrumentor(entry_point, **kwargs)

@@ -97,7 +97,7 @@ class Patch:
             setattr(self._target, attribute, self._original)
         self._target = None
 
-    def _replace(self, module: Any) -> None:  # noqa: ANN401 - a module of somebody else's
+    def _replace(self, module: Any) -> None:
         if not self._wanted or self._target is not None:
             return
         _, owner, attribute = self._where

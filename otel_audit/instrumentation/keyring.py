@@ -49,7 +49,7 @@ class AuditedKeyring(_Proxy):
 
     def __init__(
         self,
-        backend: Any = None,  # noqa: ANN401 - a KeyringBackend, which is not imported here
+        backend: Any = None,
         *,
         context: str | None = None,
         audit: AuditLogger | None = None,
@@ -69,7 +69,7 @@ class AuditedKeyring(_Proxy):
         )
         return value
 
-    def get_credential(self, service: str, username: str | None) -> Any:  # noqa: ANN401 - keyring's Credential
+    def get_credential(self, service: str, username: str | None) -> Any:
         """Return user name and value, or None. Raises what the backend raises, and as `emit`."""
         return self._self_access(
             "read", service, username, lambda: self.__wrapped__.get_credential(service, username)
@@ -92,7 +92,7 @@ class AuditedKeyring(_Proxy):
 
     def _self_access(
         self, action: str, service: str, username: str | None, access: Callable[[], Any]
-    ) -> Any:  # noqa: ANN401 - the backend's own
+    ) -> Any:
         said = {
             "credential_key": username,
             "service": service,
@@ -180,7 +180,7 @@ class KeyringInstrumentor(AuditInstrumentor):
 
     def _instrument(self, **options: Any) -> None:
         def make(original: Callable[[], Any]) -> Callable[[], Any]:
-            def get_keyring() -> Any:  # noqa: ANN401 - a KeyringBackend
+            def get_keyring() -> Any:
                 backend = original()
                 if isinstance(backend, wrapt.ObjectProxy):
                     return backend

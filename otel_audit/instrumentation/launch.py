@@ -31,6 +31,8 @@ _logger: Final = logging.getLogger("otel_audit.instrumentation")
 INSTRUMENTORS: Final = {
     "starlette": "starlette:StarletteInstrumentor",
     "uvicorn": "asgi:UvicornInstrumentor",
+    "flask": "flask:FlaskInstrumentor",
+    "django": "django:DjangoInstrumentor",
     "keyring": "keyring:KeyringInstrumentor",
 }
 """The libraries that are audited without a word in the application, and who does it."""

@@ -43,7 +43,7 @@ class AuditHandler(logging.Handler):
         self._audit = audit or get_audit_logger()
         self._busy = threading.local()
 
-    def filter(self, record: logging.LogRecord) -> Any:  # noqa: ANN401 - as the base class, which returns a record from Python 3.12 on
+    def filter(self, record: logging.LogRecord) -> Any:
         """Turn away what is our own, and what is said while we emit."""
         ours = record.name == _OURS or record.name.startswith(f"{_OURS}.")
         if ours or getattr(self._busy, "emitting", False):

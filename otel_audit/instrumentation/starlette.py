@@ -33,7 +33,7 @@ class StarletteInstrumentor(AuditInstrumentor):
 
         def make(original: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(original)
-            async def call(app: Any, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ANN401 - a Starlette
+            async def call(app: Any, scope: Scope, receive: Receive, send: Send) -> None:
                 if SCOPE_KEY not in scope and not is_instrumented(app):
                     instrument_app(app, **options)
                     self._apps.add(app)

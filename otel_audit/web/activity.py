@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from otel_audit.api.logger import AuditLogger
 
 EVENT_TYPE: Final = "http.request"
+ACTIVITY_KEY: Final = "otel_audit.activity"
+"""Where a request's scope holds its `Activity`, for whoever can record it inside the server span."""
+
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 """Methods that are not meant to change anything (RFC 9110, section 9.2.1)."""
 

@@ -15,14 +15,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.api.logger import AuditLogger
-from otel_audit.api.policy import HTTP_ACTIVITY
 from otel_audit.api.provider import get_audit_provider
-from otel_audit.errors import AuditSettingsError, AuditUnavailableError, OtelAuditError
-from otel_audit.web.activity import SAFE_METHODS, Activity
+from otel_audit.errors import AuditUnavailableError, OtelAuditError
+from otel_audit.web.activity import ACTIVITY_KEY, SAFE_METHODS, Activity
 from otel_audit.web.caller import CallerReader
 from otel_audit.web.http import HttpExchange
 from otel_audit.web.identity import Identify
 from otel_audit.web.lifespan import LifespanExchange, fail_start
+from otel_audit.web.paths import checked_activity, checked_paths
 from otel_audit.web.proxies import FORWARDED_HEADERS, TrustedProxies
 from otel_audit.web.routes import route_template
 from otel_audit.web.websocket import WebSocketExchange
@@ -75,8 +75,8 @@ class AuditMiddleware:
         self.app = app
         self._provider = provider
         self._identify = None if identify is None else Identify(identify)
-        self._http_activity = _checked_activity(http_activity)
-        self._excluded = _checked_paths(exclude)
+        self._http_activity = checked_activity(http_activity)
+        self._excluded = checked_paths(exclude)
         self._below_excluded = tuple(f"{path}/" for path in self._excluded)
         self._caller = partial(
             CallerReader,
@@ -128,6 +128,7 @@ class AuditMiddleware:
             )
             if listed or bound.rules:
                 activity = Activity(bound.audit, scope, bound.rules, listed=listed)
+                scope[ACTIVITY_KEY] = activity
         if bound.asks_for_routes:
             request.route = partial(route_template, scope, scope.get("root_path") or "")
         return exchange(scope, receive, send, request, activity, caller.request_id_header), refused
@@ -196,25 +197,3 @@ _EXCHANGES: Final[dict[str, type[Exchange]]] = {
     "http": HttpExchange,
     "websocket": WebSocketExchange,
 }
-
-
-def _checked_activity(http_activity: str | None) -> str | None:
-    if http_activity is not None and http_activity not in HTTP_ACTIVITY:
-        message = (
-            f"http_activity={http_activity!r} cannot be used: say {', '.join(HTTP_ACTIVITY)}, or "
-            "None for what the policy says"
-        )
-        raise AuditSettingsError(message)
-    return http_activity
-
-
-def _checked_paths(exclude: Iterable[str]) -> frozenset[str]:
-    paths = {exclude} if isinstance(exclude, str) else set(exclude)
-    for path in paths:
-        if not path.startswith("/"):
-            message = (
-                f"exclude={path!r} cannot be used: a path begins with '/', and everything below "
-                "it is excluded with it"
-            )
-            raise AuditSettingsError(message)
-    return frozenset(path.rstrip("/") or "/" for path in paths)
