@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,14 +28,26 @@ def _table(statement: str) -> str | None:
     return found[1].strip('"`[]') if found else None
 
 
+def _host(address: str) -> str:
+    return (urlsplit(address).hostname or address) if "://" in address else address
+
+
+def _url(address: str) -> str | None:
+    parts = urlsplit(address)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 FILTERS: Final[Mapping[str, Callable[[str], str | None]]] = {
     "lower": str.lower,
     "upper": str.upper,
     "word": lambda text: next(iter(text.split()), None),
     "table": _table,
+    "host": _host,
+    "url": _url,
     "sql": lambda text: _LITERAL.sub("?", text)[:_LONGEST],
 }
-"""``word`` is the first word, ``table`` the first table that a statement names, ``sql`` the statement without its literals."""
+"""``word`` is the first word, ``table`` the first table that a statement names, ``sql`` the statement without its literals, ``host`` the host of an address, ``url`` the address
+without user name and query."""
 
 
 class Template:

@@ -34,6 +34,7 @@ INSTRUMENTORS: Final = {
     "flask": "flask:FlaskInstrumentor",
     "django": "django:DjangoInstrumentor",
     "keyring": "keyring:KeyringInstrumentor",
+    "spans": "spans:SpanInstrumentor",
 }
 """The libraries that are audited without a word in the application, and who does it."""
 

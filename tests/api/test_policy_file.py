@@ -188,11 +188,18 @@ def test_a_rule_takes_fields_out(tmp_path: Path) -> None:
         ("{q:sql}", "INSERT INTO shop.users VALUES (?, ?)"),
         ("{q:lower}", "insert into shop.users values ('it''s', 42)"),
         ("{n:table}", None),
+        ("{u:host}", "example.com"),
+        ("{n:host}", "7"),
+        ("{u:url}", "https://example.com:8443/a"),
         ("", None),
     ],
 )
 def test_templates(text: str, value: Any) -> None:
-    facts = {"n": 7, "q": "INSERT INTO shop.users VALUES ('it''s', 42)"}
+    facts = {
+        "n": 7,
+        "u": "https://me:pw@example.com:8443/a?token=1#x",
+        "q": "INSERT INTO shop.users VALUES ('it''s', 42)",
+    }
     assert Template(text).render(facts) == value
 
 
