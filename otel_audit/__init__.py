@@ -192,3 +192,15 @@ _WAL_LIMIT = 4 << 20
 """Bytes of write-ahead log that wait before the agent copies them into the database."""
 
 companions.factories.append(_agent)
+
+
+def _console(provider: AuditProvider) -> Companion | None:
+    """Print records where OTEL_AUDIT_CONSOLE asks for it."""
+    if not provider.settings.console:
+        return None
+    from otel_audit.readers.console import Console
+
+    return Console(provider.directory, provider.reader)
+
+
+companions.factories.append(_console)
