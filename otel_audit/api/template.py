@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _PLACEHOLDER: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _TABLE: Final = re.compile(
-    r"\b(?:into|update|from|table)\s+(?:if\s+(?:not\s+)?exists\s+)?([\w.\"`\[\]]+)", re.IGNORECASE
+    r"\b(?:into|update|from|table|index\s+\S+\s+on)\s+(?:if\s+(?:not\s+)?exists\s+)?([\w.\"`\[\]]+)",
+    re.IGNORECASE,
 )
 _LITERAL: Final = re.compile(r"'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b")
 _LONGEST: Final = 1_000

@@ -189,6 +189,7 @@ def test_a_rule_takes_fields_out(tmp_path: Path) -> None:
         ("{q:lower}", "insert into shop.users values ('it''s', 42)"),
         ("{n:table}", None),
         ("{u:host}", "example.com"),
+        ("{i:table}", "users"),
         ("{n:host}", "7"),
         ("{u:url}", "https://example.com:8443/a"),
         ("", None),

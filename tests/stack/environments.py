@@ -11,8 +11,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache"
 LISTS = Path(__file__).parent / "environments"
-FREE = "# without constraints"
-"""The first line of a list whose packages need other versions than ours."""
 
 
 def run(*command: object, cwd: Path = ROOT) -> None:
@@ -43,15 +41,19 @@ def wheel() -> Path:
 def environment(name: str) -> Path:
     """Return the ``bin`` of an environment, made if it is not there as its list says."""
     text = (LISTS / f"{name}.txt").read_text()
-    constraints = (ROOT / "constraints.txt").read_text()
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    # Of OpenTelemetry one set of versions that belong together, which pip does not always find;
+    # everything else as others need it.
+    constraints = "\n".join(pin for pin in pins if pin.startswith("opentelemetry-"))
     key = hashlib.sha256(f"{sys.version}{text}{constraints}".encode()).hexdigest()[:12]
     place = CACHE / "venvs" / f"{name}-{key}"
     pip = place / "bin" / "pip"
     install = [pip, "--quiet", "--disable-pip-version-check", "install"]
     if not (place / "complete").exists():
         run(sys.executable, "-m", "venv", "--clear", place)
-        limits = [] if text.startswith(FREE) else ["-c", ROOT / "constraints.txt"]
-        run(*install, *limits, f"{wheel()}[fastapi]", "-r", LISTS / f"{name}.txt")
+        limits = place / "constraints.txt"
+        limits.write_text(constraints)
+        run(*install, "-c", limits, f"{wheel()}[fastapi]", "-r", LISTS / f"{name}.txt")
         (place / "complete").touch()
     else:
         run(*install, "--no-deps", "--force-reinstall", wheel())
