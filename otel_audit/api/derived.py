@@ -7,9 +7,11 @@ of it fails is left out, and ``rule_failed`` names it.
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final
+from fnmatch import fnmatchcase, translate
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from otel_audit.record.event import AuditEvent
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from otel_audit.api.template import Template
 
 _logger: Final = logging.getLogger("otel_audit")
+
+Matches: TypeAlias = Callable[[str], "re.Match[str] | None"]
 
 KINDS: Final = ("internal", "server", "client", "producer", "consumer")
 SPAN_STATUSES: Final = ("unset", "ok", "error")
@@ -37,6 +41,29 @@ class Saying:
 
     def say(self, facts: Mapping[str, Any], status: str, error: str | None = None) -> AuditEvent:
         """Make the event; ``status`` and ``error`` are what holds when the rule says nothing."""
+        try:
+            event, action = self.event.render(facts), self.action.render(facts)
+            words = _rendered(self.words, facts)
+            fields = _rendered(self.fields, facts)
+        except Exception:  # noqa: BLE001 - whatever a fact's own code does
+            event, action, words, fields = self._said_carefully(facts)
+        return AuditEvent(
+            str(event or self.event.text),
+            str(action or self.action.text),
+            words.get("event_type"),
+            words.get("status") or status,
+            words.get("level"),
+            words.get("resource_type"),
+            words.get("resource_name"),
+            words.get("error") or error,
+            words.get("retention"),
+            fields,
+        )
+
+    def _said_carefully(
+        self, facts: Mapping[str, Any]
+    ) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
+        """Leave out what fails, and name it."""
         failed: list[str] = []
 
         def value(name: str, template: Template) -> Any:  # noqa: ANN401 - the fact's own type
@@ -47,20 +74,22 @@ class Saying:
                 failed.append(name)
                 return None
 
-        words = {name: value(name, template) for name, template in self.words.items()}
-        words = {name: said for name, said in words.items() if said is not None}
-        fields = {name: value(name, template) for name, template in self.fields.items()}
-        fields = {name: said for name, said in fields.items() if said is not None}
-        event = value("event", self.event)
-        action = value("action", self.action)
-        if failed:
-            fields[FAILED] = failed
-        return AuditEvent(
-            str(event or self.event.text),
-            str(action or self.action.text),
-            **{"status": status, "error": error, **words},
-            fields=fields,
-        )
+        def rendered(templates: Mapping[str, Template]) -> dict[str, Any]:
+            said = {name: value(name, template) for name, template in templates.items()}
+            return {name: one for name, one in said.items() if one is not None}
+
+        event, action = value("event", self.event), value("action", self.action)
+        words, fields = rendered(self.words), rendered(self.fields)
+        return event, action, words, {**fields, FAILED: failed}
+
+
+def _rendered(templates: Mapping[str, Template], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known."""
+    return {
+        name: value
+        for name, template in templates.items()
+        if (value := template.render(facts)) is not None
+    }
 
 
 @dataclass(frozen=True)
@@ -99,6 +128,20 @@ class SpanRule:
     attributes: Mapping[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
     status: str | None = None
     origin: str = ""
+    _name: Matches | None = field(default=None, init=False, repr=False, compare=False)
+    _attributes: tuple[tuple[tuple[str, ...], Matches | None], ...] = field(
+        default=(), init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        """Compile the patterns, of each attribute into one."""
+        compiled = tuple(
+            (names, None if patterns == ("*",) else _compiled(patterns))
+            for names, patterns in self.attributes.items()
+        )
+        object.__setattr__(self, "_attributes", compiled)
+        if self.name is not None:
+            object.__setattr__(self, "_name", re.compile(translate(self.name)).match)
 
     def could_match(self, scope: str, kind: str) -> bool:
         """Whether what is known of a tracer's spans before they end speaks against it."""
@@ -108,19 +151,23 @@ class SpanRule:
 
     def matches(self, name: str, status: str, attributes: Mapping[str, Any]) -> bool:
         """Whether a span is meant of which `could_match` holds."""
-        return (
-            (self.status is None or self.status == status)
-            and (self.name is None or fnmatchcase(name, self.name))
-            and all(
-                _has(attributes, names, patterns) for names, patterns in self.attributes.items()
-            )
-        )
+        if self.status is not None and self.status != status:
+            return False
+        if self._name is not None and self._name(name) is None:
+            return False
+        for names, matches in self._attributes:
+            for one in names:
+                value = attributes.get(one)
+                if value is not None:
+                    break
+            else:
+                return False
+            if matches is not None and matches(value if type(value) is str else str(value)) is None:
+                return False
+        return True
 
 
-def _has(attributes: Mapping[str, Any], names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
-    for name in names:
-        value = attributes.get(name)
-        if value is not None:
-            text = str(value).lstrip().lower()
-            return any(fnmatchcase(text, pattern) for pattern in patterns)
-    return False
+def _compiled(patterns: tuple[str, ...]) -> Matches:
+    """Make one regular expression of patterns: whatever the case, after whatever space."""
+    either = "|".join(map(translate, patterns))
+    return re.compile(rf"\s*(?:{either})", re.IGNORECASE).match

@@ -9,11 +9,13 @@ type; where nothing is known, the result is None.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+Look: TypeAlias = Callable[[Mapping[str, Any]], Any]
+"""Looks facts up, and returns what is found."""
 
 _PLACEHOLDER: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _TABLE: Final = re.compile(
@@ -29,6 +31,16 @@ def _table(statement: str) -> str | None:
     return found[1].strip('"`[]') if found else None
 
 
+def _sql(statement: str) -> str:
+    return _LITERAL.sub("?", statement)[:_LONGEST]
+
+
+# Statements with parameters are few, and come again and again; long ones would fill the memory.
+def _remembered(change: Callable[[str], str | None]) -> Callable[[str], str | None]:
+    cached = lru_cache(maxsize=512)(change)
+    return lambda text: cached(text) if len(text) <= _LONGEST else change(text)
+
+
 def _host(address: str) -> str:
     return (urlsplit(address).hostname or address) if "://" in address else address
 
@@ -41,76 +53,89 @@ def _url(address: str) -> str | None:
 FILTERS: Final[Mapping[str, Callable[[str], str | None]]] = {
     "lower": str.lower,
     "upper": str.upper,
-    "word": lambda text: next(iter(text.split()), None),
-    "table": _table,
+    "word": lambda text: next(iter(text.split(None, 1)), None),
+    "table": _remembered(_table),
     "host": _host,
     "url": _url,
-    "sql": lambda text: _LITERAL.sub("?", text)[:_LONGEST],
+    "sql": _remembered(_sql),
 }
 """``word`` is the first word, ``table`` the first table that a statement names, ``sql`` the statement without its literals, ``host`` the host of an address, ``url`` the address
 without user name and query."""
 
 
 class Template:
-    """A text with placeholders, parsed once. Raises `ValueError`, which says what is wrong."""
+    """A text with placeholders, parsed once. Raises `ValueError`, which says what is wrong.
 
-    __slots__ = ("_parts", "text")
+    ``render`` fills facts in: None when there are placeholders and none of them
+    is known.
+    """
+
+    __slots__ = ("render", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._parts: list[str | tuple[tuple[str, ...], Callable[[str], str | None] | None]] = []
+        parts: list[str | Look] = []
         end = 0
         for match in _PLACEHOLDER.finditer(text):
-            self._literal(text[end : match.start()])
+            _add_text(parts, text[end : match.start()])
             end = match.end()
             if match[0] in {"{{", "}}"}:
-                self._literal(match[0][0])
+                _add_text(parts, match[0][0])
             elif match[1] is None:
-                message = f"the brace at character {match.start() + 1} of {text!r} is alone; write {{{{ or }}}} for a brace"
+                message = (
+                    f"the brace at character {match.start() + 1} of {text!r} is alone; write "
+                    "{{ or }} for a brace"
+                )
                 raise ValueError(message)
             else:
-                self._parts.append(_placeholder(match[1], text))
-        self._literal(text[end:])
+                parts.append(_placeholder(match[1], text))
+        _add_text(parts, text[end:])
+        self.render = _renderer(parts)
 
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
 
-    def render(self, facts: Mapping[str, Any]) -> Any:  # noqa: ANN401 - the fact's own type
-        """Fill the facts in; None when there are placeholders and none of them is known."""
-        if len(self._parts) == 1:
-            return self._value(self._parts[0], facts)
-        values = [self._value(part, facts) for part in self._parts]
-        known = any(
-            value is not None
-            for value, part in zip(values, self._parts, strict=True)
-            if not isinstance(part, str)
-        )
-        return "".join("" if value is None else str(value) for value in values) if known else None
 
-    def _literal(self, text: str) -> None:
-        if text and self._parts and isinstance(self._parts[-1], str):
-            self._parts[-1] += text
-        elif text:
-            self._parts.append(text)
+def _add_text(parts: list[str | Look], text: str) -> None:
+    if text and parts and isinstance(parts[-1], str):
+        parts[-1] += text
+    elif text:
+        parts.append(text)
 
-    @staticmethod
-    def _value(
-        part: str | tuple[tuple[str, ...], Callable[[str], str | None] | None],
-        facts: Mapping[str, Any],
-    ) -> Any:  # noqa: ANN401 - the fact's own type
-        if isinstance(part, str):
-            return part
-        names, change = part
+
+def _renderer(parts: list[str | Look]) -> Look:
+    """Return what fills in; functions made beforehand, since a record needs ten of them."""
+    if len(parts) == 1:
+        (part,) = parts
+        return (lambda _facts: part) if isinstance(part, str) else part
+    return lambda facts: _joined(parts, facts)
+
+
+def _joined(parts: list[str | Look], facts: Mapping[str, Any]) -> str | None:
+    texts, known = [], False
+    for part in parts:
+        value = part if isinstance(part, str) else part(facts)
+        known = known or not (value is None or isinstance(part, str))
+        texts.append("" if value is None else str(value))
+    return "".join(texts) if known else None
+
+
+def _look(names: tuple[str, ...], change: Callable[[str], str | None] | None) -> Look:
+    if len(names) == 1 and change is None:
+        (only,) = names
+        return lambda facts: facts.get(only)
+
+    def look(facts: Mapping[str, Any]) -> Any:  # noqa: ANN401 - the fact's own type
         for name in names:
             value = facts.get(name)
             if value is not None:
                 return value if change is None else change(str(value))
         return None
 
+    return look
 
-def _placeholder(
-    inside: str, text: str
-) -> tuple[tuple[str, ...], Callable[[str], str | None] | None]:
+
+def _placeholder(inside: str, text: str) -> Look:
     names, colon, change = inside.partition(":")
     if colon and change not in FILTERS:
         message = f"{text!r} has no filter {change!r}; there are {', '.join(FILTERS)}"
@@ -119,4 +144,4 @@ def _placeholder(
     if not all(parts):
         message = f"{text!r} has a placeholder without a name"
         raise ValueError(message)
-    return parts, FILTERS.get(change)
+    return _look(parts, FILTERS.get(change))

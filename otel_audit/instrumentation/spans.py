@@ -78,10 +78,14 @@ class RuleProcessor(SpanProcessor):
         rules = self._candidates.get(key)
         if rules is None:
             rules = self._candidates_for(*key)
+        if not rules:
+            return
+        status = _STATUSES[span.status.status_code]
+        # Once: each look into a span's own attributes takes a lock.
+        attributes = dict(span.attributes or {})
         for rule in rules:
-            status = _STATUSES[span.status.status_code]
-            if rule.matches(span.name, status, span.attributes or {}):
-                self._record(span, rule, status, key[0])
+            if rule.matches(span.name, status, attributes):
+                self._record(span, rule, _facts(span, status, key[0], attributes))
 
     def stop(self) -> None:
         """Match nothing any more."""
@@ -98,10 +102,9 @@ class RuleProcessor(SpanProcessor):
         self._candidates[scope, kind] = found
         return found
 
-    def _record(self, span: ReadableSpan, rule: SpanRule, status: str, scope: str) -> None:
+    def _record(self, span: ReadableSpan, rule: SpanRule, facts: dict[str, Any]) -> None:
         try:
-            facts = _facts(span, status, scope)
-            failed = status == "error"
+            failed = facts["status"] == "error"
             event = rule.saying.say(
                 facts, "failed" if failed else "success", facts["error"] if failed else None
             )
@@ -206,11 +209,19 @@ def _set_sampler(provider: Any, change: Callable[[Any], Any]) -> None:
         tracer.sampler = provider.sampler
 
 
-def _facts(span: ReadableSpan, status: str, scope: str) -> dict[str, Any]:
+def _facts(
+    span: ReadableSpan, status: str, scope: str, attributes: dict[str, Any]
+) -> dict[str, Any]:
     """Return what a rule's templates can name: the attributes, and what is in none."""
-    facts: dict[str, Any] = dict(span.attributes or {})
-    facts.update(name=span.name, kind=_KINDS[span.kind], scope=scope, status=status)
-    facts["error"] = facts.get("error.type") or _kind_of(span.status.description)
+    facts = {
+        **attributes,
+        "name": span.name,
+        "kind": _KINDS[span.kind],
+        "scope": scope,
+        "status": status,
+    }
+    if status == "error":
+        facts["error"] = facts.get("error.type") or _kind_of(span.status.description)
     if span.start_time is not None and span.end_time is not None:
         facts["duration_ms"] = round((span.end_time - span.start_time) / 1e6, 3)
     if _INPUT in facts or _OUTPUT in facts:

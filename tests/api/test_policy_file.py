@@ -198,6 +198,7 @@ def test_a_rule_takes_fields_out(tmp_path: Path) -> None:
 def test_templates(text: str, value: Any) -> None:
     facts = {
         "n": 7,
+        "i": "CREATE INDEX by_name ON users (name)",
         "u": "https://me:pw@example.com:8443/a?token=1#x",
         "q": "INSERT INTO shop.users VALUES ('it''s', 42)",
     }

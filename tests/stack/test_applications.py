@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tarfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -16,7 +14,7 @@ from tests.stack.environments import environment, run
 from tests.stack.launched import Launched, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pathlib import Path
 
 FASTAPI = "0.165.0"
 AUDITED = {"OTEL_AUDIT_RULE_SETS": "logins,sql", "OTEL_PYTHON_DISTRO": "otel_audit"}
@@ -70,9 +68,9 @@ def test_tiled(tmp_path: Path, workers: int) -> None:
         check_tiled(server)
         return
     # The databases are there now: two processes would both want to make them.
-    command = ("uvicorn", "tiled.server.app:app_factory", "--factory", "--workers", "2",
+    several = ("uvicorn", "tiled.server.app:app_factory", "--factory", "--workers", "2",
                "--port", str(port))  # fmt: skip
-    with Launched(binaries, tmp_path, *command, port=port, **AUDITED) as server:
+    with Launched(binaries, tmp_path, *several, port=port, **AUDITED) as server:
         use_tiled(server)
     check_tiled(server)
 
@@ -141,13 +139,8 @@ def test_uninstalling_leaves_no_trace(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(
         "from fastapi import FastAPI\napp = FastAPI()\napp.get('/')(lambda: 'here')\n"
     )
-    said: Callable[..., str] = (
-        lambda *command: subprocess.check_output(  # noqa: E731 - used twice below
-            [binaries / command[0], *command[1:]], text=True, stderr=subprocess.STDOUT
-        )
-    )
-    said("pip", "uninstall", "--quiet", "--yes", "otel-audit")
-    packages = Path(said("python", "-c", "import fastapi; print(fastapi.__path__[0])")).parent
+    run(binaries / "pip", "uninstall", "--quiet", "--yes", "otel-audit")
+    (packages,) = (binaries.parent / "lib").glob("python*/site-packages")
     assert [str(left) for left in packages.rglob("*otel?audit*")] == []
     assert not (binaries / "otel-audit").exists()
     port = free_port()
