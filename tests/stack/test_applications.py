@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import tarfile
+from contextlib import closing
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -12,6 +14,7 @@ import pytest
 
 from tests.stack.environments import environment, run
 from tests.stack.launched import Launched, free_port
+from tests.stack.servers import postgres
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,6 +92,42 @@ def check_tiled(server: Launched) -> None:
     assert all(one["request_id"] == login["request_id"] for one in writes)
     assert "correct horse" not in str(server.records())
     server.verify()
+
+
+def test_piccolo_admin(tmp_path: Path) -> None:
+    """An administration page with a database: its demonstration, which listens on port 8000."""
+    with closing(socket.socket()) as probe:
+        if probe.connect_ex(("127.0.0.1", 8000)) == 0:
+            pytest.skip("port 8000 is taken, and the demonstration listens nowhere else")
+    binaries = environment("piccolo")
+    with postgres() as port:
+        place = {"PGHOST": "127.0.0.1", "PGPORT": str(port), "PGUSER": "audit"}
+        run("psql", "-h", "127.0.0.1", "-p", port, "-U", "audit", "-d", "postgres",
+            "-c", "CREATE DATABASE piccolo_admin")  # fmt: skip
+        command = ("admin_demo", "--engine=postgres")
+        with Launched(binaries, tmp_path, *command, port=8000, **AUDITED, **place) as server:
+            use_piccolo(server)
+    outcomes = [record["outcome"] for record in server.records(event="authentication")]
+    assert outcomes == ["failure", "success"]
+    (login,) = server.records(event="authentication", outcome="success")
+    (request,) = server.records(event="http.request", request_id=login["request_id"])
+    assert login["trace_id"] == request["trace_id"]
+    writes = server.records(event="database_write", trace_id=login["trace_id"])
+    assert ("INSERT", "sessions") in [(one["action"], one["resource_name"]) for one in writes]
+    assert "piccolo123" not in str(server.records())
+    server.verify()
+
+
+def use_piccolo(server: Launched) -> None:
+    """Log in badly and well, as its page does."""
+    _, _, headers = server.ask("/public/login/")
+    cookie = headers["set-cookie"].split(";")[0]
+    token = cookie.partition("=")[2]
+    for password in ("wrong", "piccolo123"):
+        form = urlencode({"username": "piccolo", "password": password, "csrftoken": token})
+        said = {"Cookie": cookie, "X_CSRFToken": token, "Content_Type": FORM}
+        status, body, _ = server.ask("/public/login/", "POST", form.encode(), **said)
+        assert (status < 400) is (password != "wrong"), body
 
 
 @pytest.fixture(scope="module")

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import shutil
-import socket
-import subprocess
-import tempfile
-import time
-from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from tests.stack.environments import environment, run
+from tests.stack.environments import environment
 from tests.stack.launched import Launched, free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.stack.servers import postgres, served
 
 PROGRAM = Path(__file__).parent / "libraries.py"
 SETS = "sql,redis,http,aws,celery,genai"
@@ -48,30 +39,6 @@ def said(record: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(record.get(name) for name in ("event", "action", "resource_name", "outcome"))
 
 
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        with closing(socket.socket()) as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-@contextmanager
-def served(port: int, *command: str, **options: Any) -> Iterator[None]:
-    process: subprocess.Popen[bytes] = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options
-    )
-    try:
-        wait_for(port, process)
-        yield
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
 def test_sqlalchemy(tmp_path: Path) -> None:
     created, inserted = used(tmp_path, "sqlalchemy")
     assert said(created) == ("database_change", "CREATE", "users", "success")
@@ -80,25 +47,9 @@ def test_sqlalchemy(tmp_path: Path) -> None:
     assert inserted["database_system"] == "sqlite"
 
 
-@contextmanager
-def postgres() -> Iterator[str]:
-    """Run a PostgreSQL of our own, as its user, since it refuses to be root."""
-    binaries = max(Path("/usr/lib/postgresql").glob("*/bin"))
-    port = free_port()
-    with tempfile.TemporaryDirectory() as place:
-        user = {"user": "postgres"} if os.geteuid() == 0 else {}
-        if user:
-            os.chown(place, pwd.getpwnam("postgres").pw_uid, -1)
-        prefix = ("runuser", "-u", "postgres", "--") if user else ()
-        data = f"{place}/data"
-        run(*prefix, binaries / "initdb", "-D", data, "-A", "trust", "-U", "audit", cwd=Path("/"))
-        command = (str(binaries / "postgres"), "-D", data, "-p", str(port), "-k", place)
-        with served(port, *command, "-h", "127.0.0.1", **user):
-            yield f"host=127.0.0.1 port={port} user=audit dbname=postgres"
-
-
 def test_psycopg(tmp_path: Path) -> None:
-    with postgres() as address:
+    with postgres() as port:
+        address = f"host=127.0.0.1 port={port} user=audit dbname=postgres"
         created, inserted = used(tmp_path, "psycopg", address)
     assert said(created) == ("database_change", "CREATE", "users", "success")
     assert said(inserted) == ("database_write", "INSERT", "users", "success")
