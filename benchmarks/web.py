@@ -22,10 +22,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from benchmarks.rounds import compare, ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 CONNECTIONS = 64
 
@@ -84,7 +88,17 @@ async def ask(port: int, seconds: float) -> int:
 class Server:
     """One uvicorn with the given number of workers."""
 
-    def __init__(self, kind: str, workers: int, directory: Path, *, mirror: bool = False) -> None:
+    def __init__(
+        self,
+        kind: str,
+        workers: int,
+        directory: Path,
+        *,
+        mirror: bool = False,
+        launcher: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it, under a launcher if there is one, with more of an environment."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -92,7 +106,7 @@ class Server:
         place = directory / f"{kind}-{workers}-{mirror}"
         self._process = subprocess.Popen(
             [
-                sys.executable, "-m", "uvicorn", "benchmarks.web_app:app", "--host", "127.0.0.1",
+                *([launcher] if launcher else []), sys.executable, "-m", "uvicorn", "benchmarks.web_app:app", "--host", "127.0.0.1",
                 "--port", str(self.port), "--workers", str(workers), "--log-level", "error",
                 "--no-access-log",
             ],
@@ -100,6 +114,7 @@ class Server:
                 "BENCH_AUDIT": kind,
                 "LOG_DIR": str(place),
                 "AUDIT_LOG_LOCAL_FILE": str(mirror).lower(),
+                **(environment or {}),
             },
         )  # fmt: skip
         self._wait()

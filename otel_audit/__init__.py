@@ -43,6 +43,9 @@ if TYPE_CHECKING:
         ProofError,
         TrailError,
     )
+    from otel_audit.instrumentation.keyring import AuditedKeyring
+    from otel_audit.instrumentation.logging import AuditHandler
+    from otel_audit.instrumentation.structlog import AuditProcessor, setup_logging
     from otel_audit.record import classes as events
     from otel_audit.record.event import AuditEvent
     from otel_audit.record.redact import Redactor
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from otel_audit.trail.reader import TrailReader
     from otel_audit.web.fastapi import instrument_app, uninstrument_app
     from otel_audit.web.middleware import AuditMiddleware
+    from otel_audit.web.wsgi import AuditWSGIMiddleware
 
 _WHERE = {
     "Actor": "api.context",
@@ -58,14 +62,18 @@ _WHERE = {
     "AuditClosedError": "errors",
     "AuditEvent": "record.event",
     "AuditEventError": "errors",
+    "AuditHandler": "instrumentation.logging",
     "AuditLogger": "api.logger",
     "AuditMiddleware": "web.middleware",
+    "AuditProcessor": "instrumentation.structlog",
     "AuditProvider": "api.provider",
     "AuditReceipt": "api.receipt",
     "AuditSettingsError": "errors",
     "AuditSpan": "api.spans",
     "AuditTimeoutError": "errors",
     "AuditUnavailableError": "errors",
+    "AuditWSGIMiddleware": "web.wsgi",
+    "AuditedKeyring": "instrumentation.keyring",
     "OtelAuditError": "errors",
     "PendingReceipt": "api.receipt",
     "Policy": "api.policy",
@@ -88,6 +96,7 @@ _WHERE = {
     "is_configured": "api.provider",
     "reset": "api.provider",
     "set_actor": "api.context",
+    "setup_logging": "instrumentation.structlog",
     "uninstrument_app": "web.fastapi",
 }
 
@@ -97,14 +106,18 @@ __all__ = [
     "AuditClosedError",
     "AuditEvent",
     "AuditEventError",
+    "AuditHandler",
     "AuditLogger",
     "AuditMiddleware",
+    "AuditProcessor",
     "AuditProvider",
     "AuditReceipt",
     "AuditSettingsError",
     "AuditSpan",
     "AuditTimeoutError",
     "AuditUnavailableError",
+    "AuditWSGIMiddleware",
+    "AuditedKeyring",
     "OtelAuditError",
     "PendingReceipt",
     "Policy",
@@ -128,6 +141,7 @@ __all__ = [
     "is_configured",
     "reset",
     "set_actor",
+    "setup_logging",
     "uninstrument_app",
 ]
 
@@ -178,3 +192,15 @@ _WAL_LIMIT = 4 << 20
 """Bytes of write-ahead log that wait before the agent copies them into the database."""
 
 companions.factories.append(_agent)
+
+
+def _console(provider: AuditProvider) -> Companion | None:
+    """Print records where OTEL_AUDIT_CONSOLE asks for it."""
+    if not provider.settings.console:
+        return None
+    from otel_audit.readers.console import Console
+
+    return Console(provider.directory, provider.reader)
+
+
+companions.factories.append(_console)

@@ -86,6 +86,10 @@ def _size(value: str) -> int:
     return int(match[1]) << 10 * " kmg".index(match[2].lower() or " ")
 
 
+def _names(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
 def _networks(value: str) -> tuple[str, ...]:
     parts = [part.strip() for part in value.split(",") if part.strip()]
     return tuple(str(ip_network(part, strict=False)) for part in parts)
@@ -154,6 +158,21 @@ class Settings:
         _choice("all", "mutating", "off"),
         "all",
         "which requests become http.request records",
+    )
+    policy_file: Path | None = _setting(
+        "OTEL_AUDIT_POLICY_FILE", _directory, None, "the policy, as YAML"
+    )
+    rule_sets: tuple[str, ...] = _setting(
+        "OTEL_AUDIT_RULE_SETS", _names, (), "shipped rules that turn spans and routes into records"
+    )
+    disabled_instrumentations: tuple[str, ...] = _setting(
+        "OTEL_AUDIT_DISABLED_INSTRUMENTATIONS",
+        _names,
+        (),
+        "libraries that opentelemetry-instrument leaves without our instrumentation",
+    )
+    console: bool = _setting(
+        "OTEL_AUDIT_CONSOLE", _boolean, False, "print records on stderr, for development"
     )
     agent: str = _setting(
         "OTEL_AUDIT_AGENT",
@@ -275,6 +294,15 @@ class Settings:
                 }
             )
         return rows
+
+
+def give_defaults(**defaults: str) -> None:
+    """Set variables of the environment that are not set, for OpenTelemetry to read.
+
+    Only a distribution does that, and before anything else has started.
+    """
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
 
 
 def _folder(name: str) -> str:

@@ -18,17 +18,18 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import orjson
 from opentelemetry import context as otel_context
 
 from otel_audit.api.logger import AuditLogger
-from otel_audit.api.provider import AuditProvider, set_audit_provider
+from otel_audit.api.provider import AuditProvider, get_audit_provider, set_audit_provider
 from otel_audit.settings import Settings
 from otel_audit.trail.verify import verify
 
@@ -38,7 +39,14 @@ if TYPE_CHECKING:
     from otel_audit.api.policy import Policy
     from otel_audit.record.redact import Redactor
 
-__all__ = ["AuditTrail", "FixedClock", "FixedIds", "audit_trail"]
+__all__ = [
+    "AuditRecords",
+    "AuditTrail",
+    "FixedClock",
+    "FixedIds",
+    "assert_audited",
+    "audit_trail",
+]
 
 _SECOND: Final = 1_000_000_000
 
@@ -136,6 +144,53 @@ class AuditTrail:
             report = verify(reader)
         if not report.ok:
             raise AssertionError("\n".join(finding.message for finding in report.findings))
+
+
+class AuditRecords(Sequence[dict[str, Any]]):
+    """The records of a trail, as they are at each look; what `audit_records` gives."""
+
+    def __init__(self, trail: AuditTrail) -> None:
+        """Look at a trail."""
+        self.trail = trail
+
+    def __len__(self) -> int:
+        return len(self.trail.records())
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        return self.trail.records()[index]
+
+    def __repr__(self) -> str:
+        return f"<AuditRecords {[record['event'] for record in self.trail.records()]}>"
+
+
+def assert_audited(event: str, *, times: int | None = None, **wanted: Any) -> dict[str, Any]:
+    """Return the last record of an event whose keys have these values.
+
+    Looks at the global provider's trail: that of `audit_trail` or of the
+    fixture `audit_records`, or the application's own. ``times`` is how many
+    there have to be, by default at least one; 0 is for what must not be
+    recorded, and returns an empty record. Raises `AssertionError`, which says
+    what was recorded instead.
+    """
+    trail = AuditTrail(get_audit_provider())
+    found = trail.records(event=event, **wanted)
+    if (len(found) == times) if times is not None else found:
+        return found[-1] if found else {}
+    sought = "".join(f", {name}={value!r}" for name, value in wanted.items())
+    number = "at least one" if times is None else times
+    there = trail.records(event=event) or trail.records()
+    lines = [orjson.dumps(record).decode() for record in there] or ["nothing"]
+    message = (
+        f"{number} of {event!r}{sought} should be in the trail, and {len(found)} are; "
+        "recorded was:\n" + "\n".join(lines)
+    )
+    raise AssertionError(message)
 
 
 @contextmanager

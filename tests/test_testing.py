@@ -14,10 +14,12 @@ from otel_audit import AuditSettingsError, Policy, Redactor, Rule, get_audit_log
 from otel_audit.api.context import current_actor
 from otel_audit.api.provider import get_audit_provider, is_configured
 from otel_audit.settings import Settings
-from otel_audit.testing import FixedClock, FixedIds, audit_trail
+from otel_audit.testing import FixedClock, FixedIds, assert_audited, audit_trail
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from otel_audit.testing import AuditRecords
 
 
 def test_a_test_reads_what_the_application_recorded() -> None:
@@ -204,3 +206,30 @@ def test_the_settings_of_a_test_are_complete() -> None:
         assert isinstance(trail.provider.settings, Settings)
         assert trail.provider.settings.mirror_file is None
         assert trail.directory == trail.provider.directory
+
+
+def test_the_plugin_gives_records_as_a_sequence(audit_records: AuditRecords) -> None:
+    audit = get_audit_logger()
+    audit.audit_event("first", "do")
+    audit.audit_event("second", "do", size=3)
+    assert [record["event"] for record in audit_records] == ["first", "second"]
+    assert (len(audit_records), audit_records[-1]["size"]) == (2, 3)
+    assert len(audit_records[:1]) == 1
+    assert repr(audit_records) == "<AuditRecords ['first', 'second']>"
+    audit_records.trail.verify()
+
+
+def test_assert_audited(audit_records: AuditRecords) -> None:
+    with pytest.raises(AssertionError, match="recorded was:\nnothing"):
+        assert_audited("first")
+    audit = audit_records.trail.logger
+    audit.audit_event("first", "do", size=1)
+    audit.audit_event("first", "do", size=2)
+    assert assert_audited("first")["size"] == 2
+    assert assert_audited("first", size=1)["size"] == 1
+    assert_audited("first", times=2)
+    assert assert_audited("second", times=0) == {}
+    with pytest.raises(AssertionError, match=r"1 of 'first' should be .* and 2 are"):
+        assert_audited("first", times=1)
+    with pytest.raises(AssertionError, match=r"0 of 'first', size=1 should be .* and 1 are"):
+        assert_audited("first", times=0, size=1)

@@ -22,7 +22,7 @@ from otel_audit.errors import AuditEventError, AuditUnavailableError
 from otel_audit.trail.ticket import timed_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from contextvars import Token
 
     from opentelemetry.context import Context
@@ -58,7 +58,7 @@ class RequestScope:
     """
 
     __slots__ = (
-        "actor", "client_id", "client_ip", "closed", "failure", "pending", "request_id",
+        "actor", "client_id", "client_ip", "closed", "failure", "pending", "request_id", "route",
         "session_id", "user_agent",
     )  # fmt: skip
 
@@ -80,6 +80,8 @@ class RequestScope:
         self.pending: list[PendingReceipt] = []
         self.failure: AuditUnavailableError | None = None
         self.closed = False
+        self.route: Callable[[], str] | None = None
+        """Tells the route's template, once it is known; set where the policy asks for it."""
 
     def attach(self) -> Token[Context]:
         """Make this the current scope; give the token to `detach`."""

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from otel_audit.errors import AuditSettingsError
 from otel_audit.record.classes import CLASSES
 from otel_audit.record.event import LEVELS
+from otel_audit.record.redact import REDACTED
 
 if TYPE_CHECKING:
+    from otel_audit.api.derived import RouteRule, SpanRule
     from otel_audit.record.event import Draft
 
 HTTP_REQUEST: Final = "http.request"
@@ -35,11 +37,17 @@ class Decision(NamedTuple):
     level: str | None
     retention: str
     on_failure: str
+    redact: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Rule:
-    """For events that match all three patterns (shell-style); None leaves a matter open."""
+    """For events that match all patterns (shell-style); None leaves a matter open.
+
+    ``actor`` is the actor's id, ``route`` the template of the request's route; an
+    event that has none of what a pattern asks for matches ``*`` only. ``redact``
+    names fields whose values are taken out; those of all matching rules are.
+    """
 
     event: str = "*"
     event_type: str = "*"
@@ -48,18 +56,41 @@ class Rule:
     level: str | None = None
     retention: str | None = None
     on_failure: str | None = None
+    resource_type: str = "*"
+    resource_name: str = "*"
+    actor: str = "*"
+    route: str = "*"
+    redact: tuple[str, ...] = ()
+    origin: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what no record could have. Raises `AuditSettingsError`."""
         _check("level", self.level, LEVELS)
         _check("on_failure", self.on_failure, ON_FAILURE)
 
-    def matches(self, event: str, event_type: str, action: str) -> bool:
-        """Whether the rule speaks about this event."""
+    @property
+    def narrow(self) -> bool:
+        """Whether it asks for more than names that the code chose."""
+        patterns = (self.resource_type, self.resource_name, self.actor, self.route)
+        return any(pattern != "*" for pattern in patterns)
+
+    def matches(self, event: str, event_type: str, action: str, *where: str) -> bool:
+        """Whether the rule speaks about this event; ``where``: resource type, name, actor, route."""
         return (
             fnmatchcase(event, self.event)
             and fnmatchcase(event_type, self.event_type)
             and fnmatchcase(action, self.action)
+            and (not self.narrow or self._is_there(*where))
+        )
+
+    def _is_there(
+        self, resource_type: str = "", resource_name: str = "", actor: str = "", route: str = ""
+    ) -> bool:
+        return (
+            fnmatchcase(resource_type, self.resource_type)
+            and fnmatchcase(resource_name, self.resource_name)
+            and fnmatchcase(actor, self.actor)
+            and fnmatchcase(route, self.route)
         )
 
 
@@ -76,27 +107,44 @@ class Policy:
     on_failure: str = "fail"
     http_activity: str = "all"
     rules: tuple[Rule, ...] = ()
-    _decisions: dict[tuple[str, str, str], Decision] = field(
+    routes: tuple[RouteRule, ...] = ()
+    spans: tuple[SpanRule, ...] = ()
+    _decisions: dict[tuple[str, ...], Decision] = field(
         default_factory=dict, compare=False, repr=False
     )
+    _narrow: bool = field(default=False, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse unknown words. Raises `AuditSettingsError`."""
         _check("on_failure", self.on_failure, ON_FAILURE)
         _check("http_activity", self.http_activity, HTTP_ACTIVITY)
+        object.__setattr__(self, "_narrow", any(rule.narrow for rule in self.rules))
+
+    @property
+    def asks_for_routes(self) -> bool:
+        """Whether a rule depends on the route of the request that an event happens in."""
+        return any(rule.route != "*" for rule in self.rules)
 
     def __call__(self, draft: Draft) -> None:
         """Be a stage: write the decision into the draft."""
-        key = (draft.event, draft.event_type, draft.action)
+        key: tuple[str, ...] = (draft.event, draft.event_type, draft.action)
+        if self._narrow:
+            key += _where(draft)
         decision = self._decisions.get(key) or self.decide(*key)
         draft.wanted = decision.record
         draft.on_failure = decision.on_failure
         draft.level = draft.level or decision.level
         draft.retention = draft.retention or decision.retention
+        if decision.redact:
+            _take_out(draft, decision.redact)
 
-    def decide(self, event: str, event_type: str, action: str) -> Decision:
-        """Return what holds for an event."""
-        matching = [rule for rule in self.rules if rule.matches(event, event_type, action)]
+    def matching(self, event: str, event_type: str, action: str, *where: str) -> list[Rule]:
+        """Return the rules that speak about an event, in their order."""
+        return [rule for rule in self.rules if rule.matches(event, event_type, action, *where)]
+
+    def decide(self, event: str, event_type: str, action: str, *where: str) -> Decision:
+        """Return what holds for an event; ``where``: resource type, name, actor and route."""
+        matching = self.matching(event, event_type, action, *where)
         decision = Decision(
             record=_first([rule.record for rule in matching], default=True),
             level=_first([rule.level for rule in matching], default=None),
@@ -105,12 +153,38 @@ class Policy:
                 [rule.on_failure for rule in matching],
                 default="continue" if event_type == HTTP_REQUEST else self.on_failure,
             ),
+            redact=tuple({name: None for rule in matching for name in rule.redact}),
         )
         if len(self._decisions) >= _CACHED:
             # Names made of user input must not fill the memory.
             self._decisions.clear()
-        self._decisions[event, event_type, action] = decision
+        key = (event, event_type, action, *where)
+        self._decisions[key] = decision
         return decision
+
+
+_OWN: Final = frozenset({"client_ip", "error", "resource_name", "session_id", "user_agent"})
+"""Keys of the record itself that a rule may take out."""
+
+
+def _where(draft: Draft) -> tuple[str, ...]:
+    route = draft.fields.get("route")
+    if route is None and draft.scope is not None and draft.scope.route is not None:
+        route = draft.scope.route()
+    return (
+        draft.resource_type or "",
+        draft.resource_name or "",
+        draft.actor_id or "",
+        route if isinstance(route, str) else "",
+    )
+
+
+def _take_out(draft: Draft, names: tuple[str, ...]) -> None:
+    for name in names:
+        if name in draft.fields:
+            draft.fields[name] = REDACTED
+        elif name in _OWN and getattr(draft, name) is not None:
+            setattr(draft, name, REDACTED)
 
 
 def _retention(event_type: str) -> str:

@@ -78,9 +78,7 @@ class AuditProvider:
         `AuditSettingsError` and `TrailError`.
         """
         self.settings = settings or Settings.from_env()
-        self.policy = policy or Policy(
-            on_failure=self.settings.on_failure, http_activity=self.settings.http_activity
-        )
+        self.policy, redactor = _policy(self.settings, policy, redactor)
         self.not_recorded = 0
         self._mutex = threading.RLock()
         self._closed = False
@@ -89,7 +87,7 @@ class AuditProvider:
         self.resource, self.service_name = _resource(self.settings)
         self.stages = Stages(
             policy=self.policy,
-            redactor=redactor or Redactor(),
+            redactor=redactor,
             service_name=self.service_name,
             resource=self.resource.hash,
             clock=clock,
@@ -387,6 +385,20 @@ class AuditProvider:
     def _shut_down(self, error: Exception) -> None:
         _logger.critical("%s: the policy says shutdown, sending SIGTERM to ourselves", error)
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _policy(
+    settings: Settings, policy: Policy | None, redactor: Redactor | None
+) -> tuple[Policy, Redactor]:
+    """Return what was given, else what the settings name."""
+    if policy is None and (settings.policy_file or settings.rule_sets):
+        from otel_audit.api.policy_file import policy_for  # noqa: PLC0415 - YAML is for those who use it
+
+        policy, from_file = policy_for(settings)
+        redactor = redactor or from_file
+    if policy is None:
+        policy = Policy(on_failure=settings.on_failure, http_activity=settings.http_activity)
+    return policy, redactor or Redactor()
 
 
 def _announce(text: str) -> None:

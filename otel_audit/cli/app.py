@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from typer.main import get_command
 
-from otel_audit.cli import doctor, outcome, proofs, publication, records, upkeep, verification
+from otel_audit.cli import (
+    doctor,
+    outcome,
+    policy,
+    proofs,
+    publication,
+    records,
+    upkeep,
+    verification,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,6 +82,13 @@ _add(
     "otel-audit checkpoint --sign",
 )
 _add(publication.keys, _PROVE, "otel-audit keys > trail.keys")
+_add(policy.init, _RUN, "otel-audit init", "otel-audit init /etc/app/audit-policy.yaml --force")
+_add(
+    policy.policy,
+    _RUN,
+    "otel-audit policy check --file otel-audit-policy.yaml",
+    "otel-audit policy explain --event phi_access --action read --actor u-17",
+)
 _add(upkeep.agent, _RUN, "otel-audit agent --dir /var/lib/app/trail")
 _add(upkeep.new_origin, _RUN, "otel-audit new-origin --reason 'restored the backup of Tuesday'")
 

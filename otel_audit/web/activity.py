@@ -11,20 +11,26 @@ from __future__ import annotations
 from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl
 
 from otel_audit.errors import AuditUnavailableError
 from otel_audit.record.event import AuditEvent
-from otel_audit.web.routes import route_template
+from otel_audit.web.routes import UNMATCHED, route_template
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from otel_audit.api.derived import RouteRule
     from otel_audit.api.logger import AuditLogger
 
 EVENT_TYPE: Final = "http.request"
+ACTIVITY_KEY: Final = "otel_audit.activity"
+"""Where a request's scope holds its `Activity`, for whoever can record it inside the server span."""
+
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 """Methods that are not meant to change anything (RFC 9110, section 9.2.1)."""
 
+_NOT_FOUND: Final = 404
 _LONGEST_PATH: Final = 1024
 _LONGEST_METHOD: Final = 32  # any token is one (RFC 9110, section 9.1), however long
 _DENIED: Final = frozenset({401, 403})
@@ -35,11 +41,21 @@ _NORMAL_CLOSURES: Final = frozenset({1000, 1001, 1005})
 class Activity:
     """Records what becomes of one request or one connection; a record once, never twice."""
 
-    __slots__ = ("_audit", "_began", "_recorded", "_root_path", "_scope")
+    __slots__ = ("_audit", "_began", "_listed", "_recorded", "_root_path", "_rules", "_scope")
 
-    def __init__(self, audit: AuditLogger, scope: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        audit: AuditLogger,
+        scope: Mapping[str, Any],
+        rules: tuple[RouteRule, ...] = (),
+        *,
+        listed: bool = True,
+    ) -> None:
+        """Watch a request; ``rules`` are the policy's, not ``listed`` is one without activity."""
         self._audit = audit
         self._scope = scope
+        self._rules = rules
+        self._listed = listed
         self._root_path: str = scope.get("root_path") or ""
         self._began = perf_counter()
         self._recorded = False
@@ -56,6 +72,8 @@ class Activity:
         fields: dict[str, Any] = {"method": method, **self._where()}
         if status_code is not None:
             fields["status_code"] = status_code
+        if self._rules:
+            self._derive(method, status, error, fields)
         self._emit(EVENT_TYPE, method, status, level, error, fields)
 
     def unconfirmed(self, status_code: int, error: AuditUnavailableError) -> None:
@@ -96,6 +114,24 @@ class Activity:
         fields = {**self._where(), "close_code": code, "closed_by": closed_by}
         self._emit("websocket.disconnect", "disconnect", status, level, error, fields)
 
+    def _derive(self, method: str, status: str, error: str | None, fields: dict[str, Any]) -> None:
+        """Emit what the policy's rules make of this request."""
+        outcome = "success" if status == "success" else "failure"
+        route: str = fields["route"]
+        if route == UNMATCHED and fields.get("status_code") != _NOT_FOUND:
+            route = fields["path"]  # of an application whose routing nobody knows
+        facts: dict[str, Any] = {}
+        for rule in self._rules:
+            if rule.matches(method, route, outcome):
+                facts = facts or {**fields, "status": status, **self._parameters()}
+                self._audit.emit(rule.saying.say(facts, status, error))
+
+    def _parameters(self) -> dict[str, Any]:
+        """Return the request's parameters: those of the path, and ``query.<name>``."""
+        query = parse_qsl((self._scope.get("query_string") or b"").decode("latin-1"))
+        named: dict[str, Any] = {f"query.{name}": value for name, value in query}
+        return {**named, **(self._scope.get("path_params") or {})}
+
     def _where(self) -> dict[str, Any]:
         path: str = self._scope["path"]
         return {
@@ -113,6 +149,8 @@ class Activity:
         error: str | None,
         fields: dict[str, Any],
     ) -> None:
+        if not self._listed:
+            return
         self._audit.emit(
             AuditEvent(
                 event,

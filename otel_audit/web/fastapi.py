@@ -67,6 +67,11 @@ def uninstrument_app(app: ASGIApp) -> ASGIApp:
     return app.app if isinstance(app, AuditMiddleware) else app
 
 
+def is_instrumented(app: ASGIApp) -> bool:
+    """Whether `instrument_app` has audited this very application."""
+    return isinstance(app, AuditMiddleware) or hasattr(app, _ATTRIBUTE)
+
+
 class _Instrumentation:
     """The middleware of one application, and how it gets into the stack."""
 

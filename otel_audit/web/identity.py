@@ -51,6 +51,15 @@ class Identify:
             _logger.exception("identify= failed, so the request is recorded as anonymous")
 
 
+def actor_from(hook: IdentityHook, request: Any) -> Actor | None:  # noqa: ANN401 - what the hook takes
+    """Ask a hook that is no coroutine function; nobody, when it fails."""
+    try:
+        return _actor(hook(request))
+    except Exception:
+        _logger.exception("identify= failed, so the request is recorded as anonymous")
+        return None
+
+
 def _actor(found: object) -> Actor | None:
     if found is None or found == "":
         return None

@@ -15,15 +15,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.api.logger import AuditLogger
-from otel_audit.api.policy import HTTP_ACTIVITY
 from otel_audit.api.provider import get_audit_provider
-from otel_audit.errors import AuditSettingsError, AuditUnavailableError, OtelAuditError
-from otel_audit.web.activity import SAFE_METHODS, Activity
+from otel_audit.errors import AuditUnavailableError, OtelAuditError
+from otel_audit.web.activity import ACTIVITY_KEY, SAFE_METHODS, Activity
 from otel_audit.web.caller import CallerReader
 from otel_audit.web.http import HttpExchange
 from otel_audit.web.identity import Identify
 from otel_audit.web.lifespan import LifespanExchange, fail_start
+from otel_audit.web.paths import checked_activity, checked_paths
 from otel_audit.web.proxies import FORWARDED_HEADERS, TrustedProxies
+from otel_audit.web.routes import route_template
 from otel_audit.web.websocket import WebSocketExchange
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ class AuditMiddleware:
         self.app = app
         self._provider = provider
         self._identify = None if identify is None else Identify(identify)
-        self._http_activity = _checked_activity(http_activity)
-        self._excluded = _checked_paths(exclude)
+        self._http_activity = checked_activity(http_activity)
+        self._excluded = checked_paths(exclude)
         self._below_excluded = tuple(f"{path}/" for path in self._excluded)
         self._caller = partial(
             CallerReader,
@@ -117,13 +118,19 @@ class AuditMiddleware:
             return exchange(scope, receive, send, request, None, caller.request_id_header), refusal
         caller = bound.caller
         request = scope[SCOPE_KEY] = caller.read(scope, bound.salt)
-        audit = bound.audit
         refused = bound.provider.refusal() if bound.refuses else None
+        activity = None
         if self._excluded and self._excludes(scope):
-            audit = refused = None
-        elif kind == "http" and scope["method"] in bound.silent_methods:
-            audit = None
-        activity = None if audit is None else Activity(audit, scope)
+            refused = None
+        elif bound.audit is not None:
+            listed = bound.listed and not (
+                kind == "http" and scope["method"] in bound.silent_methods
+            )
+            if listed or bound.rules:
+                activity = Activity(bound.audit, scope, bound.rules, listed=listed)
+                scope[ACTIVITY_KEY] = activity
+        if bound.asks_for_routes:
+            request.route = partial(route_template, scope, scope.get("root_path") or "")
         return exchange(scope, receive, send, request, activity, caller.request_id_header), refused
 
     async def _nested(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,12 +175,18 @@ class AuditMiddleware:
 class _Bound:
     """What a provider means for a middleware, worked out once."""
 
-    __slots__ = ("audit", "caller", "provider", "refuses", "salt", "silent_methods")
+    __slots__ = (
+        "asks_for_routes", "audit", "caller", "listed", "provider", "refuses", "rules", "salt",
+        "silent_methods",
+    )  # fmt: skip
 
     def __init__(self, provider: AuditProvider, caller: CallerReader, http_activity: str) -> None:
-        recorded = not provider.disabled and http_activity != "off"
         self.provider = provider
         self.caller = caller
+        self.listed = http_activity != "off"
+        self.rules = provider.policy.routes
+        self.asks_for_routes = provider.policy.asks_for_routes
+        recorded = not provider.disabled and (self.listed or self.rules)
         self.audit = AuditLogger(provider=provider) if recorded else None
         self.silent_methods = SAFE_METHODS if http_activity == "mutating" else frozenset[str]()
         self.refuses = provider.policy.on_failure != "continue"
@@ -184,25 +197,3 @@ _EXCHANGES: Final[dict[str, type[Exchange]]] = {
     "http": HttpExchange,
     "websocket": WebSocketExchange,
 }
-
-
-def _checked_activity(http_activity: str | None) -> str | None:
-    if http_activity is not None and http_activity not in HTTP_ACTIVITY:
-        message = (
-            f"http_activity={http_activity!r} cannot be used: say {', '.join(HTTP_ACTIVITY)}, or "
-            "None for what the policy says"
-        )
-        raise AuditSettingsError(message)
-    return http_activity
-
-
-def _checked_paths(exclude: Iterable[str]) -> frozenset[str]:
-    paths = {exclude} if isinstance(exclude, str) else set(exclude)
-    for path in paths:
-        if not path.startswith("/"):
-            message = (
-                f"exclude={path!r} cannot be used: a path begins with '/', and everything below "
-                "it is excluded with it"
-            )
-            raise AuditSettingsError(message)
-    return frozenset(path.rstrip("/") or "/" for path in paths)

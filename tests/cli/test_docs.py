@@ -98,7 +98,7 @@ def test_every_option_is_explained(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_json_is_everywhere(name: str) -> None:
     assert "--json" in options(name)
-    assert ("--dir" in options(name)) is (name != "check-proof")
+    assert ("--dir" in options(name)) is (name not in {"check-proof", "init", "policy"})
 
 
 def test_the_exit_codes_are_those_of_the_page() -> None:
@@ -116,6 +116,9 @@ def test_the_exit_codes_are_those_of_the_page() -> None:
         ("checkpoint", ()),
         ("keys", ()),
         ("new-origin", ("--yes",)),
+        ("init", ("policy.yaml",)),
+        ("policy", ("check", "--file", "policy.yaml")),
+        ("policy", ("explain", "--event", "login")),
     ],
 )
 def test_the_keys_of_the_json_are_on_the_page(
@@ -126,7 +129,10 @@ def test_the_keys_of_the_json_are_on_the_page(
     arguments: tuple[str, ...],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shown = json.loads(cli(name, *arguments, "--json").out)
+    call = cli if "--dir" in options(name) else cli.bare
+    if name == "policy":
+        cli.bare("init", "policy.yaml")
+    shown = json.loads(call(name, *arguments, "--json").out)
     missing = [key for key in set(keys_of(shown)) if f"`{key}`" not in section(name)]
     assert missing == []
 

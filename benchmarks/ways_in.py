@@ -1,0 +1,219 @@
+"""What the ways in cost: spans, structlog, an application under the launcher, and the import.
+
+    python -m benchmarks.ways_in [--rounds 9] [--quick]
+
+Everything that emits does so in an event loop, where nobody waits for the disk; the queue is
+emptied between the measurements. See `benchmarks/rounds.py` for how to read the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.trace import SpanKind
+
+from benchmarks.rounds import compare, ratio
+from benchmarks.web import Server
+from otel_audit import AuditLogger, AuditProcessor, AuditProvider, Settings
+from otel_audit.api.policy_file import rule_set, rule_set_names
+from otel_audit.instrumentation.spans import RuleProcessor
+from otel_audit.record.event import AuditEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from structlog.typing import EventDict, WrappedLogger
+
+REPEATS = 500
+STATEMENT = "UPDATE users SET email = ? WHERE id = ?"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="half a second a measurement")
+    options = parser.parse_args()
+    directory = Path(tempfile.mkdtemp(prefix="otel-audit-bench-", dir=Path.cwd()))
+    try:
+        asyncio.run(_emitting(directory, options.rounds))
+        _launched(directory, options.rounds, 0.5 if options.quick else 2.0)
+        _importing(options.rounds)
+    finally:
+        shutil.rmtree(directory)
+
+
+async def _emitting(directory: Path, rounds: int) -> None:
+    settings = Settings.from_env({}, directory=directory / "emit", agent="off", service_name="b")
+    provider = AuditProvider(settings)
+    audit = AuditLogger(provider=provider)
+    rules = tuple(
+        rule for name in rule_set_names() for rule in rule_set(name, "benchmark").policy.spans
+    )
+    processor = RuleProcessor(rules, audit)
+    matching = _span("opentelemetry.instrumentation.psycopg", SpanKind.CLIENT, STATEMENT)
+    reading = _span("opentelemetry.instrumentation.psycopg", SpanKind.CLIENT, "SELECT * FROM t")
+    foreign = _span("opentelemetry.instrumentation.fastapi", SpanKind.SERVER, "")
+    event = AuditEvent(
+        "database_write",
+        "UPDATE",
+        resource_type="table",
+        resource_name="users",
+        fields={
+            "database_system": "postgresql",
+            "database": "shop",
+            "statement": STATEMENT,
+            "duration_ms": 1.25,
+        },
+    )
+    structlog.configure(processors=[AuditProcessor(audit=audit)], cache_logger_on_first_use=False)
+    log = structlog.get_logger("audit")
+    structlog.configure(processors=[_drop], cache_logger_on_first_use=False)
+    fields = {
+        "action": "UPDATE",
+        "resource_type": "table",
+        "resource_name": "users",
+        **event.fields,
+    }
+
+    def through_structlog() -> None:
+        log.info("database_write", **fields)
+
+    def alone() -> None:
+        structlog.configure(processors=[_drop])
+        _repeat(through_structlog)
+
+    def ours() -> None:
+        structlog.configure(processors=[AuditProcessor(audit=audit)])
+        _repeat(through_structlog)
+
+    def timed(work: Callable[[], None]) -> Callable[[], float]:
+        def measure() -> float:
+            began = time.perf_counter()
+            work()
+            took = time.perf_counter() - began
+            assert provider.flush(30)
+            return took / REPEATS * 1e6
+
+        return measure
+
+    print("µs a call, in an event loop")
+    figures = compare(
+        {
+            "emit": timed(lambda: _repeat(lambda: audit.emit(event))),
+            "a span that no rule can match": timed(lambda: _repeat(lambda: processor.on_end(foreign))),
+            "a SELECT, with all shipped rules": timed(lambda: _repeat(lambda: processor.on_end(reading))),
+            "a span that matches": timed(lambda: _repeat(lambda: processor.on_end(matching))),
+            "structlog alone": timed(alone),
+            "structlog with AuditProcessor": timed(ours),
+        },
+        rounds=rounds,
+        show="{:,.2f}",
+    )  # fmt: skip
+    ratio(
+        "a span that matches / emit", figures["a span that matches"], figures["emit"], "under 1.5"
+    )
+    both = [
+        one + other for one, other in zip(figures["emit"], figures["structlog alone"], strict=True)
+    ]
+    ratio(
+        "structlog / emit plus structlog alone",
+        figures["structlog with AuditProcessor"],
+        both,
+        "under 1.2",
+    )
+    provider.close()
+
+
+def _repeat(call: Callable[[], object]) -> None:
+    for _ in range(REPEATS):
+        call()
+
+
+def _drop(_logger: WrappedLogger, _method: str, _event: EventDict) -> EventDict:
+    raise structlog.DropEvent
+
+
+def _span(scope: str, kind: SpanKind, statement: str) -> ReadableSpan:
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer(scope)
+    attributes = {"db.system": "postgresql", "db.statement": statement, "db.name": "shop"}
+    span = tracer.start_span("UPDATE", kind=kind, attributes=attributes if statement else None)
+    span.end()
+    assert isinstance(span, ReadableSpan)
+    return span
+
+
+def _launched(directory: Path, rounds: int, seconds: float) -> None:
+    launcher = str(Path(sys.executable).parent / "opentelemetry-instrument")
+    telemetry = {
+        "OTEL_PYTHON_DISTRO": "otel_audit",
+        "OTEL_TRACES_EXPORTER": "none",
+        "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_LOGS_EXPORTER": "none",
+        "PYTHONPATH": os.fspath(Path.cwd()),
+    }
+    servers = {
+        "auto-instrumented, audit disabled": Server(
+            "",
+            1,
+            directory / "off",
+            launcher=launcher,
+            environment={"OTEL_AUDIT_DISABLED": "true", **telemetry},
+        ),
+        "auto-instrumented and audited": Server(
+            "", 1, directory / "on", launcher=launcher, environment=telemetry
+        ),
+    }
+    print("FastAPI under opentelemetry-instrument, answers a second")
+    try:
+        for server in servers.values():
+            server.rate(0.5)
+        figures = compare(
+            {name: lambda s=server: s.rate(seconds) for name, server in servers.items()},  # type: ignore[misc] # mypy knows no default in a lambda
+            rounds=rounds,
+        )
+    finally:
+        for server in servers.values():
+            server.stop()
+    without, audited = figures.values()
+    ratio("audited / not audited", audited, without, "at least 0.9")
+
+
+def _importing(rounds: int) -> None:
+    sdk = "import opentelemetry.sdk.trace, opentelemetry.sdk.metrics, opentelemetry.sdk._logs"
+    ours = "import otel_audit; otel_audit.get_audit_logger, otel_audit.instrument_app"
+    print("importing, ms (a new process each time)")
+    figures = compare(
+        {
+            "OpenTelemetry's SDK": lambda: _took(sdk),
+            "... and otel_audit": lambda: _took(f"{sdk}; import otel_audit"),
+            "... and all that an application uses": lambda: _took(f"{sdk}; {ours}"),
+        },
+        rounds=rounds,
+        show="{:,.1f}",
+    )
+    first, *more = figures.items()
+    for name, values in more:
+        extra = sorted(one - other for one, other in zip(values, first[1], strict=True))
+        print(f"  {name:<44} {extra[len(extra) // 2]:.1f} ms more (goal: under 60)")
+
+
+def _took(statement: str) -> float:
+    """Return how many milliseconds a statement takes in a new interpreter, without its start."""
+    code = f"import time; t = time.perf_counter()\n{statement}\nprint(time.perf_counter() - t)"
+    return float(subprocess.check_output([sys.executable, "-c", code], text=True)) * 1e3
+
+
+if __name__ == "__main__":
+    main()

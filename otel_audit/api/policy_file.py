@@ -1,0 +1,373 @@
+"""The policy as a YAML file, checked down to the last key.
+
+Promises: what cannot be used is an `AuditSettingsError` with the file, line
+and column, what is wrong there, and what would be right; there are no silent
+defaults. Two rules that say different things about the same events are an
+error too, since the second would never count. What rules mean is in `policy`
+and `derived`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import yaml
+
+from otel_audit.api.derived import KINDS, OUTCOMES, SPAN_STATUSES, RouteRule, Saying, SpanRule
+from otel_audit.api.policy import HTTP_ACTIVITY, ON_FAILURE, Policy, Rule
+from otel_audit.api.template import Template
+from otel_audit.errors import AuditSettingsError
+from otel_audit.record.event import LEVELS, RESERVED
+from otel_audit.record.redact import Redactor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from otel_audit.settings import Settings
+
+_TRUE: Final = frozenset({"true", "yes", "on"})
+_FALSE: Final = frozenset({"false", "no", "off"})
+_ACTIVITY: Final = {**dict.fromkeys(_TRUE, "all"), **dict.fromkeys(_FALSE, "off")}
+_PATTERNS: Final = (
+    "event", "event_type", "action", "resource_type", "resource_name", "actor", "route",
+)  # fmt: skip
+_WORDS: Final = (
+    "event_type", "status", "level", "resource_type", "resource_name", "retention", "error",
+)  # fmt: skip
+_SETS: Final = files("otel_audit.api") / "rule_sets"
+
+
+@dataclass(frozen=True)
+class PolicyFile:
+    """What a file says; None where it says nothing."""
+
+    policy: Policy
+    redactor: Redactor
+    on_failure: str | None
+    http_activity: str | None
+
+
+def policy_for(settings: Settings) -> tuple[Policy, Redactor]:
+    """Return the policy that the settings name, or what holds without a file.
+
+    A variable that is set wins over the file. Raises `AuditSettingsError`.
+    """
+    said = PolicyFile(Policy(), Redactor(), None, None)
+    if settings.policy_file is not None:
+        said = read_policy(settings.policy_file)
+    sets = [rule_set(name, "OTEL_AUDIT_RULE_SETS") for name in settings.rule_sets]
+    return (
+        Policy(
+            on_failure=_wins(settings, "on_failure", said.on_failure),
+            http_activity=_wins(settings, "http_activity", said.http_activity),
+            rules=said.policy.rules,
+            routes=_all(said.policy.routes, (one.policy.routes for one in sets)),
+            spans=_all(said.policy.spans, (one.policy.spans for one in sets)),
+        ),
+        said.redactor,
+    )
+
+
+def read_policy(path: Path) -> PolicyFile:
+    """Read a policy file. Raises `AuditSettingsError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        message = (
+            f"the policy file {path} cannot be read: {error}; correct OTEL_AUDIT_POLICY_FILE, or "
+            "write one with `otel-audit init`"
+        )
+        raise AuditSettingsError(message) from error
+    return parse_policy(text, str(path))
+
+
+def parse_policy(text: str, name: str) -> PolicyFile:
+    """Parse the text of a policy; ``name`` is the file's in errors. Raises `AuditSettingsError`."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = name if mark is None else f"{name}:{mark.line + 1}:{mark.column + 1}"
+        what = getattr(error, "problem", None) or error
+        message = f"{where}: this is not YAML: {what}; correct the line, or the one before it"
+        raise AuditSettingsError(message) from None
+    if node is None:
+        return PolicyFile(Policy(), Redactor(), None, None)
+    return _Reader(name).policy(node)
+
+
+def rule_set(name: str, where: str) -> PolicyFile:
+    """Return a shipped set of rules; ``where`` is what named it. Raises `AuditSettingsError`."""
+    known = rule_set_names()
+    if name not in known:
+        message = f"{where} names the rule set {name!r}; there are {', '.join(known)}"
+        raise AuditSettingsError(message)
+    text = (_SETS / f"{name}.yaml").read_text(encoding="utf-8")
+    return parse_policy(text, f"rule set {name}")
+
+
+def rule_set_names() -> list[str]:
+    """Return the names of the shipped sets."""
+    return sorted(one.name[:-5] for one in _SETS.iterdir() if one.name.endswith(".yaml"))
+
+
+def _wins(settings: Settings, name: str, said: str | None) -> str:
+    chosen: str = getattr(settings, name)
+    unset = settings.origins.get(name, "argument") == "default"
+    return said if said is not None and unset else chosen
+
+
+def _all(first: tuple[Any, ...], others: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return (*first, *(rule for rules in others for rule in rules))
+
+
+class _Reader:
+    """Turns nodes of YAML into rules; each error has the place of its node."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def policy(self, node: yaml.Node) -> PolicyFile:
+        said = self._mapping(
+            node,
+            ("version", "on_failure", "http_activity", "redact", "rules", "rule_sets", "routes", "spans"),
+        )  # fmt: skip
+        if "version" in said and self._text(said["version"]) != "1":
+            self._refuse(said["version"], "this version of otel-audit reads version 1 only")
+        rules = tuple(self._rule(one) for one in self._items(said.get("rules")))
+        routes = [self._route(one) for one in self._items(said.get("routes"))]
+        spans = [self._span(one) for one in self._items(said.get("spans"))]
+        for one in self._items(said.get("rule_sets")):
+            try:
+                shipped = rule_set(self._text(one), "rule_sets").policy
+            except AuditSettingsError as error:
+                self._refuse(one, str(error))
+            routes += shipped.routes
+            spans += shipped.spans
+        self._check_conflicts(said.get("rules"), rules)
+        on_failure = self._choice(said.get("on_failure"), ON_FAILURE)
+        http_activity = self._choice(said.get("http_activity"), HTTP_ACTIVITY, _ACTIVITY)
+        return PolicyFile(
+            Policy(
+                on_failure=on_failure or "fail",
+                http_activity=http_activity or "all",
+                rules=rules,
+                routes=tuple(routes),
+                spans=tuple(spans),
+            ),
+            self._redactor(said.get("redact")),
+            on_failure,
+            http_activity,
+        )
+
+    def _rule(self, node: yaml.Node) -> Rule:
+        said = self._mapping(
+            node, ("match", "record", "level", "retention", "on_failure", "redact"), ("match",)
+        )
+        if len(said) == 1:
+            self._refuse(
+                node,
+                "this rule matches, but says nothing; give it record, level, retention, on_failure or redact",
+            )
+        match = self._mapping(said["match"], _PATTERNS)
+        if not match:
+            self._refuse(said["match"], f"match is empty; name one of {', '.join(_PATTERNS)}")
+        return Rule(
+            **{name: self._text(pattern) for name, pattern in match.items()},
+            record=self._boolean(said.get("record")),
+            level=self._choice(said.get("level"), LEVELS),
+            retention=self._optional(said.get("retention")),
+            on_failure=self._choice(said.get("on_failure"), ON_FAILURE),
+            redact=self._texts(said.get("redact")),
+            origin=self._place(node),
+        )
+
+    def _route(self, node: yaml.Node) -> RouteRule:
+        said = self._mapping(
+            node, ("match", "outcome", "event", "action", "fields", *_WORDS), ("match", "event")
+        )
+        matches = said["match"]
+        nodes = matches.value if isinstance(matches, yaml.SequenceNode) else [matches]
+        if not nodes:
+            self._refuse(matches, "match is empty; name a method and a route")
+        return RouteRule(
+            tuple(self._method_and_route(one) for one in nodes),
+            self._saying(said, "{method}"),
+            outcome=self._choice(said.get("outcome"), OUTCOMES),
+            origin=self._place(node),
+        )
+
+    def _method_and_route(self, node: yaml.Node) -> tuple[tuple[str, ...], str]:
+        match = self._text(node)
+        methods, space, route = match.partition(" ")
+        if not space or not route.lstrip().startswith(("/", "*")):
+            self._refuse(
+                node,
+                f"{match!r} is no method and route; write for example 'GET /patients/{{id}}' "
+                "or '* /admin/*'",
+            )
+        return tuple(method.strip().upper() for method in methods.split(",")), route.strip()
+
+    def _span(self, node: yaml.Node) -> SpanRule:
+        said = self._mapping(
+            node, ("match", "event", "action", "fields", *_WORDS), ("match", "event")
+        )
+        match = self._mapping(said["match"], ("name", "kind", "scope", "attributes", "status"))
+        if not match:
+            self._refuse(
+                said["match"],
+                "match is empty: it would make a record of every span; name a scope, a name or a kind",
+            )
+        kinds = self._texts(match.get("kind"))
+        for kind in kinds:
+            self._chosen(match["kind"], kind, KINDS)
+        attributes = self._pairs(match["attributes"]) if "attributes" in match else {}
+        return SpanRule(
+            self._saying(said, "{name}"),
+            name=self._optional(match.get("name")),
+            kinds=kinds,
+            scope=self._optional(match.get("scope")),
+            attributes={
+                tuple(part.strip() for part in name.split("|")): tuple(
+                    pattern.lower() for pattern in self._texts(patterns)
+                )
+                for name, patterns in attributes.items()
+            },
+            status=self._choice(match.get("status"), SPAN_STATUSES),
+            origin=self._place(node),
+        )
+
+    def _saying(self, said: Mapping[str, yaml.Node], action: str) -> Saying:
+        fields = self._pairs(said["fields"]) if "fields" in said else {}
+        for name in fields:
+            if name in RESERVED:
+                self._refuse(
+                    said["fields"],
+                    f"a field cannot be called {name!r}: the record has that key itself",
+                )
+        if "level" in said and "{" not in self._text(said["level"]):
+            self._choice(said["level"], LEVELS)
+        return Saying(
+            self._template(said["event"]),
+            self._template(said["action"]) if "action" in said else Template(action),
+            {name: self._template(said[name]) for name in _WORDS if name in said},
+            {name: self._template(value) for name, value in fields.items()},
+        )
+
+    def _redactor(self, node: yaml.Node | None) -> Redactor:
+        if node is None:
+            return Redactor()
+        said = self._mapping(node, ("keys", "patterns"))
+        try:
+            return Redactor(self._texts(said.get("keys")), self._texts(said.get("patterns")))
+        except AuditSettingsError as error:
+            self._refuse(node, str(error))
+
+    def _check_conflicts(self, node: yaml.Node | None, rules: tuple[Rule, ...]) -> None:
+        """Refuse a rule of which something can never count: an earlier one says otherwise."""
+        seen: dict[tuple[str, ...], Rule] = {}
+        for one, rule in zip(self._items(node), rules, strict=True):
+            key = tuple(getattr(rule, name) for name in _PATTERNS)
+            before = seen.setdefault(key, rule)
+            for matter in ("record", "level", "retention", "on_failure"):
+                first, second = getattr(before, matter), getattr(rule, matter)
+                if first is not None and second is not None and first != second:
+                    self._refuse(
+                        one,
+                        f"this rule says {matter}: {_yaml(second)}, and the one at {before.origin} says {matter}: {_yaml(first)} of the same events; keep one",
+                    )
+
+    # What a node has to be
+
+    def _mapping(
+        self, node: yaml.Node, known: tuple[str, ...], required: tuple[str, ...] = ()
+    ) -> dict[str, yaml.Node]:
+        said = self._pairs(node, known)
+        for name in required:
+            if name not in said:
+                self._refuse(
+                    node, f"{name!r} is missing; there have to be {' and '.join(required)}"
+                )
+        return said
+
+    def _pairs(self, node: yaml.Node, known: tuple[str, ...] | None = None) -> dict[str, yaml.Node]:
+        if not isinstance(node, yaml.MappingNode):
+            self._refuse(node, "expected keys with values (`key: value`)")
+        said: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            name = self._text(key)
+            if known is not None and name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                self._refuse(key, f"unknown key {name!r}; {hint}")
+            if name in said:
+                self._refuse(key, f"{name!r} is said twice; keep one")
+            said[name] = value
+        return said
+
+    def _items(self, node: yaml.Node | None) -> list[yaml.Node]:
+        if node is None:
+            return []
+        if not isinstance(node, yaml.SequenceNode):
+            self._refuse(node, "expected a list (each item on a line, after `- `)")
+        items: list[yaml.Node] = node.value
+        return items
+
+    def _text(self, node: yaml.Node) -> str:
+        if not isinstance(node, yaml.ScalarNode) or node.tag.endswith(":null"):
+            self._refuse(node, "expected a text")
+        return str(node.value)
+
+    def _optional(self, node: yaml.Node | None) -> str | None:
+        return None if node is None else self._text(node)
+
+    def _texts(self, node: yaml.Node | None) -> tuple[str, ...]:
+        """Read a list of texts, or one text as a list of one."""
+        if isinstance(node, yaml.ScalarNode):
+            return (self._text(node),)
+        return tuple(self._text(item) for item in self._items(node))
+
+    def _boolean(self, node: yaml.Node | None) -> bool | None:
+        if node is None:
+            return None
+        text = self._text(node).lower()
+        if text not in _TRUE | _FALSE:
+            self._refuse(node, f"{text!r} is neither true nor false")
+        return text in _TRUE
+
+    def _choice(
+        self,
+        node: yaml.Node | None,
+        choices: tuple[str, ...],
+        also: Mapping[str, str] | None = None,
+    ) -> str | None:
+        if node is None:
+            return None
+        text = self._text(node)
+        return self._chosen(node, (also or {}).get(text.lower(), text), choices)
+
+    def _chosen(self, node: yaml.Node, text: str, choices: tuple[str, ...]) -> str:
+        if text not in choices:
+            self._refuse(node, f"{text!r} is not one of {', '.join(choices)}")
+        return text
+
+    def _template(self, node: yaml.Node) -> Template:
+        try:
+            return Template(self._text(node))
+        except ValueError as error:
+            self._refuse(node, str(error))
+
+    def _place(self, node: yaml.Node) -> str:
+        return f"{self._name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+
+    def _refuse(self, node: yaml.Node, what: str) -> NoReturn:
+        message = f"{self._place(node)}: {what}"
+        raise AuditSettingsError(message)
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

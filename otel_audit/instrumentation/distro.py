@@ -1,0 +1,88 @@
+"""The OpenTelemetry distribution: audit first, then OpenTelemetry as it is set up anyway.
+
+Promises: it replaces nobody. Where another distribution is installed, that one
+configures OpenTelemetry, through ours or before it; where none is, traces,
+metrics and logs go the way that OpenTelemetry's variables say, over OTLP when
+they say nothing. A distribution that cannot be configured does not cost the
+audit trail.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final
+
+from opentelemetry.instrumentation.distro import (  # type: ignore[attr-defined]  # it is there
+    BaseDistro,
+)
+from opentelemetry.sdk._configuration import _BaseConfigurator, _OTelSDKConfigurator
+
+from otel_audit.instrumentation.launch import start
+from otel_audit.settings import give_defaults
+
+_logger: Final = logging.getLogger("otel_audit.instrumentation")
+_OURS: Final = "otel_audit"
+_LOADER: Final = "opentelemetry.instrumentation.auto_instrumentation._load"
+
+
+class AuditDistro(BaseDistro):  # type: ignore[misc]  # see above
+    """Chosen by OTEL_PYTHON_DISTRO=otel_audit, or by being the first that is found."""
+
+    def _configure(self, **kwargs: Any) -> None:
+        # First, since whatever fails later makes the launcher give up, silently.
+        start()
+        # Ours configures by means of the other one, and survives it.
+        give_defaults(OTEL_PYTHON_CONFIGURATOR=_OURS)
+        self._other: BaseDistro | None = None
+        other = _other("opentelemetry_distro")
+        if other is None:
+            give_defaults(
+                OTEL_TRACES_EXPORTER="otlp",
+                OTEL_METRICS_EXPORTER="otlp",
+                OTEL_LOGS_EXPORTER="otlp",
+                OTEL_EXPORTER_OTLP_PROTOCOL="grpc",
+            )
+            return
+        try:
+            distro = other.load()()
+            distro.configure(**kwargs)
+            self._other = distro
+        except Exception:
+            _logger.exception("the distribution %r cannot be used; audit goes on", other.value)
+
+    def load_instrumentor(self, entry_point: Any, **kwargs: Any) -> None:
+        """Let the other distribution load the instrumentor in its own way, if there is one."""
+        if self._other is not None:
+            self._other.load_instrumentor(entry_point, **kwargs)
+        else:
+            super().load_instrumentor(entry_point, **kwargs)
+
+
+class AuditConfigurator(_BaseConfigurator):
+    """Configures OpenTelemetry as the other distribution would, else as its SDK does."""
+
+    def _configure(self, **kwargs: Any) -> None:
+        start()
+        other = _other("opentelemetry_configurator")
+        try:
+            kind = _OTelSDKConfigurator if other is None else other.load()
+            kind().configure(**kwargs)
+        except Exception:
+            _logger.exception(
+                "OpenTelemetry cannot be configured, so there may be no traces; audit goes on"
+            )
+        # The loader now says of the others that they are not loaded, which is not so.
+        logging.getLogger(_LOADER).addFilter(_is_true)
+
+
+def _other(group: str) -> EntryPoint | None:
+    """Return the entry point of another distribution, if one is installed."""
+    others = [point for point in entry_points(group=group) if point.name != _OURS]
+    # The reference distribution may be there as a dependency of the one that is meant.
+    others.sort(key=lambda point: point.value.startswith("opentelemetry.distro"))
+    return others[0] if others else None
+
+
+def _is_true(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Configuration of ")

@@ -1,0 +1,84 @@
+"""A handler for the standard library's logging: what one logger says becomes audit records.
+
+    logging.getLogger("audit").addHandler(AuditHandler())
+    logging.getLogger("audit").info("server_lifecycle_event", extra={"action": "start"})
+
+Promises what `AuditLogger.emit` promises: the call returns after the record is
+durable, in an event loop at once with the request's barrier behind it, and
+raises when it cannot be confirmed and the policy says fail. What this package
+logs itself, and what anything logs while a record is being made, is never a
+record: there are no loops.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_audit.api.logger import get_audit_logger
+from otel_audit.instrumentation.said import audit_event
+
+if TYPE_CHECKING:
+    from otel_audit.api.logger import AuditLogger
+
+_OURS: Final = "otel_audit"
+_ORDINARY: Final = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "message", "taskName"}
+"""What every log record has; everything else was said by `extra=`."""
+
+
+class AuditHandler(logging.Handler):
+    """Emits each log record as an audit record.
+
+    The event is the message as it stands in the code; with arguments, the text
+    that they make is the field ``message``. `extra=` gives ``action`` (default:
+    the event), ``status``, ``resource_type`` and so on, and all other fields.
+    """
+
+    def __init__(
+        self, level: int | str = logging.NOTSET, *, audit: AuditLogger | None = None
+    ) -> None:
+        """Emit to ``audit``, by default to the global provider."""
+        super().__init__(level)
+        self._audit = audit or get_audit_logger()
+        self._busy = threading.local()
+
+    def filter(self, record: logging.LogRecord) -> Any:
+        """Turn away what is our own, and what is said while we emit."""
+        ours = record.name == _OURS or record.name.startswith(f"{_OURS}.")
+        if ours or getattr(self._busy, "emitting", False):
+            return False
+        return super().filter(record)
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Emit without the handler's lock: records of several threads share one sync."""
+        found = self.filter(record)
+        if not found:
+            return False
+        self.emit(found if isinstance(found, logging.LogRecord) else record)
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Emit the record. Raises `AuditUnavailableError` as the policy says."""
+        fields = {name: value for name, value in vars(record).items() if name not in _ORDINARY}
+        event = fields.pop("event", None)
+        text = record.msg if isinstance(record.msg, str) else str(record.msg)
+        if record.args or event is not None:
+            fields.setdefault("message", record.getMessage())
+        fields.setdefault("logger", record.name)
+        error = record.exc_info[1] if record.exc_info else None
+        self._busy.emitting = True
+        try:
+            self._audit.emit(audit_event(event or text, _level(record.levelno), fields, error))
+        finally:
+            self._busy.emitting = False
+
+
+def _level(number: int) -> str:
+    if number >= logging.CRITICAL:
+        return "critical"
+    if number >= logging.ERROR:
+        return "error"
+    if number >= logging.WARNING:
+        return "warning"
+    return "info" if number >= logging.INFO else "debug"

@@ -1,0 +1,235 @@
+"""Rules of the policy that turn spans of other people's instrumentations into records.
+
+Promises: a span that no rule can match costs a dictionary look-up; one that
+matches is recorded under its own trace and span id, whether or not it is
+sampled for export. Inside a request the answer waits for the record like for
+any other, if the span ends before the answer; a span that ends later, such as
+the server span itself, is recorded after it. What goes wrong here never
+reaches the library whose span it was: a record that is not confirmed makes the
+request fail, elsewhere it is logged.
+
+Two things are added to a provider of OpenTelemetry, its own or anybody's: a
+span processor, and a sampler around its sampler that records what a rule could
+match and the sampler drops, without having it exported. Both are added when
+the provider is made, because tracers copy the sampler.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+
+from otel_audit.api.logger import get_audit_logger
+from otel_audit.api.provider import get_audit_provider
+from otel_audit.errors import OtelAuditError
+from otel_audit.instrumentation.instrumentor import AuditInstrumentor, Patch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, MutableSet, Sequence
+
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import Span
+    from opentelemetry.trace import Link, SpanKind, TraceState
+    from opentelemetry.util.types import Attributes
+
+    from otel_audit.api.derived import SpanRule
+    from otel_audit.api.logger import AuditLogger
+
+_logger: Final = logging.getLogger("otel_audit.instrumentation")
+
+_OURS: Final = "otel_audit"
+_KINDS: Final = {kind: kind.name.lower() for kind in trace.SpanKind}
+_STATUSES: Final = {status: status.name.lower() for status in trace.StatusCode}
+_CACHED: Final = 4_096
+_INPUT: Final = "gen_ai.usage.input_tokens"
+_OUTPUT: Final = "gen_ai.usage.output_tokens"
+
+
+class RuleProcessor(SpanProcessor):
+    """Makes records of the spans that match."""
+
+    def __init__(self, rules: tuple[SpanRule, ...], audit: AuditLogger) -> None:
+        self._rules = rules
+        self._audit = audit
+        self._candidates: dict[tuple[str, Any], tuple[SpanRule, ...]] = {}
+
+    @property
+    def kinds(self) -> frozenset[SpanKind]:
+        """The kinds of spans that a rule could match."""
+        named = {name for rule in self._rules for name in rule.kinds}
+        if any(not rule.kinds for rule in self._rules):
+            return frozenset(_KINDS)
+        return frozenset(kind for kind, name in _KINDS.items() if name in named)
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Wait for the end: what a span is, is known then."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Record the span if a rule says so. MUST NOT raise."""
+        scope = span.instrumentation_scope
+        key = ("" if scope is None else scope.name, span.kind)
+        rules = self._candidates.get(key)
+        if rules is None:
+            rules = self._candidates_for(*key)
+        if not rules:
+            return
+        status = _STATUSES[span.status.status_code]
+        # Once: each look into a span's own attributes takes a lock.
+        attributes = dict(span.attributes or {})
+        for rule in rules:
+            if rule.matches(span.name, status, attributes):
+                self._record(span, rule, _facts(span, status, key[0], attributes))
+
+    def stop(self) -> None:
+        """Match nothing any more."""
+        self._rules = ()
+        self._candidates.clear()
+
+    def _candidates_for(self, scope: str, kind: SpanKind) -> tuple[SpanRule, ...]:
+        name = _KINDS[kind]
+        # Our own spans have their records already.
+        found = () if scope == _OURS else self._rules
+        found = tuple(rule for rule in found if rule.could_match(scope, name))
+        if len(self._candidates) >= _CACHED:
+            self._candidates.clear()
+        self._candidates[scope, kind] = found
+        return found
+
+    def _record(self, span: ReadableSpan, rule: SpanRule, facts: dict[str, Any]) -> None:
+        try:
+            failed = facts["status"] == "error"
+            event = rule.saying.say(
+                facts, "failed" if failed else "success", facts["error"] if failed else None
+            )
+            here = otel_context.attach(
+                trace.set_span_in_context(trace.NonRecordingSpan(span.context))
+            )
+            try:
+                self._audit.emit(event)
+            finally:
+                otel_context.detach(here)
+        except OtelAuditError as error:
+            # In a request, `emit` has left it for the barrier, so that the answer fails.
+            _logger.error("the record of the span %r is not confirmed: %s", span.name, error)  # noqa: TRY400 - where it happened says nothing
+        except Exception:
+            _logger.exception("the span %r could not be recorded", span.name)
+
+
+class RuleSampler(Sampler):
+    """Has spans of some kinds recorded, but not exported, which ``inner`` would drop."""
+
+    def __init__(self, inner: Sampler, kinds: frozenset[SpanKind]) -> None:
+        self.inner = inner
+        self._kinds = kinds
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        """Decide as the inner sampler, but record what a rule could match."""
+        result = self.inner.should_sample(
+            parent_context, trace_id, name, kind, attributes, links, trace_state
+        )
+        if result.decision is Decision.DROP and kind in self._kinds:
+            return SamplingResult(Decision.RECORD_ONLY, attributes, result.trace_state)
+        return result
+
+    def get_description(self) -> str:
+        """Name the inner sampler, which decides what is exported."""
+        return self.inner.get_description()
+
+
+class SpanInstrumentor(AuditInstrumentor):
+    """Has the policy's span rules looked at; without any it changes nothing."""
+
+    name = "spans"
+    requires = "opentelemetry-sdk >= 1.37"
+
+    def _instrument(self, **options: Any) -> None:
+        provider = get_audit_provider()
+        rules: tuple[SpanRule, ...] = options.get("rules", provider.policy.spans)
+        self._processor = RuleProcessor(rules, options.get("audit") or get_audit_logger())
+        self._providers: MutableSet[Any] = WeakSet()
+        self._patch: Patch | None = None
+        if not rules or provider.disabled:
+            return
+
+        def make(original: Callable[..., None]) -> Callable[..., None]:
+            @functools.wraps(original)
+            def init(tracers: Any, *arguments: Any, **keywords: Any) -> None:
+                original(tracers, *arguments, **keywords)
+                self.equip(tracers)
+
+            return init
+
+        self._patch = Patch("opentelemetry.sdk.trace", "TracerProvider", "__init__", make)
+        self._patch.apply()
+        self.equip(trace.get_tracer_provider())
+
+    def _uninstrument(self, **options: Any) -> None:  # noqa: ARG002 - the base class has them
+        if self._patch is not None:
+            self._patch.restore()
+        self._processor.stop()
+        for provider in list(self._providers):
+            _set_sampler(provider, lambda sampler: getattr(sampler, "inner", sampler))
+            processors = provider._active_span_processor  # noqa: SLF001 - there is no way to remove one
+            rest = tuple(one for one in processors._span_processors if one is not self._processor)  # noqa: SLF001 - see above
+            processors._span_processors = rest  # noqa: SLF001 - see above
+
+    def equip(self, provider: Any) -> None:
+        """Add processor and sampler to a provider, once; one that is none of the SDK's is left."""
+        # Logfire's provider stands for one of the SDK's.
+        provider = getattr(provider, "provider", provider)
+        if provider in self._providers or not hasattr(provider, "_active_span_processor"):
+            return
+        self._providers.add(provider)
+        kinds = self._processor.kinds
+        _set_sampler(provider, lambda sampler: RuleSampler(sampler, kinds))
+        provider.add_span_processor(self._processor)
+
+
+def _set_sampler(provider: Any, change: Callable[[Any], Any]) -> None:
+    """Change a provider's sampler, and the copies that its tracers have."""
+    provider.sampler = change(provider.sampler)
+    tracers = getattr(provider, "_tracers", {})
+    for tracer in list(tracers.values() if isinstance(tracers, dict) else tracers):
+        tracer.sampler = provider.sampler
+
+
+def _facts(
+    span: ReadableSpan, status: str, scope: str, attributes: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what a rule's templates can name: the attributes, and what is in none."""
+    facts = {
+        **attributes,
+        "name": span.name,
+        "kind": _KINDS[span.kind],
+        "scope": scope,
+        "status": status,
+    }
+    if status == "error":
+        facts["error"] = facts.get("error.type") or _kind_of(span.status.description)
+    if span.start_time is not None and span.end_time is not None:
+        facts["duration_ms"] = round((span.end_time - span.start_time) / 1e6, 3)
+    if _INPUT in facts or _OUTPUT in facts:
+        facts["total_tokens"] = facts.get(_INPUT, 0) + facts.get(_OUTPUT, 0)
+    return facts
+
+
+def _kind_of(description: str | None) -> str:
+    """Return the type of an exception from a status, whose text may quote what users typed."""
+    kind = (description or "").partition(":")[0]
+    return kind if kind.isidentifier() or kind.replace(".", "").isidentifier() else "error"

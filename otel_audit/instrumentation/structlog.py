@@ -1,0 +1,197 @@
+"""structlog: what ``structlog.get_logger("audit")`` says becomes audit records.
+
+Add `AuditProcessor` to your processors, or let `setup_logging` configure
+everything. Promises what `AuditLogger.emit` promises; ``await logger.ainfo()``
+returns when the record is durable. Nothing of structlog is replaced or
+configured unless `setup_logging` is called.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from otel_audit.api.logger import get_audit_logger
+from otel_audit.api.provider import configure, is_configured
+from otel_audit.errors import AuditSettingsError
+from otel_audit.instrumentation.logging import AuditHandler
+from otel_audit.instrumentation.said import audit_event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+    from otel_audit.api.logger import AuditLogger
+
+    Accepts = Callable[[WrappedLogger, EventDict], bool]
+
+AUDIT: Final = "audit"
+APP_LOG: Final = "app.log"
+_HANDLER: Final = "otel-audit"
+_MAX_BYTES: Final = 100 << 20
+_BACKUPS: Final = 10
+
+_LEVELS: Final = {
+    "critical": "critical",
+    "debug": "debug",
+    "err": "error",
+    "error": "error",
+    "exception": "error",
+    "fatal": "critical",
+    "info": "info",
+    "msg": "info",
+    "warn": "warning",
+    "warning": "warning",
+}
+_INTERNAL: Final = ("_record", "_from_structlog", "positional_args", "stack_info")
+
+
+class AuditProcessor:
+    """Emits what the audit logger says, and passes everything else on.
+
+    The audit logger is called ``audit``, or ``audit.`` and something. Where the
+    logger factory forgets names (structlog's default does), an event that has
+    an ``action`` is an audit event; ``accepts`` decides otherwise. What was
+    emitted goes no further, unless ``keep`` says so. Its place is before
+    filters by level and before whatever turns the event into text, and after
+    ``merge_contextvars``.
+    """
+
+    def __init__(
+        self,
+        *,
+        audit: AuditLogger | None = None,
+        accepts: Accepts | None = None,
+        keep: bool = False,
+    ) -> None:
+        """Emit to ``audit``, by default to the global provider."""
+        self._audit = audit or get_audit_logger()
+        self._accepts = accepts or _is_audit
+        self._keep = keep
+
+    def __call__(self, logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
+        """Be a processor. Raises `AuditUnavailableError` as the policy says."""
+        if not self._accepts(logger, event_dict):
+            return event_dict
+        fields = dict(event_dict)
+        event = fields.pop("event", None)
+        level = str(fields.pop("level", None) or "info")
+        level = _LEVELS.get(method, level)
+        for name in _INTERNAL:
+            fields.pop(name, None)
+        error = _exception(fields.pop("exc_info", None) or (method == "exception"))
+        said_by = _name(logger)
+        if said_by:
+            fields.setdefault("logger", said_by)
+        self._audit.emit(audit_event("" if event is None else event, level, fields, error))
+        if not self._keep:
+            raise structlog.DropEvent
+        return event_dict
+
+
+def setup_logging(
+    log_dir: str | Path,
+    level: int | str = logging.INFO,
+    *,
+    force: bool = False,
+) -> None:
+    """Configure structlog and logging: the application's log and the audit trail, apart.
+
+    ``app.log`` in ``log_dir`` gets one JSON line an event, from ``level`` on,
+    rotated at 100 MB, with 10 older files. What the logger ``audit`` says,
+    through structlog or logging, at whatever level, goes into the trail in the
+    same directory, and its mirror ``audit.log``, only. Raises
+    `AuditSettingsError` where structlog is configured already, unless
+    ``force`` is set, and where the directory cannot be used.
+    """
+    if structlog.is_configured() and not force:
+        message = (
+            "structlog is configured already, and setup_logging() would replace that: add "
+            "AuditProcessor() to its processors instead, or pass force=True"
+        )
+        raise AuditSettingsError(message)
+    directory = Path(log_dir)
+    if not is_configured():
+        configure(log_dir=directory)
+    shared: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            AuditProcessor(),
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    _configure_logging(directory / APP_LOG, level, shared)
+
+
+def _configure_logging(path: Path, level: int | str, shared: list[Processor]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = RotatingFileHandler(
+            path, maxBytes=_MAX_BYTES, backupCount=_BACKUPS, encoding="utf-8", delay=False
+        )
+    except OSError as error:
+        message = f"the application's log {path} cannot be written: {error}; choose another log_dir"
+        raise AuditSettingsError(message) from error
+    formatter: Any = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.JSONRenderer(),
+        ],
+    )
+    handler.setFormatter(formatter)
+    root, audit = logging.getLogger(), logging.getLogger(AUDIT)
+    _replace(root, handler)
+    root.setLevel(level)
+    _replace(audit, AuditHandler())
+    audit.setLevel(logging.DEBUG)
+    audit.propagate = False
+
+
+def _replace(logger: logging.Logger, handler: logging.Handler) -> None:
+    """Put a handler where an earlier call of `setup_logging` put one."""
+    for before in list(logger.handlers):
+        if before.get_name() == _HANDLER:
+            logger.removeHandler(before)
+            before.close()
+    handler.set_name(_HANDLER)
+    logger.addHandler(handler)
+
+
+def _is_audit(logger: WrappedLogger, event_dict: EventDict) -> bool:
+    name = _name(logger) or event_dict.get("logger")
+    if name is None:
+        return "action" in event_dict
+    return name == AUDIT or str(name).startswith(f"{AUDIT}.")
+
+
+def _name(logger: WrappedLogger) -> str | None:
+    name = getattr(logger, "name", None)
+    return name if isinstance(name, str) else None
+
+
+def _exception(said: object) -> BaseException | None:
+    """Return the exception that ``exc_info`` means: itself, a tuple, or the current one."""
+    if isinstance(said, BaseException):
+        return said
+    if isinstance(said, tuple):
+        return said[1] if isinstance(said[1], BaseException) else None
+    return sys.exc_info()[1] if said else None

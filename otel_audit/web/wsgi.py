@@ -1,0 +1,403 @@
+"""The WSGI middleware: context for each request, and the commit barrier before each answer.
+
+Promises what `AuditMiddleware` does, for any WSGI application (PEP 3333): no
+byte of a response reaches the server before everything that the request has
+emitted until then is durable; a response that has not begun becomes a 503,
+one that has begun is cut off. In a thread without an event loop `emit` waits
+by itself; the barrier is for errors that somebody swallowed, and for views that
+run in an event loop of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_audit.api.logger import AuditLogger
+from otel_audit.api.provider import get_audit_provider
+from otel_audit.errors import AuditUnavailableError, OtelAuditError
+from otel_audit.web import problem
+from otel_audit.web.activity import ACTIVITY_KEY, SAFE_METHODS, Activity, named
+from otel_audit.web.caller import CallerReader
+from otel_audit.web.identity import actor_from
+from otel_audit.web.paths import checked_activity, checked_paths
+from otel_audit.web.proxies import FORWARDED_HEADERS, TrustedProxies
+from otel_audit.web.routes import route_template
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+
+    from otel_audit.api.context import RequestScope
+    from otel_audit.api.provider import AuditProvider
+    from otel_audit.web.identity import IdentityHook
+
+    Environ = dict[str, Any]
+    StartResponse = Callable[..., Callable[[bytes], object]]
+    WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
+    Headers = list[tuple[str, str]]
+    ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | None
+
+logger: Final = logging.getLogger("otel_audit.web")
+
+SCOPE_KEY: Final = "otel_audit"
+"""Where the environ holds what is known of the request, in the shape of an ASGI scope.
+
+A framework's integration puts ``route`` (an object with ``path``) and
+``path_params`` there; who finds it is nested in another middleware.
+"""
+
+_STATUS_LINE: Final = f"{problem.STATUS} Service Unavailable"
+
+
+class AuditWSGIMiddleware:
+    """Gives each request its audit context, and lets nothing out before it is durable.
+
+    What a response consists of MUST NOT reach the server before every record
+    that was emitted in the request until then is committed and synced.
+    """
+
+    def __init__(  # noqa: PLR0913 - each has a default, and all are checked here, once
+        self,
+        app: WSGIApp,
+        *,
+        provider: AuditProvider | None = None,
+        identify: IdentityHook | None = None,
+        trusted_proxies: Iterable[str] | None = None,
+        proxy_header: str = FORWARDED_HEADERS[0],
+        session_cookie: str | None = "session",
+        http_activity: str | None = None,
+        exclude: Iterable[str] = (),
+        request_id_header: str = "x-request-id",
+        client_id_header: str | None = "x-client-id",
+    ) -> None:
+        """Wrap ``app``; the options are those of `AuditMiddleware`.
+
+        ``identify`` gets the WSGI environ and is no coroutine function. Raises
+        `AuditSettingsError`.
+        """
+        self.app = app
+        self._provider = provider
+        self._identify = identify
+        self._http_activity = checked_activity(http_activity)
+        self._excluded = checked_paths(exclude)
+        self._below_excluded = tuple(f"{path}/" for path in self._excluded)
+        self._caller = partial(
+            CallerReader,
+            session_cookie=session_cookie,
+            request_id_header=request_id_header,
+            client_id_header=client_id_header,
+        )
+        self._proxies = TrustedProxies(trusted_proxies or (), header=proxy_header)
+        self._proxies_from_settings = trusted_proxies is None
+        self._unbound = self._caller(proxies=self._proxies)
+        self._bound: _Bound | None = None
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Handle one request (PEP 3333)."""
+        if SCOPE_KEY in environ:
+            return self.app(environ, start_response)
+        scope = scope_of(environ)
+        try:
+            bound = self._bind()
+        except (OtelAuditError, OSError) as error:
+            request = self._unbound.read(scope, secrets.token_bytes(32))
+            refusal = AuditUnavailableError(f"the audit trail cannot be used: {error}")
+            exchange = _Exchange(scope, request, None, start_response, self._unbound)
+            return exchange.refuse(refusal)
+        environ[SCOPE_KEY] = scope
+        request = bound.caller.read(scope, bound.salt)
+        refused = bound.provider.refusal() if bound.refuses else None
+        activity = None
+        if self._excludes(scope["path"]):
+            refused = None
+        else:
+            activity = bound.activity(scope)
+        scope[ACTIVITY_KEY] = activity
+        if bound.asks_for_routes:
+            request.route = partial(route_template, scope)
+        exchange = _Exchange(scope, request, activity, start_response, bound.caller)
+        if refused is not None:
+            return exchange.refuse(refused)
+        return exchange.run(self.app, environ, self._identify)
+
+    def _bind(self) -> _Bound:
+        provider = self._provider or get_audit_provider()
+        bound = self._bound
+        if bound is None or bound.provider is not provider:
+            caller = self._unbound
+            if self._proxies_from_settings and provider.settings.trusted_proxies:
+                header = self._proxies.header.decode("ascii")
+                proxies = TrustedProxies(provider.settings.trusted_proxies, header=header)
+                caller = self._caller(proxies=proxies)
+            activity = self._http_activity or provider.policy.http_activity
+            bound = self._bound = _Bound(provider, caller, activity)
+        return bound
+
+    def _excludes(self, path: str) -> bool:
+        return bool(self._excluded) and (
+            path in self._excluded or path.startswith(self._below_excluded)
+        )
+
+
+class _Bound:
+    """What a provider means for a middleware, worked out once."""
+
+    __slots__ = (
+        "_audit", "_listed", "_rules", "_silent", "asks_for_routes", "caller", "provider",
+        "refuses", "salt",
+    )  # fmt: skip
+
+    def __init__(self, provider: AuditProvider, caller: CallerReader, http_activity: str) -> None:
+        self.provider = provider
+        self.caller = caller
+        self.asks_for_routes = provider.policy.asks_for_routes
+        self.refuses = provider.policy.on_failure != "continue"
+        self.salt = secrets.token_bytes(32) if provider.disabled else provider.session_salt
+        self._rules = provider.policy.routes
+        self._listed = http_activity != "off"
+        self._silent = SAFE_METHODS if http_activity == "mutating" else frozenset[str]()
+        recorded = not provider.disabled and (self._listed or self._rules)
+        self._audit = AuditLogger(provider=provider) if recorded else None
+
+    def activity(self, scope: dict[str, Any]) -> Activity | None:
+        """Return who records the request, if anybody does."""
+        listed = self._listed and scope["method"] not in self._silent
+        if self._audit is None or not (listed or self._rules):
+            return None
+        return Activity(self._audit, scope, self._rules, listed=listed)
+
+
+class _Exchange:
+    """One request and its response; the response's iterable is what the server gets."""
+
+    def __init__(
+        self,
+        scope: dict[str, Any],
+        request: RequestScope,
+        activity: Activity | None,
+        start_response: StartResponse,
+        caller: CallerReader,
+    ) -> None:
+        self._scope = scope
+        self._request = request
+        self._activity = activity
+        self._start_response = start_response
+        self._id_header = caller.request_id_header.decode("ascii")
+        self._answer: tuple[str, Headers, ExcInfo] | None = None
+        self._write: Callable[[bytes], object] | None = None
+        self._body: Iterable[bytes] = ()
+        self._chunks: Iterator[bytes] = iter(())
+        self._replaced = False
+        self._closed = False
+
+    def refuse(self, error: AuditUnavailableError) -> Iterable[bytes]:
+        """Answer without calling the application."""
+        return [self._replace(error, problem.refused(error, self._request.request_id))]
+
+    def run(self, app: WSGIApp, environ: Environ, identify: IdentityHook | None) -> Iterable[bytes]:
+        """Call the application, and return what the server sends."""
+        request = self._request
+        token = request.attach()
+        try:
+            if identify is not None and request.actor is None:
+                request.actor = actor_from(identify, environ)
+            self._body = app(environ, self._respond)
+            if isinstance(self._body, (list, tuple)):
+                # All is done: a server that asks for the length has it, and nothing else.
+                return self._whole(self._body)
+            self._chunks = iter(self._body)
+        except AuditUnavailableError as error:
+            return self._instead(error)
+        except BaseException as error:
+            failure = self._settle(error)
+            if failure is not None and self._write is None:
+                logger.exception("the application failed as well")
+                return self._instead(failure)
+            request.close()
+            raise
+        finally:
+            request.detach(token)
+        return self
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Be the iterator of the response's body."""
+        return self
+
+    def __next__(self) -> bytes:
+        """Return the next chunk, once what it answers for is durable."""
+        request = self._request
+        token = request.attach()
+        try:
+            return self._next()
+        finally:
+            request.detach(token)
+
+    def close(self) -> None:
+        """End the request: the server calls it when all is sent, or the client has left."""
+        if self._closed:
+            return
+        self._closed = True
+        request = self._request
+        token = request.attach()
+        try:
+            close = getattr(self._body, "close", None)
+            if close is not None:
+                close()
+            if self._activity is not None and not self._replaced:
+                self._activity.request(None, "no response")
+            self._barrier()
+        except AuditUnavailableError as error:
+            logger.error("records of a finished request are not confirmed: %s", error)  # noqa: TRY400 - where it happened says nothing
+        finally:
+            request.detach(token)
+            request.close()
+
+    def _respond(
+        self, status: str, headers: Headers, exc_info: ExcInfo = None
+    ) -> Callable[[bytes], object]:
+        """Be the application's start_response: remember the answer, which nobody gets yet."""
+        if self._write is not None:
+            # Begun already: what the server does about it is in PEP 3333.
+            return self._start_response(status, headers, exc_info)
+        self._answer = status, headers, exc_info
+        code = int(status[:3])
+        if self._activity is not None:
+            # Here, because the server span of OpenTelemetry is still the current one.
+            self._activity.request(code, self._cause(code, exc_info))
+        return self._written
+
+    @staticmethod
+    def _cause(code: int, exc_info: ExcInfo) -> str | None:
+        if code < 500:  # noqa: PLR2004 - RFC 9110, section 15.6: the server's errors
+            return None
+        handled = exc_info[0] if exc_info else sys.exc_info()[0]
+        return None if handled is None else named(handled)
+
+    def _written(self, data: bytes) -> None:
+        """Be the write() of old applications."""
+        self._pass()
+        if self._write is not None:
+            self._write(data)
+
+    def _next(self) -> bytes:
+        if self._replaced:
+            raise StopIteration
+        try:
+            chunk = next(self._chunks)
+        except StopIteration:
+            return self._last()
+        except AuditUnavailableError as error:
+            return self._instead_of_next(error)
+        except BaseException as error:
+            failure = self._settle(error)
+            if failure is not None and self._write is None:
+                return self._instead_of_next(failure)
+            raise
+        return self._guarded(chunk)
+
+    def _last(self) -> bytes:
+        """Begin a response without a body, and let go."""
+        if self._write is not None or self._answer is None:
+            self._barrier()
+            raise StopIteration
+        replacement = self._guarded(b"")
+        if not replacement:
+            raise StopIteration
+        return replacement
+
+    def _guarded(self, chunk: bytes) -> bytes:
+        try:
+            self._pass()
+        except AuditUnavailableError as error:
+            return self._instead_of_next(error)
+        return chunk
+
+    def _whole(self, body: list[bytes] | tuple[bytes, ...]) -> Iterable[bytes]:
+        self._pass()
+        self._closed = True
+        self._request.close()
+        return body
+
+    def _pass(self) -> None:
+        """Let the server begin, once everything is durable."""
+        self._barrier()
+        if self._write is None and self._answer is not None:
+            status, headers, exc_info = self._answer
+            kept = [header for header in headers if header[0].lower() != self._id_header]
+            kept.append((self._id_header, self._request.request_id))
+            arguments = (status, kept) if exc_info is None else (status, kept, exc_info)
+            self._write = self._start_response(*arguments)
+
+    def _barrier(self) -> None:
+        """Wait until all is durable. Raises `AuditUnavailableError`."""
+        request = self._request
+        if request.pending:
+            asyncio.run(request.barrier())
+        failure, request.failure = request.failure, None
+        if failure is not None:
+            raise failure
+
+    def _settle(self, error: BaseException) -> AuditUnavailableError | None:
+        """Record what the application raised; return why that is not confirmed, if it is not."""
+        try:
+            if self._activity is not None and self._write is None:
+                self._activity.request(500, named(type(error)))
+            self._barrier()
+        except AuditUnavailableError as failure:
+            return failure
+        return None
+
+    def _instead(self, error: AuditUnavailableError) -> Iterable[bytes]:
+        """Answer with a 503 in place of the application's answer."""
+        body = self._instead_of_next(error)
+        self.close()
+        return [body]
+
+    def _instead_of_next(self, error: AuditUnavailableError) -> bytes:
+        """Replace the response, or cut it off when it has begun."""
+        if self._write is not None:
+            raise error
+        body = self._replace(error, problem.not_confirmed(error, self._request.request_id))
+        if self._activity is not None:
+            self._activity.unconfirmed(problem.STATUS, error)
+        return body
+
+    def _replace(self, error: AuditUnavailableError, body: bytes) -> bytes:
+        scope = self._scope
+        logger.error("%s %s is answered with 503: %s", scope["method"], scope["path"], error)
+        self._replaced = True
+        swallowed = self._answer[1] if self._answer else []
+        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in swallowed]
+        headers = [
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in problem.headers(error, body, encoded)
+        ]
+        headers.append((self._id_header, self._request.request_id))
+        self._write = self._start_response(_STATUS_LINE, headers)
+        return body
+
+
+def scope_of(environ: Environ) -> dict[str, Any]:
+    """Return what the web layer looks at, in the shape of an ASGI scope."""
+    headers = [
+        (name[5:].replace("_", "-").lower().encode("latin-1"), str(value).encode("latin-1"))
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    ]
+    peer = environ.get("REMOTE_ADDR")
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return {
+        "type": "http",
+        "method": environ.get("REQUEST_METHOD", "GET"),
+        # PEP 3333: texts hold bytes as latin-1; what they mean is UTF-8.
+        "path": path.encode("latin-1", "replace").decode("utf-8", "replace") or "/",
+        "query_string": environ.get("QUERY_STRING", "").encode("latin-1", "replace"),
+        "root_path": "",
+        "headers": headers,
+        "client": (peer, 0) if peer else None,
+    }

@@ -1,0 +1,221 @@
+"""The policy file: what it says holds, and what it cannot say is refused by line and column."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from otel_audit.api.derived import FAILED, Saying
+from otel_audit.api.policy import Decision
+from otel_audit.api.policy_file import parse_policy, policy_for, read_policy, rule_set_names
+from otel_audit.api.template import Template
+from otel_audit.errors import AuditSettingsError
+from otel_audit.settings import Settings
+from otel_audit.testing import audit_trail
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WHOLE = r"""
+version: 1
+on_failure: continue
+http_activity: off
+redact:
+  keys: [patient_name]
+  patterns: ['\b(?P<case>CASE-\d{3})\b']
+rules:
+  - match: {event: "cache.*"}
+    record: false
+  - match: {event_type: phi_access, actor: "u-*"}
+    retention: 6y
+    redact: [diagnosis, error]
+  - match: {resource_type: server, resource_name: "db-?"}
+    level: warning
+    on_failure: shutdown
+rule_sets: [logins]
+routes:
+  - match: ["GET /patients/{id}", "PUT,PATCH /patients/*"]
+    outcome: success
+    event: phi_access
+    resource_name: "{id}"
+spans:
+  - match: {kind: [client, producer], status: error, attributes: {a|b: "X*"}}
+    event: call
+"""
+
+
+def test_a_whole_file() -> None:
+    said = parse_policy(WHOLE, "p.yaml")
+    policy = said.policy
+    assert (said.on_failure, said.http_activity) == ("continue", "off")
+    assert not policy.decide("cache.hit", "cache.hit", "read").record
+    assert policy.decide("phi_access", "phi_access", "read").retention == "3y"
+    assert policy.decide("x", "phi_access", "read", "chart", "c", "u-1", "") == Decision(
+        record=True,
+        level=None,
+        retention="6y",
+        on_failure="continue",
+        redact=("diagnosis", "error"),
+    )
+    server = policy.decide("start", "start", "start", "server", "db-1", "", "")
+    assert (server.level, server.on_failure) == ("warning", "shutdown")
+    assert policy.decide("start", "start", "start", "server", "db-11", "", "").level is None
+    route, *shipped = policy.routes
+    assert route.matches("PATCH", "/patients/{id}/name", "success")
+    assert not route.matches("PATCH", "/patients/{id}/name", "failure")
+    assert not route.matches("PUT", "/users", "success")
+    assert {rule.saying.event.text for rule in shipped} == {"authentication"}
+    (span,) = policy.spans
+    assert span.could_match("any.scope", "producer")
+    assert not span.could_match("any.scope", "server")
+    assert span.matches("n", "error", {"b": "  xyz"})
+    assert not span.matches("n", "error", {"a": "abc", "b": "xyz"})
+    assert not span.matches("n", "ok", {"b": "xyz"})
+    assert not span.matches("n", "error", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "what"),
+    [
+        ("rules: [", "1:9", "this is not YAML"),
+        ("- a", "1:1", "expected keys with values"),
+        ("version: 2", "1:10", "version 1 only"),
+        ("on_failure: stop", "1:13", "'stop' is not one of fail, continue, shutdown"),
+        ("on_failur: fail", "1:1", "unknown key 'on_failur'; did you mean 'on_failure'?"),
+        ("zzz: 1", "1:1", "unknown key 'zzz'; known are version, "),
+        ("rules: {}", "1:8", "expected a list"),
+        ("rules:\n  - match: {}\n    record: true", "2:12", "match is empty"),
+        ("rules:\n  - match: {event: a}", "2:5", "says nothing"),
+        ("rules:\n  - record: true", "2:5", "'match' is missing"),
+        ("rules:\n  - match: {event: a}\n    record: maybe", "3:13", "neither true nor false"),
+        ("rules:\n  - match: {event: a}\n    level: loud", "3:12", "not one of debug"),
+        ("rules:\n  - match: {event: [a]}\n    record: no", "2:20", "expected a text"),
+        ("http_activity:", "1:15", "expected a text"),
+        ("version: 1\nversion: 1", "2:1", "'version' is said twice"),
+        ("redact:\n  patterns: ['(']", "2:3", "pattern"),
+        ("rule_sets: [nothing]", "1:13", "there are "),
+        ("routes:\n  - match: /x\n    event: e", "2:12", "no method and route"),
+        ("routes:\n  - match: []\n    event: e", "2:12", "match is empty"),
+        ("routes:\n  - match: GET /x", "2:5", "'event' is missing"),
+        ("routes:\n  - match: GET /x\n    event: '{a'", "3:12", "brace at character 1"),
+        ("routes:\n  - match: GET /x\n    event: '{a:b}'", "3:12", "no filter 'b'"),
+        ("routes:\n  - match: GET /x\n    event: '{}'", "3:12", "placeholder without a name"),
+        ("routes:\n  - match: GET /x\n    event: e\n    level: loud", "4:12", "not one of"),
+        ("spans:\n  - match: {}\n    event: e", "2:12", "every span"),
+        ("spans:\n  - match: {kind: any}\n    event: e", "2:19", "not one of internal"),
+        ("spans:\n  - match: {name: a}\n    event: e\n    fields: {level: x}", "4:13", "has that key"),
+        (
+            "rules:\n  - match: {event: a}\n    record: yes\n  - match: {event: a}\n    record: no",
+            "4:5",
+            "this rule says record: false, and the one at p.yaml:2:5 says record: true",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_refused_where_it_stands(text: str, place: str, what: str) -> None:
+    with pytest.raises(AuditSettingsError) as caught:
+        parse_policy(text, "p.yaml")
+    assert str(caught.value).startswith(f"p.yaml:{place}: ")
+    assert what in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AuditSettingsError, match="OTEL_AUDIT_POLICY_FILE"):
+        read_policy(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"on_failure: \xff")
+    with pytest.raises(AuditSettingsError, match="cannot be read"):
+        read_policy(tmp_path / "latin.yaml")
+
+
+def settings(tmp_path: Path, text: str, **environment: str) -> Settings:
+    (tmp_path / "p.yaml").write_text(text)
+    return Settings.from_env({"OTEL_AUDIT_POLICY_FILE": str(tmp_path / "p.yaml"), **environment})
+
+
+def test_a_variable_wins_over_the_file_and_sets_add_up(tmp_path: Path) -> None:
+    policy, _ = policy_for(settings(tmp_path, WHOLE))
+    assert (policy.on_failure, policy.http_activity) == ("continue", "off")
+    chosen = {"OTEL_AUDIT_ON_FAILURE": "fail", "OTEL_AUDIT_HTTP_ACTIVITY": "all"}
+    policy, _ = policy_for(settings(tmp_path, "http_activity: mutating", **chosen))
+    assert (policy.on_failure, policy.http_activity) == ("fail", "all")
+    policy, _ = policy_for(settings(tmp_path, "", OTEL_AUDIT_RULE_SETS="logins"))
+    assert policy.routes
+    with pytest.raises(AuditSettingsError, match="OTEL_AUDIT_RULE_SETS names the rule set 'x'"):
+        policy_for(settings(tmp_path, "", OTEL_AUDIT_RULE_SETS="x"))
+
+
+@pytest.mark.parametrize("name", rule_set_names())
+def test_each_shipped_set_is_in_order(tmp_path: Path, name: str) -> None:
+    policy, _ = policy_for(settings(tmp_path, "", OTEL_AUDIT_RULE_SETS=name))
+    assert policy.routes or policy.spans
+
+
+def test_the_provider_does_what_the_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(WHOLE)
+    with audit_trail(policy_file=path) as trail:
+        trail.logger.audit_event("cache.hit", "read")
+        trail.logger.audit_event(
+            "phi_access", "read", "chart", "c-1", note="of CASE-123", patient_name="Ann"
+        )
+        (record,) = trail.records()
+    assert record["retention"] == "3y"
+    assert record["note"] == "of [REDACTED:case]"
+    assert record["patient_name"] == "[REDACTED]"
+
+
+def test_a_rule_takes_fields_out(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("rules:\n- {match: {event: e}, redact: [diagnosis, error, absent]}")
+    with audit_trail(policy_file=path) as trail:
+        trail.logger.audit_event("e", "do", error="of Ann", diagnosis="flu", ward=3)
+        record = trail.record(event="e")
+    assert (record["diagnosis"], record["error"], record["ward"]) == ("[REDACTED]", "[REDACTED]", 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("plain", "plain"),
+        ("a{{b}}", "a{b}"),
+        ("{n}", 7),
+        ("{none}", None),
+        ("{none|n}", 7),
+        ("n={n}, {none}", "n=7, "),
+        ("x{none}", None),
+        ("{q:word}", "INSERT"),
+        ("{q:table}", "shop.users"),
+        ("{q:sql}", "INSERT INTO shop.users VALUES (?, ?)"),
+        ("{q:lower}", "insert into shop.users values ('it''s', 42)"),
+        ("{n:table}", None),
+        ("{u:host}", "example.com"),
+        ("{i:table}", "users"),
+        ("{n:host}", "7"),
+        ("{u:url}", "https://example.com:8443/a"),
+        ("", None),
+    ],
+)
+def test_templates(text: str, value: Any) -> None:
+    facts = {
+        "n": 7,
+        "i": "CREATE INDEX by_name ON users (name)",
+        "u": "https://me:pw@example.com:8443/a?token=1#x",
+        "q": "INSERT INTO shop.users VALUES ('it''s', 42)",
+    }
+    assert Template(text).render(facts) == value
+
+
+class Refusing:
+    def __str__(self) -> str:
+        message = "no text"
+        raise RuntimeError(message)
+
+
+def test_a_rule_that_raises_leaves_a_marked_record() -> None:
+    saying = Saying(
+        Template("event"), Template("do"), {"resource_name": Template("x{bad}")},
+        {"good": Template("{n}"), "worse": Template("{bad:lower}")},
+    )  # fmt: skip
+    event = saying.say({"n": 1, "bad": Refusing()}, "success")
+    assert (event.event, event.status, event.resource_name) == ("event", "success", None)
+    assert event.fields == {"good": 1, FAILED: ["resource_name", "worse"]}

@@ -1,0 +1,103 @@
+"""Flask applications that know nothing of us."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import flask
+import pytest
+from opentelemetry.instrumentation.flask import FlaskInstrumentor as Tracing
+from opentelemetry.trace import SpanKind
+
+from otel_audit import AuditWSGIMiddleware, get_audit_logger
+from otel_audit.instrumentation.flask import FlaskInstrumentor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from otel_audit.testing import AuditTrail
+
+
+@pytest.fixture
+def instrumented() -> Iterator[None]:
+    instrumentor = FlaskInstrumentor()
+    instrumentor.instrument()
+    yield
+    instrumentor.uninstrument()
+
+
+def application() -> flask.Flask:
+    app = flask.Flask("shop")
+
+    @app.route("/items/<int:item>", methods=["GET", "DELETE"])
+    def read(item: int) -> str:
+        get_audit_logger().audit_event("read", "read", item=item)
+        return str(item)
+
+    @app.route("/breaks")
+    def breaks() -> str:
+        raise KeyError
+
+    return app
+
+
+@pytest.mark.usefixtures("instrumented")
+def test_requests_are_recorded_with_their_rule(trail: AuditTrail) -> None:
+    client = application().test_client()
+    answer = client.get("/items/7")
+    assert (answer.text, "x-request-id" in answer.headers) == ("7", True)
+    assert client.get("/nothing").status_code == 404
+    assert client.get("/breaks").status_code == 500
+    records = trail.records()
+    assert [(r["event"], r.get("route"), r.get("status_code")) for r in records] == [
+        ("read", None, None),
+        ("http.request", "/items/<int:item>", 200),
+        ("http.request", "unmatched", 404),
+        ("http.request", "/breaks", 500),
+    ]
+    assert records[0]["request_id"] == records[1]["request_id"]
+    assert records[3]["outcome"] == "failure"
+
+
+@pytest.mark.parametrize("first", ["audit", "opentelemetry"])
+def test_it_composes_with_opentelemetry(
+    trail: AuditTrail, tracers: TracerProvider, spans: InMemorySpanExporter, first: str
+) -> None:
+    """One server span, and both records inside it."""
+    audit, tracing = FlaskInstrumentor(), Tracing()
+    order = [audit.instrument, lambda: tracing.instrument(tracer_provider=tracers)]
+    try:
+        for instrument in order if first == "audit" else reversed(order):
+            instrument()
+        app = flask.Flask("shop")
+        app.route("/")(lambda: str(get_audit_logger().audit_event("work", "do").record_id))
+        app.test_client().get("/")
+    finally:
+        tracing.uninstrument()
+        audit.uninstrument()
+    (server,) = [span for span in spans.get_finished_spans() if span.kind is SpanKind.SERVER]
+    assert server.context is not None
+    assert [record["trace_id"] for record in trail.records()] == [
+        f"{server.context.trace_id:032x}"
+    ] * 2
+
+
+@pytest.mark.usefixtures("instrumented")
+def test_an_application_in_a_middleware_is_audited_once(trail: AuditTrail) -> None:
+    app = application()
+    app.wsgi_app = AuditWSGIMiddleware(app.wsgi_app)  # type: ignore[method-assign]
+    assert app.test_client().get("/items/1").status_code == 200
+    assert len(trail.records(event="http.request")) == 1
+
+
+def test_uninstrumenting_restores_everything(trail: AuditTrail) -> None:
+    original = flask.Flask.__call__
+    instrumentor = FlaskInstrumentor()
+    instrumentor.instrument()
+    instrumentor.uninstrument()
+    assert flask.Flask.__call__ is original
+    assert "x-request-id" not in application().test_client().get("/items/1").headers
+    assert len(trail.records()) == 1

@@ -1,0 +1,155 @@
+"""opentelemetry-instrument: a real launcher, in processes of their own."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+import pytest
+
+from otel_audit.trail.reader import TrailReader
+from otel_audit.trail.verify import verify
+
+BIN = Path(sys.executable).parent
+QUIET = {
+    "OTEL_TRACES_EXPORTER": "none",
+    "OTEL_METRICS_EXPORTER": "none",
+    "OTEL_LOGS_EXPORTER": "none",
+    "OTEL_PYTHON_DISTRO": "otel_audit",
+}
+EMITS = "from otel_audit import get_audit_logger as l; print(bool(l().audit_event('ran', 'run')))"
+SERVES = """
+from fastapi import FastAPI
+from opentelemetry import trace
+
+app = FastAPI()
+
+
+@app.post("/items/{item}")
+async def make(item: str):
+    return format(trace.get_current_span().get_span_context().trace_id, "032x")
+"""
+
+
+def launched(code: str, directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN / "opentelemetry-instrument", sys.executable, "-c", code],
+        env={**os.environ, **QUIET, "LOG_DIR": str(directory), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def records(directory: Path) -> list[dict[str, Any]]:
+    with TrailReader(directory / "trail") as reader:
+        return [orjson.loads(leaf.record) for leaf in reader.leaves()]
+
+
+def unusable(directory: Path) -> str:
+    """Return a directory that nobody can make, root included."""
+    (directory / "file").write_text("in the way")
+    return str(directory / "file" / "trail")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OTEL_AUDIT_DIR": "{unusable}"},
+        {"OTEL_AUDIT_TIMEOUT": "soon"},
+        {"OTEL_AUDIT_DIR": "{unusable}", "OTEL_SDK_DISABLED": "true"},
+    ],
+    ids=["directory", "setting", "without the SDK"],
+)
+def test_an_unusable_configuration_ends_with_78_before_the_application(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    said = {name: value.format(unusable=unusable(tmp_path)) for name, value in environment.items()}
+    ended = launched("print('the application')", tmp_path, **said)
+    assert ended.returncode == 78
+    assert ended.stdout == ""
+    assert "the audit trail cannot be used, so the application is not started" in ended.stderr
+    assert next(iter(said.values())) in ended.stderr
+
+
+def test_it_runs_unaudited_where_that_is_asked_for(tmp_path: Path) -> None:
+    ended = launched(
+        "print('the application')",
+        tmp_path,
+        OTEL_AUDIT_DIR=unusable(tmp_path),
+        OTEL_AUDIT_ON_FAILURE="continue",
+    )
+    assert (ended.returncode, ended.stdout) == (0, "the application\n")
+    assert "NOTHING is audited" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OTEL_SDK_DISABLED": "true", "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "*"},
+        {"OTEL_TRACES_EXPORTER": "there_is_no_such_exporter"},
+    ],
+    ids=["disabled", "broken exporter"],
+)
+def test_records_are_durable_whatever_becomes_of_opentelemetry(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    ended = launched(EMITS, tmp_path, **environment)
+    assert (ended.returncode, ended.stdout) == (0, "True\n"), ended.stderr
+    assert [record["event"] for record in records(tmp_path)] == ["ran"]
+    assert "Overriding of current" not in ended.stderr
+    assert "is not loaded" not in ended.stderr
+
+
+def test_an_application_without_a_line_of_ours_is_audited(tmp_path: Path) -> None:
+    """One server span, the record inside it, and a trail that verifies."""
+    (tmp_path / "app.py").write_text(SERVES)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    with (tmp_path / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [BIN / "opentelemetry-instrument", sys.executable, "-m", "uvicorn", "app:app",
+             "--port", str(port)],
+            cwd=tmp_path,
+            env={**os.environ, **QUIET, "LOG_DIR": str(tmp_path / "logs")},
+            stdout=log,
+            stderr=log,
+        )  # fmt: skip
+    try:
+        trace_id = asked(f"http://127.0.0.1:{port}/items/7", server)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+    (record,) = records(tmp_path / "logs")
+    assert record["event"] == "http.request"
+    assert record["route"] == "/items/{item}"
+    assert record["trace_id"] == trace_id
+    with TrailReader(tmp_path / "logs" / "trail") as reader:
+        assert verify(reader).ok
+
+
+def asked(url: str, server: subprocess.Popen[bytes]) -> str:
+    """Wait until the server listens, then post."""
+    address = urlsplit(url)
+    deadline = time.monotonic() + 30
+    with closing(socket.socket()) as probe:
+        while probe.connect_ex((str(address.hostname), int(address.port or 0))):
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    with closing(http.client.HTTPConnection(address.netloc, timeout=30)) as connection:
+        connection.request("POST", address.path)
+        text: str = orjson.loads(connection.getresponse().read())
+        return text

@@ -1,0 +1,116 @@
+"""logging.getLogger("audit") writes the trail."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import logging.config
+from typing import TYPE_CHECKING
+
+import pytest
+
+from otel_audit import AuditUnavailableError, get_audit_context
+from otel_audit.api.context import RequestScope
+from otel_audit.instrumentation.logging import AuditHandler
+from otel_audit.testing import audit_trail
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from otel_audit.testing import AuditTrail
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    """Give the logger as dictConfig would make it."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "handlers": {"audit": {"class": "otel_audit.AuditHandler"}},
+            "loggers": {"audit": {"handlers": ["audit"], "level": "DEBUG", "propagate": False}},
+        }
+    )
+    logger = logging.getLogger("audit")
+    yield logger
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
+
+
+def test_a_message_becomes_a_record_with_its_extra_fields(
+    trail: AuditTrail, logger: logging.Logger
+) -> None:
+    logger.info(
+        "server_lifecycle_event",
+        extra={"action": "start", "resource_name": "db", "port": 80, "status": "initiated"},
+    )
+    record = trail.record(event="server_lifecycle_event")
+    said = {name: record[name] for name in ("action", "resource_name", "port", "status", "level")}
+    assert said == {"action": "start", "resource_name": "db", "port": 80, "status": "initiated",
+                    "level": "info"}  # fmt: skip
+    assert record["logger"] == "audit"
+    assert "msg" not in record
+
+
+def test_arguments_events_and_levels(trail: AuditTrail, logger: logging.Logger) -> None:
+    logger.debug("removed %s", "a.txt")
+    logger.warning("removed a file", extra={"event": "file.removed"})
+    logger.log(35, "between")
+    logger.critical("")
+    try:
+        raise ValueError("wrong")  # noqa: EM101, TRY301 - what is logged
+    except ValueError:
+        logger.exception("failed")
+    said = [(r["event"], r["level"], r["outcome"], r.get("message")) for r in trail.records()]
+    assert said == [
+        ("removed %s", "debug", "success", "removed a.txt"),
+        ("file.removed", "warning", "success", "removed a file"),
+        ("between", "warning", "success", None),
+        ("log", "critical", "failure", None),
+        ("failed", "error", "failure", None),
+    ]
+    last = trail.record(event="failed")
+    assert (last["error"], last["error_type"]) == ("wrong", "ValueError")
+
+
+def test_our_own_lines_and_what_is_said_meanwhile_are_no_records(trail: AuditTrail) -> None:
+    root = logging.getLogger()
+    handler = AuditHandler(logging.ERROR)
+    root.addHandler(handler)
+
+    class Talkative:
+        def __str__(self) -> str:
+            logging.getLogger("library").error("said while a record is made")
+            return "talkative"
+
+    try:
+        logging.getLogger("otel_audit").error("ours")
+        logging.getLogger("otel_audit.web").error("ours as well")
+        logging.getLogger("otel_auditor").error("not ours", extra={"value": Talkative()})
+    finally:
+        root.removeHandler(handler)
+    assert [record["event"] for record in trail.records()] == ["not ours"]
+
+
+def test_a_record_that_is_not_confirmed_raises_at_the_call(logger: logging.Logger) -> None:
+    with audit_trail() as trail:
+        trail.provider.close()
+        with pytest.raises(AuditUnavailableError):
+            logger.info("event")
+
+
+async def test_in_an_event_loop_the_request_waits(
+    trail: AuditTrail, logger: logging.Logger
+) -> None:
+    scope = RequestScope("r-1")
+    token = scope.attach()
+    logger.info("event", extra={**get_audit_context()})
+    assert len(scope.pending) == 1
+    await scope.barrier()
+    scope.detach(token)
+    record = await asyncio.to_thread(trail.record, event="event")
+    assert record["request_id"] == "r-1"
+    assert "field_request_id" not in record

@@ -1,0 +1,210 @@
+"""Span rules, with OpenTelemetry's real SDK: what matches is in the trail, sampled or not."""
+
+from __future__ import annotations
+
+import fcntl
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from otel_audit import audit_span, instrument_app
+from otel_audit.api.policy_file import parse_policy
+from otel_audit.instrumentation.spans import RuleSampler, SpanInstrumentor
+from otel_audit.testing import audit_trail
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from otel_audit.testing import AuditTrail
+
+RULES = """
+spans:
+  - match:
+      kind: client
+      scope: "db.*"
+      attributes: {statement|query: ["insert *", "delete *"]}
+    event: data_change
+    action: "{statement|query:word}"
+    resource_type: table
+    resource_name: "{statement|query:table}"
+    fields: {statement: "{statement:sql}", span: "{name}", took: "{duration_ms}"}
+"""
+
+
+@pytest.fixture
+def instrumented(trail: AuditTrail) -> Iterator[SpanInstrumentor]:
+    instrumentor = SpanInstrumentor()
+    instrumentor.instrument(rules=parse_policy(RULES, "rules").policy.spans, audit=trail.logger)
+    yield instrumentor
+    instrumentor.uninstrument()
+
+
+def tracers(sampler: Any, spans: InMemorySpanExporter) -> TracerProvider:
+    provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    return provider
+
+
+def span(
+    provider: TracerProvider,
+    statement: str = "INSERT INTO users VALUES ('Ann')",
+    scope: str = "db.driver",
+    kind: SpanKind = SpanKind.CLIENT,
+) -> Any:
+    tracer = provider.get_tracer(scope)
+    return tracer.start_as_current_span("query", kind=kind, attributes={"statement": statement})
+
+
+@pytest.mark.usefixtures("instrumented")
+@pytest.mark.parametrize(("sampler", "exported"), [(ALWAYS_ON, 1), (ALWAYS_OFF, 0)])
+def test_a_span_that_matches_is_recorded_sampled_or_not(
+    trail: AuditTrail, spans: InMemorySpanExporter, sampler: Any, exported: int
+) -> None:
+    with span(tracers(sampler, spans)) as one:
+        pass
+    record = trail.record(event="data_change")
+    said = {name: record[name] for name in ("action", "resource_name", "statement", "span",
+                                            "outcome", "trace_id", "span_id")}  # fmt: skip
+    context = one.get_span_context()
+    assert said == {
+        "action": "INSERT", "resource_name": "users",
+        "statement": "INSERT INTO users VALUES (?)", "span": "query", "outcome": "success",
+        "trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}",
+    }  # fmt: skip
+    assert record["took"] >= 0
+    assert len(spans.get_finished_spans()) == exported
+
+
+@pytest.mark.usefixtures("instrumented")
+@pytest.mark.parametrize(
+    "different",
+    [
+        {"statement": "SELECT 1"},
+        {"scope": "http"},
+        {"kind": SpanKind.SERVER},
+    ],
+)
+def test_other_spans_are_not_recorded_nor_kept(
+    trail: AuditTrail, spans: InMemorySpanExporter, different: dict[str, Any]
+) -> None:
+    with span(tracers(ALWAYS_OFF, spans), **different) as one:
+        assert one.is_recording() is ("kind" not in different)
+    assert trail.records() == []
+
+
+@pytest.mark.usefixtures("instrumented")
+def test_failures_are_recorded_by_their_type(
+    trail: AuditTrail, spans: InMemorySpanExporter
+) -> None:
+    provider = tracers(ALWAYS_ON, spans)
+    with pytest.raises(ValueError, match="Ann"), span(provider):
+        raise ValueError("Ann is there already")  # noqa: EM101, TRY003 - what a library does
+    with span(provider, statement="DELETE FROM users") as one:
+        one.set_status(Status(StatusCode.ERROR, "Ann cannot go"))
+    first, second = trail.records()
+    assert (first["outcome"], first["error"]) == ("failure", "ValueError")
+    assert (second["outcome"], second["error"]) == ("failure", "error")
+
+
+def test_providers_and_tracers_of_before_are_reached_and_given_back(
+    trail: AuditTrail, spans: InMemorySpanExporter
+) -> None:
+    before = TracerProvider.__init__
+    provider = tracers(ALWAYS_OFF, spans)
+    tracer = provider.get_tracer("db.driver")
+    instrumentor = SpanInstrumentor()
+    instrumentor.instrument(rules=parse_policy(RULES, "rules").policy.spans)
+    later = tracers(ALWAYS_OFF, spans)
+    instrumentor.equip(provider)
+    instrumentor.equip(provider)
+    instrumentor.equip(trace.NoOpTracerProvider())
+    with span(provider), span(later):
+        pass
+    assert isinstance(tracer.sampler, RuleSampler)  # type: ignore[attr-defined]
+    assert provider.sampler.get_description() == ALWAYS_OFF.get_description()
+    instrumentor.uninstrument()
+    for restored in (provider, tracer, later):
+        assert getattr(restored, "sampler") is ALWAYS_OFF  # noqa: B009 - mypy remembers otherwise
+    assert TracerProvider.__init__ is before
+    with span(provider) as one:
+        assert not one.is_recording()
+    assert len(trail.records()) == 2
+    assert len(provider._active_span_processor._span_processors) == 1
+
+
+def test_without_rules_nothing_is_changed(spans: InMemorySpanExporter) -> None:
+    before = TracerProvider.__init__
+    with audit_trail():
+        instrumentor = SpanInstrumentor()
+        instrumentor.instrument()
+        assert TracerProvider.__init__ is before
+        assert tracers(ALWAYS_OFF, spans).sampler is ALWAYS_OFF
+        instrumentor.uninstrument()
+
+
+def test_our_own_spans_have_their_record_already(
+    spans: InMemorySpanExporter, tmp_path: Path
+) -> None:
+    (tmp_path / "p.yaml").write_text("spans: [{match: {name: '*'}, event: span}]")
+    with audit_trail(policy_file=tmp_path / "p.yaml") as trail:
+        instrumentor = SpanInstrumentor()
+        instrumentor.instrument()
+        provider = tracers(ALWAYS_ON, spans)
+        try:
+            with provider.get_tracer("otel_audit").start_as_current_span("x"):
+                pass
+            with audit_span("work", "do"), provider.get_tracer("y").start_as_current_span("y"):
+                pass
+        finally:
+            instrumentor.uninstrument()
+        assert [record["event"] for record in trail.records()] == ["span", "work"]
+
+
+@pytest.mark.usefixtures("instrumented")
+@pytest.mark.parametrize("where", ["loop", "thread"])
+def test_the_answer_waits_for_it_and_fails_with_it(
+    trail: AuditTrail, spans: InMemorySpanExporter, where: str
+) -> None:
+    """Also where the library's caller runs in a thread, and never hears of it."""
+    del trail
+    provider = tracers(ALWAYS_ON, spans)
+    app = FastAPI()
+
+    async def on_the_loop() -> None:
+        with span(provider):
+            pass
+
+    def in_a_thread() -> None:
+        with span(provider):
+            pass
+
+    app.get("/")(in_a_thread if where == "thread" else on_the_loop)
+    instrument_app(app, http_activity="off")
+    with audit_trail(timeout=0.2) as held, TestClient(app) as client:
+        instrumentor = SpanInstrumentor()
+        instrumentor._processor._audit = held.logger
+        assert client.get("/").status_code == 200
+        with (held.directory / "lock").open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert client.get("/").status_code == 503
+
+
+@pytest.mark.usefixtures("instrumented")
+def test_outside_a_request_a_failure_is_logged_and_goes_nowhere_else(
+    trail: AuditTrail, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider = tracers(ALWAYS_ON, spans)
+    trail.provider.close()
+    with span(provider):
+        pass
+    assert "the record of the span 'query' is not confirmed" in caplog.text

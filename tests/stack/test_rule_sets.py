@@ -1,0 +1,104 @@
+"""Each shipped rule set, with the real library, its real instrumentation and a real server."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stack.environments import environment
+from tests.stack.launched import Launched, free_port
+from tests.stack.servers import postgres, served
+
+PROGRAM = Path(__file__).parent / "libraries.py"
+SETS = "sql,redis,http,aws,celery,genai"
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def used(directory: Path, *arguments: str, exporter: str = "none") -> list[dict[str, Any]]:
+    """Use a library under the launcher, with a sampler that drops every span."""
+    shutil.copy(PROGRAM, directory)
+    launched = Launched(
+        environment("libraries"), directory, "python", PROGRAM.name, *arguments,
+        OTEL_TRACES_SAMPLER="always_off", OTEL_TRACES_EXPORTER=exporter,
+        OTEL_AUDIT_RULE_SETS=SETS,
+    )  # fmt: skip
+    assert launched.process.wait(300) == 0, launched.said()
+    launched.verify()
+    records = launched.records()
+    for record in records:
+        assert int(record["trace_id"], 16), record
+        assert "rule_failed" not in record
+    return records
+
+
+def said(record: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(record.get(name) for name in ("event", "action", "resource_name", "outcome"))
+
+
+def test_sqlalchemy(tmp_path: Path) -> None:
+    created, inserted = used(tmp_path, "sqlalchemy")
+    assert said(created) == ("database_change", "CREATE", "users", "success")
+    assert said(inserted) == ("database_write", "INSERT", "users", "success")
+    assert inserted["statement"] == "INSERT INTO users VALUES (?, ?)"
+    assert inserted["database_system"] == "sqlite"
+
+
+def test_psycopg(tmp_path: Path) -> None:
+    with postgres() as port:
+        address = f"host=127.0.0.1 port={port} user=audit dbname=postgres"
+        created, inserted = used(tmp_path, "psycopg", address)
+    assert said(created) == ("database_change", "CREATE", "users", "success")
+    assert said(inserted) == ("database_write", "INSERT", "users", "success")
+    assert (inserted["database_system"], inserted["database"]) == ("postgresql", "postgres")
+
+
+def test_redis(tmp_path: Path) -> None:
+    port = free_port()
+    command = ("redis-server", "--port", str(port), "--save", "", "--bind", "127.0.0.1")
+    with served(port, *command, cwd=tmp_path):
+        first, second = used(tmp_path, "redis", str(port))
+    assert said(first) == ("cache_write", "SET", "localhost", "success")
+    assert second["command"] == "GET ?\nDEL ?"
+    assert "secret" not in str(first)
+
+
+def test_httpx(tmp_path: Path) -> None:
+    (record,) = used(tmp_path, "httpx")
+    assert said(record) == ("outgoing_request", "POST", "127.0.0.1", "success")
+    assert record["url"].endswith("/pay")
+    assert record["status_code"] == 200
+
+
+def test_boto3_with_moto_s_server(tmp_path: Path) -> None:
+    port = free_port()
+    moto = environment("libraries") / "moto_server"
+    with served(port, str(moto), "-H", "127.0.0.1", "-p", str(port), cwd=tmp_path):
+        records = used(tmp_path, "boto3", f"http://127.0.0.1:{port}")
+    assert [said(record) for record in records] == [
+        ("cloud_change", "CreateBucket", "S3", "success"),
+        ("cloud_change", "CreateSecret", "Secrets Manager", "success"),
+        ("credential_accessed", "GetSecretValue", "Secrets Manager", "success"),
+    ]
+    assert records[2]["event_type"] == "credential_access"
+    assert "a secret value" not in str(records)
+
+
+def test_celery(tmp_path: Path) -> None:
+    good, bad = used(tmp_path, "celery")
+    assert said(good) == ("task_execution", "execute", good["task_id"], "success")
+    assert (good["task_name"], good["state"], "duration_ms" in good) == ("pay", "SUCCESS", True)
+    assert (bad["state"], bad["outcome"]) == ("FAILURE", "failure")
+
+
+def test_genai(tmp_path: Path) -> None:
+    (record,) = used(tmp_path, "genai")
+    assert said(record) == ("ai_provider_call", "call", "gpt-x-2026", "success")
+    assert (record["provider"], record["model"], record["tokens_used"]) == (
+        "openai", "gpt-x-2026", 7,
+    )  # fmt: skip
+    assert record["latency_ms"] >= 0
+    assert "patient" not in str(record)
