@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 PARTS = ("record_stages", "emit", "web", "ways_in", "verify")
+PARTS = ("record_stages", "emit", "web", "verify", "health")
 
 
 def main() -> None:

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from otel_audit.instrumentation.keyring import AuditedKeyring
     from otel_audit.instrumentation.logging import AuditHandler
     from otel_audit.instrumentation.structlog import AuditProcessor, setup_logging
+    from otel_audit.health.checker import HealthChecker, get_health_checker
+    from otel_audit.health.probe import HealthStatus, ProbeResult
     from otel_audit.record import classes as events
     from otel_audit.record.event import AuditEvent
     from otel_audit.record.redact import Redactor
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from otel_audit.trail.keys import TrailKeys
     from otel_audit.trail.reader import TrailReader
     from otel_audit.web.fastapi import instrument_app, uninstrument_app
+    from otel_audit.web.health import setup_health_check_routes
     from otel_audit.web.middleware import AuditMiddleware
     from otel_audit.web.wsgi import AuditWSGIMiddleware
 
@@ -74,9 +77,12 @@ _WHERE = {
     "AuditUnavailableError": "errors",
     "AuditWSGIMiddleware": "web.wsgi",
     "AuditedKeyring": "instrumentation.keyring",
+    "HealthChecker": "health.checker",
+    "HealthStatus": "health.probe",
     "OtelAuditError": "errors",
     "PendingReceipt": "api.receipt",
     "Policy": "api.policy",
+    "ProbeResult": "health.probe",
     "ProofError": "errors",
     "Redactor": "record.redact",
     "Rule": "api.policy",
@@ -92,11 +98,13 @@ _WHERE = {
     "get_audit_context": "api.context",
     "get_audit_logger": "api.logger",
     "get_audit_provider": "api.provider",
+    "get_health_checker": "health.checker",
     "instrument_app": "web.fastapi",
     "is_configured": "api.provider",
     "reset": "api.provider",
     "set_actor": "api.context",
     "setup_logging": "instrumentation.structlog",
+    "setup_health_check_routes": "web.health",
     "uninstrument_app": "web.fastapi",
 }
 
@@ -118,9 +126,12 @@ __all__ = [
     "AuditUnavailableError",
     "AuditWSGIMiddleware",
     "AuditedKeyring",
+    "HealthChecker",
+    "HealthStatus",
     "OtelAuditError",
     "PendingReceipt",
     "Policy",
+    "ProbeResult",
     "ProofError",
     "Redactor",
     "Rule",
@@ -137,11 +148,13 @@ __all__ = [
     "get_audit_context",
     "get_audit_logger",
     "get_audit_provider",
+    "get_health_checker",
     "instrument_app",
     "is_configured",
     "reset",
     "set_actor",
     "setup_logging",
+    "setup_health_check_routes",
     "uninstrument_app",
 ]
 

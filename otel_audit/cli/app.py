@@ -16,6 +16,8 @@ from otel_audit.cli import (
     doctor,
     outcome,
     policy,
+    health,
+    outcome,
     proofs,
     publication,
     records,
@@ -61,6 +63,12 @@ _add(
     _LOOK,
     "otel-audit show 17",
     "otel-audit show 5f0c4b0e-8a34-4d8e-9f6b-0d6a6a3c1f11 --json",
+)
+_add(
+    health.health,
+    _LOOK,
+    "otel-audit health",
+    "otel-audit health --watch http://127.0.0.1:9000/health",
 )
 _add(
     verification.verify,

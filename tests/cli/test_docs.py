@@ -99,6 +99,7 @@ def test_every_option_is_explained(name: str) -> None:
 def test_json_is_everywhere(name: str) -> None:
     assert "--json" in options(name)
     assert ("--dir" in options(name)) is (name not in {"check-proof", "init", "policy"})
+    assert ("--dir" in options(name)) is (name not in {"check-proof", "health"})
 
 
 def test_the_exit_codes_are_those_of_the_page() -> None:
