@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         ProofError,
         TrailError,
     )
+    from otel_audit.readers.agent import Attendant
     from otel_audit.record import classes as events
     from otel_audit.record.event import AuditEvent
     from otel_audit.record.redact import Redactor
@@ -168,10 +169,20 @@ def _agent(provider: AuditProvider) -> Companion | None:
         mirror_path=mirror,
         mirror_max_bytes=settings.mirror_max_bytes,
         mirror_backups=settings.mirror_backups,
+        attendants=_attendants(provider),
     )
     if settings.agent == "off":
         return AgentElsewhere(agent) if mirror else None
     return agent
+
+
+def _attendants(provider: AuditProvider) -> list[Attendant]:
+    """Give a provider what ships its records, if they are to be shipped."""
+    if not provider.settings.destinations:
+        return []
+    from otel_audit.readers.shipping import Shipping
+
+    return [Shipping(provider.directory, provider.settings.destinations, provider.reader)]
 
 
 _WAL_LIMIT = 4 << 20

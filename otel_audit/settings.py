@@ -16,6 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote
 
+from otel_audit.destinations import (
+    Destination,
+    address,
+    destinations,
+    names,
+    shown_address,
+)
 from otel_audit.errors import AuditSettingsError
 
 if TYPE_CHECKING:
@@ -24,6 +31,10 @@ if TYPE_CHECKING:
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off", ""})
 _SIZE: Final = re.compile(r"(\d+)\s*([kmg]?)i?b?", re.IGNORECASE)
+
+
+_EXPORTER: Final = "OTEL_EXPORTER_OTLP_"
+_ABOUT_SHIPPING: Final = frozenset({"OTEL_AUDIT_DESTINATIONS", "LOKI_ENABLED"})
 
 
 def _text(value: str) -> str:
@@ -84,6 +95,14 @@ def _size(value: str) -> int:
         message = "expected a size such as 0 (off), 104857600 or 100MB"
         raise ValueError(message)
     return int(match[1]) << 10 * " kmg".index(match[2].lower() or " ")
+
+
+def _tenant(value: str) -> str:
+    stripped = value.strip()
+    if not re.fullmatch(r"[!'()*.\w-]{1,150}", stripped, re.ASCII):
+        message = "expected a tenant id of Loki: letters, digits and !-_.*'()"
+        raise ValueError(message)
+    return stripped
 
 
 def _networks(value: str) -> tuple[str, ...]:
@@ -177,8 +196,31 @@ class Settings:
         "OTEL_AUDIT_SIGNING_KEY_FILE", _directory, None, "the signing key's file"
     )
     loki_enabled: bool = _setting("LOKI_ENABLED", _boolean, False, "ship straight to Loki")
-    loki_endpoint: str | None = _setting("LOKI_ENDPOINT", _text, None, "Loki's address")
+    loki_endpoint: str | None = _setting("LOKI_ENDPOINT", address, None, "Loki's address")
+    loki_tenant: str | None = _setting("LOKI_TENANT", _tenant, None, "Loki's tenant")
+    exporter: str | None = _setting(
+        "OTEL_AUDIT_EXPORTER",
+        _choice("otlp", "none"),
+        None,
+        "ship by OTLP: always (otlp), never (none); else if an endpoint is set",
+    )
+    destination_names: tuple[str, ...] = _setting(
+        "OTEL_AUDIT_DESTINATIONS", names, (), "more destinations, each with variables of its own"
+    )
+    reconcile_loki: str | None = _setting(
+        "OTEL_AUDIT_RECONCILE_LOKI",
+        address,
+        None,
+        "the Loki that the agent compares the trail with",
+    )
+    reconcile_interval: float = _setting(
+        "OTEL_AUDIT_RECONCILE_INTERVAL", _seconds, 3_600.0, "seconds between two comparisons"
+    )
+    reconcile_repair: bool = _setting(
+        "OTEL_AUDIT_RECONCILE_REPAIR", _boolean, False, "send again what Loki does not have"
+    )
     disabled: bool = _setting("OTEL_AUDIT_DISABLED", _boolean, False, "record nothing at all")
+    destinations: tuple[Destination, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     unknown: tuple[str, ...] = ()
     state_home: Path = field(default=Path(), compare=False)
@@ -213,6 +255,7 @@ class Settings:
         unknown = {name for name in environ if name.startswith("OTEL_AUDIT_")} - known
         return cls(
             **values,
+            destinations=destinations(environ, values),
             origins=origins,
             unknown=tuple(sorted(unknown)),
             state_home=_state_home(environ),
@@ -233,7 +276,13 @@ class Settings:
             if error is not None:
                 errors[variable] = error
         usable = {name: value for name, value in environ.items() if name not in errors}
-        return cls.from_env(usable, **overrides), tuple(errors.values())
+        try:
+            return cls.from_env(usable, **overrides), tuple(errors.values())
+        except AuditSettingsError as error:
+            # Each can be used, but not all together: that is about where to ship.
+            usable = {name: usable[name] for name in usable if name not in _ABOUT_SHIPPING}
+            usable = {name: usable[name] for name in usable if not name.startswith(_EXPORTER)}
+            return cls.from_env(usable, **overrides), (*errors.values(), error)
 
     @property
     def trail_directory(self) -> Path:
@@ -274,6 +323,17 @@ class Settings:
                     "meaning": cast("str", spec.metadata["meaning"]),
                 }
             )
+        rows += [
+            {
+                "name": f"destination {destination.name}",
+                "variable": destination.variable,
+                "value": f"{shown_address(destination.endpoint)} ({destination.protocol})",
+                "origin": f"environment ({destination.variable})",
+                "meaning": f"where records are shipped to as {destination.name!r}",
+            }
+            for destination in self.destinations
+            if destination.variable.startswith(_EXPORTER)
+        ]
         return rows
 
 

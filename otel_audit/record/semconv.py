@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 AttributeValue: TypeAlias = str | bool | int | float | list[str]
 
@@ -118,17 +118,20 @@ def to_log_record(
     stream_id: str,
     leaf_hash: bytes,
     committed_unix_nano: int,
-    resource: Mapping[str, Any] | None,
+    resource: Mapping[str, Any] | Callable[[str], Mapping[str, Any] | None] | None,
 ) -> OtelLogRecord:
     """Map one leaf of the trail.
 
     ``stream_id`` is the trail's origin, ``resource`` the attributes of the
-    Resource that the trail stored for the record, or None when it has none.
+    Resource that the trail stored for the record, or None when it has none, or
+    a function that finds them by the record's ``resource``.
     The commit time becomes the observed time, unless the clock went back
     between the two: an observation cannot precede its event. Raises
     ValueError when ``record`` is not the bytes of a record.
     """
     said = _parsed(record)
+    if callable(resource):
+        resource = resource(str(said.get("resource", "")))
     timestamp = unix_nano(said["timestamp"])
     attributes: dict[str, AttributeValue] = {}
     fields = _add_own(attributes, said)
@@ -238,7 +241,8 @@ def _cut(value: AttributeValue) -> AttributeValue:
 
 def _resource(said: dict[str, Any], resource: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """Complete the stored Resource by the one thing that the record itself knows."""
-    known = dict(resource or {})
-    if "service_name" in said:
-        known.setdefault("service.name", said["service_name"])
-    return known
+    if resource is None:
+        resource = {}
+    if "service_name" not in said or "service.name" in resource:
+        return resource
+    return {**resource, "service.name": said["service_name"]}
