@@ -177,12 +177,15 @@ def _agent(provider: AuditProvider) -> Companion | None:
 
 
 def _attendants(provider: AuditProvider) -> list[Attendant]:
-    """Give a provider what ships its records, if they are to be shipped."""
-    if not provider.settings.destinations:
+    """Give a provider what ships its records and reconciles them, if that is configured."""
+    settings = provider.settings
+    if not settings.destinations and settings.reconcile_with is None:
         return []
-    from otel_audit.readers.shipping import Shipping
+    from otel_audit.api.logger import AuditLogger
+    from otel_audit.readers.attendants import attendants
 
-    return [Shipping(provider.directory, provider.settings.destinations, provider.reader)]
+    tell = AuditLogger(provider=provider).emit
+    return attendants(settings, provider.reader, tell)
 
 
 _WAL_LIMIT = 4 << 20

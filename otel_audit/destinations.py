@@ -32,6 +32,7 @@ _PREFIX: Final = "OTEL_EXPORTER_OTLP_"
 _STANDARD: Final = (f"{_PREFIX}AUDIT_", f"{_PREFIX}LOGS_", _PREFIX)
 _LOGS_PATH: Final = "/v1/logs"
 _LOKI_PATH: Final = "/otlp/v1/logs"
+_QUERY_PATH: Final = "/loki/api/v1/query_range"
 _LOKI_DEFAULT: Final = "http://localhost:3100"
 _HTTP_DEFAULT: Final = "http://localhost:4318"
 _GRPC_DEFAULT: Final = "http://localhost:4317"
@@ -93,6 +94,30 @@ def destinations(environ: Mapping[str, str], said: Mapping[str, Any]) -> tuple[D
         for name in said.get("destination_names", ())
     ]
     return tuple(_through_proxy(destination, environ) for destination in found)
+
+
+def reading(environ: Mapping[str, str], said: Mapping[str, Any]) -> Destination | None:
+    """Return where Loki is asked for what it has (reconcile_loki, loki_tenant), if anywhere.
+
+    Raises `AuditSettingsError`.
+    """
+    options = _loki_options(environ, said)
+    base = said.get("reconcile_loki")
+    if base is None:
+        return None
+    endpoint = _loki_address(base, _QUERY_PATH)
+    found = Destination(LOKI, endpoint, "OTEL_AUDIT_RECONCILE_LOKI", **options)
+    return _through_proxy(found, environ)
+
+
+def metrics_protocol(environ: Mapping[str, str]) -> str | None:
+    """Return how metrics are exported by OTLP, or None when no endpoint for them is set."""
+    variables = _Variables(environ, (f"{_PREFIX}METRICS_", _PREFIX))
+    off = environ.get("OTEL_METRICS_EXPORTER", "").strip().lower() == "none"
+    if off or variables.find("ENDPOINT") is None:
+        return None
+    name = variables.find("PROTOCOL")
+    return "grpc" if name is not None and environ[name].strip() == "grpc" else "http/protobuf"
 
 
 def names(value: str) -> tuple[str, ...]:
@@ -222,16 +247,25 @@ def _named(name: str, variables: _Variables) -> Destination:
 
 def _loki(environ: Mapping[str, str], said: Mapping[str, Any]) -> Destination:
     """Ship straight to Loki's own OTLP endpoint, whichever of its addresses was given."""
-    base = said.get("loki_endpoint") or _LOKI_DEFAULT
+    endpoint = _loki_address(said.get("loki_endpoint") or _LOKI_DEFAULT, _LOKI_PATH)
+    return Destination(LOKI, endpoint, "LOKI_ENDPOINT", **_loki_options(environ, said))
+
+
+def _loki_address(base: str, path: str) -> str:
     split = _split(base)
-    path = split.path.rstrip("/").removesuffix("/loki/api/v1/push").removesuffix(_LOKI_PATH)
-    endpoint = urlunsplit(split._replace(path=path.removesuffix("/otlp") + _LOKI_PATH))
+    root = split.path.rstrip("/")
+    for known in ("/loki/api/v1/push", _LOKI_PATH, "/otlp"):
+        root = root.removesuffix(known)
+    return urlunsplit(split._replace(path=root + path))
+
+
+def _loki_options(environ: Mapping[str, str], said: Mapping[str, Any]) -> dict[str, Any]:
     tenant = said.get("loki_tenant")
     headers = (("x-scope-orgid", tenant),) if tenant else ()
     options = _Variables(environ, ("LOKI_",)).options()
     options["headers"] = (*headers, *options.get("headers", ()))
     options["protocol"] = "http/protobuf"  # Loki has no other
-    return Destination(LOKI, endpoint, "LOKI_ENDPOINT", **options)
+    return options
 
 
 def _through_proxy(destination: Destination, environ: Mapping[str, str]) -> Destination:

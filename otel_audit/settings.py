@@ -20,7 +20,9 @@ from otel_audit.destinations import (
     Destination,
     address,
     destinations,
+    metrics_protocol,
     names,
+    reading,
     shown_address,
 )
 from otel_audit.errors import AuditSettingsError
@@ -221,6 +223,8 @@ class Settings:
     )
     disabled: bool = _setting("OTEL_AUDIT_DISABLED", _boolean, False, "record nothing at all")
     destinations: tuple[Destination, ...] = ()
+    reconcile_with: Destination | None = None
+    metrics_protocol: str | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     unknown: tuple[str, ...] = ()
     state_home: Path = field(default=Path(), compare=False)
@@ -256,6 +260,8 @@ class Settings:
         return cls(
             **values,
             destinations=destinations(environ, values),
+            reconcile_with=reading(environ, values),
+            metrics_protocol=metrics_protocol(environ),
             origins=origins,
             unknown=tuple(sorted(unknown)),
             state_home=_state_home(environ),

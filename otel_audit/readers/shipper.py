@@ -20,6 +20,7 @@ from otel_audit.readers.aside import Quarantine
 from otel_audit.readers.cursors import Cursor
 from otel_audit.readers.otlp.answer import Answer
 from otel_audit.readers.outbound import Item, Outbound
+from otel_audit.readers.standing import cursor_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,11 +43,6 @@ _NOTHING_IN_IT: Final = "422"
 """Loki's answer to an empty request: it understood."""
 
 _logger = logging.getLogger("otel_audit.shipper")
-
-
-def cursor_name(destination: str) -> str:
-    """Name the cursor of a destination."""
-    return f"ship:{destination}"
 
 
 class Progress(NamedTuple):

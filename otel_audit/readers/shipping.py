@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from otel_audit.trail.reader import TrailReader
 
 _TICK: Final = 0.2
-_SHARE: Final = 0.25
+SHARE: Final = 0.25
 """Of one processor's time: what catching up takes at most beside an application."""
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 60.0
@@ -69,7 +69,7 @@ class Shipping:
         destinations: Iterable[Destination],
         reader_factory: Callable[[], TrailReader],
         *,
-        share: float = _SHARE,
+        share: float = SHARE,
     ) -> None:
         """Remember where to and from; nothing is opened and nothing runs yet.
 

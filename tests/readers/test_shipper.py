@@ -11,7 +11,8 @@ import pytest
 from otel_audit.destinations import Destination
 from otel_audit.readers.cursors import Cursors
 from otel_audit.readers.otlp.sender import sender
-from otel_audit.readers.shipper import Shipper, cursor_name
+from otel_audit.readers.shipper import Shipper
+from otel_audit.readers.standing import cursor_name
 from otel_audit.trail.merkle import leaf_hash
 from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.trail import Trail
