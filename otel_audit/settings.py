@@ -320,6 +320,8 @@ class Settings:
                 continue
             value = getattr(self, spec.name)
             shown = "(set)" if spec.metadata["secret"] and value else _shown(value)
+            if spec.metadata["parse"] is address:
+                shown = shown_address(shown)
             rows.append(
                 {
                     "name": spec.name,

@@ -131,7 +131,10 @@ class _Comparison:
             self._seen[leaf.sequence - findings.start] = _WANTED
             first = when if first is None else min(first, when)
             last = when if last is None else max(last, when)
-        return None if first is None or last is None else (first, last + 1)
+        if first is None or last is None:
+            return None
+        # What a trail that was rolled back has lost is younger than all that it has.
+        return first, max(last + 1, now if findings.stop == self._size else 0)
 
     def _leaves(self) -> Iterator[Any]:
         for first in range(self._findings.start, self._findings.stop, _CHUNK):

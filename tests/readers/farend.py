@@ -63,6 +63,8 @@ class FarEnd:
         self.requests: list[ExportLogsServiceRequest] = []
         self.headers: list[dict[str, str]] = []
         self.stored: list[Any] = []
+        self.peers: set[object] = set()
+        self.paths: list[str] = []
         self.mutex = threading.Lock()
 
     @property
@@ -120,6 +122,10 @@ class HttpFarEnd(FarEnd):
         )
         self._thread.start()
 
+    def asked(self, path: str) -> Reply:
+        """Answer a GET: there is nothing to get here."""
+        return Reply(404, {"content-type": "text/plain"}, path.encode())
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
@@ -154,6 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         if self.headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
+        far_end.peers.add(self.client_address)
+        far_end.paths.append(self.path)
         far_end.headers.append({key.lower(): value for key, value in self.headers.items()})
         request = ExportLogsServiceRequest.FromString(body)
         reply = far_end.answer(request)
@@ -164,6 +172,9 @@ class _Handler(BaseHTTPRequestHandler):
             far_end.take(request)
         threading.Event().wait(reply.wait)
         self._write(reply)
+
+    def do_GET(self) -> None:
+        self._write(self.server.far_end.asked(self.path))
 
     def _write(self, reply: Reply) -> None:
         with suppress(OSError):

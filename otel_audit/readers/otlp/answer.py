@@ -50,6 +50,8 @@ class Answer:
 def read(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     """Judge an HTTP answer; ``headers`` finds names in any case."""
     if 200 <= status < 300:  # noqa: PLR2004 - HTTP's class of success
+        if not body:
+            return _empty(status, headers)
         return _success(status, headers.get("content-type") or "", body)
     said = _said(headers.get("content-type") or "", body)
     reason = f"HTTP {status}{': ' + said if said else ''}"
@@ -97,9 +99,18 @@ def wait_asked(retry_after: str | None) -> float:
     return min(seconds, LONGEST_WAIT) if seconds > 0 else 0.0
 
 
-def _success(status: int, kind: str, body: bytes) -> Answer:
-    if not body:
+def _empty(status: int, headers: Mapping[str, str]) -> Answer:
+    """Tell an answer that is meant to be empty from one whose end never arrived."""
+    if (
+        status == 204  # noqa: PLR2004 - HTTP's No Content
+        or headers.get("content-length") == "0"
+        or headers.get("transfer-encoding")
+    ):
         return Answer("delivered")
+    return Answer("later", f"HTTP {status}, and then the connection ended", kind="not_otlp")
+
+
+def _success(status: int, kind: str, body: bytes) -> Answer:
     media = kind.partition(";")[0].strip().lower()
     try:
         if media == _PROTOBUF:

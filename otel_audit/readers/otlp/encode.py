@@ -166,7 +166,7 @@ class Encoder:
     def _key(self, name: str) -> bytes:
         known = self._keys.get(name)
         if known is None:
-            known = _framed(b"\x0a", name.encode())
+            known = _text(b"\x0a", name)
             _remember(self._keys, name, known)
         return known
 
@@ -186,7 +186,7 @@ def _mapping(value: Mapping[Any, Any]) -> bytes:
 
 
 def _pair(key: object, value: object) -> bytes:
-    return _framed(b"\x0a", str(key).encode()) + _framed(b"\x12", _any(value))
+    return _text(b"\x0a", str(key)) + _framed(b"\x12", _any(value))
 
 
 _WRITERS: Final[Mapping[type, Callable[[Any], bytes]]] = {

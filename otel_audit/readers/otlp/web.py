@@ -107,7 +107,11 @@ class Site:
     def _open(self) -> urllib3.PoolManager:
         """Make a pool from the files as they are now. Raises `OSError`."""
         destination = self._destination
-        self._headers = {"user-agent": f"otel-audit/{__version__}", **dict(destination.headers)}
+        self._headers = {
+            "user-agent": f"otel-audit/{__version__}",
+            "accept-encoding": "identity",
+            **dict(destination.headers),
+        }
         if self._own:
             user, _, password = self._own.partition(":")
             pair = f"{unquote(user)}:{unquote(password)}".encode()
@@ -138,7 +142,8 @@ def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
     """Read to the end, or to the deadline: a server may send a byte now and then."""
     parts: list[bytes] = []
     size = 0
-    for part in response.stream(_CHUNK, decode_content=True):
+    # One read from the network each: to fill a buffer could take a slow server for ever.
+    while part := response.read1(_CHUNK, decode_content=False):
         parts.append(part)
         size += len(part)
         if size > _LONGEST_ANSWER:
