@@ -131,7 +131,8 @@ def requeue(
     finally:
         cursors.close()
     if as_json:
-        output.write_json({"queued": done})
+        queued = [{"destination": name, "records": number} for name, number in done.items()]
+        output.write_json({"queued": queued})
     else:
         for name, number in done.items():
             waiting = output.count(number, "record")

@@ -23,7 +23,6 @@ import weakref
 from typing import TYPE_CHECKING, Final, Protocol
 
 from otel_audit.errors import AuditSettingsError
-from otel_audit.readers import instruments
 from otel_audit.readers.cursors import Cursors
 from otel_audit.readers.mirror import Mirror, create, cursor_name
 from otel_audit.trail.lock import FileLock
@@ -137,6 +136,10 @@ class Agent:
         self._attendants = attendants
         self._deadline = 0.0
         _agents.add(self)
+        # Not above: who only asks which lock this takes need not load OpenTelemetry.
+        from otel_audit.readers import instruments  # noqa: PLC0415 - see above
+
+        self._age = instruments.age
         instruments.watch(self)
 
     @property
@@ -160,7 +163,7 @@ class Agent:
         last = self._checkpoints.last
         if self._leading and last is not None:
             size, unix_nano = last
-            yield "otel_audit.checkpoint.age", instruments.age(unix_nano), {}
+            yield "otel_audit.checkpoint.age", self._age(unix_nano), {}
             yield "otel_audit.checkpoint.pending", max(0, self._size - size), {}
 
     def start(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from otel_audit.destinations import Destination
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+MOMENT = f"{datetime.now(timezone.utc) - timedelta(minutes=1):%Y-%m-%dT%H:%M:%S}"
+"""When all of it happened; recently, so that reconciliation need not look through a year."""
+
+
 def record(number: int, **fields: Any) -> bytes:
     said = {
         "schema": "otel-audit/1",
-        "timestamp": f"2026-01-01T00:00:00.{number:09d}Z",
+        "timestamp": f"{MOMENT}.{number:09d}Z",
         "level": "info",
         "event": "document.read",
         "record_id": f"{number:08x}-0000-4000-8000-000000000000",
