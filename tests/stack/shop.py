@@ -138,12 +138,12 @@ class Shop:
         return json.loads(done.stdout)
 
     def standing(self) -> dict[str, Any]:
-        """What `otel-audit ship status` says of the only destination."""
+        """Return what `otel-audit ship status` says of the only destination."""
         [row] = self.command("ship", "status")["destinations"]
         return dict(row)
 
     def in_loki(self, loki: Loki) -> list[bytes]:
-        """The bodies of the trail's records that Loki shows."""
+        """Return the bodies of the trail's records that Loki shows."""
         query = f'{{service_name=~".+"}} | audit_sequence_stream_id={json.dumps(self.origin)}'
         return [
             entry.line.encode()

@@ -66,6 +66,13 @@ def _varint(number: int) -> bytes:
 _SHORT: Final = tuple(map(_varint, range(4_096)))
 
 
+_BRIEF: Final = 126
+"""Bytes of text below which both of its lengths take one byte."""
+
+_WORD_HEADS: Final = tuple(bytes((0x12, size + 2, 0x0A, size)) for size in range(_BRIEF))
+"""What stands before a brief text that is the value of an attribute."""
+
+
 def _length(number: int) -> bytes:
     return _SHORT[number] if number < 4_096 else _varint(number)  # noqa: PLR2004 - as long as _SHORT
 
@@ -158,9 +165,12 @@ class Encoder:
         return b"".join(parts)
 
     def _word(self, name: str, value: str) -> bytes:
-        encoded = value.encode()
-        text = b"\x0a" + _length(len(encoded)) + encoded
-        content = self._key(name) + b"\x12" + _length(len(text)) + text
+        encoded, key = value.encode(), self._key(name)
+        size = len(encoded)
+        if size < _BRIEF:
+            return b"\x32" + _length(len(key) + 4 + size) + key + _WORD_HEADS[size] + encoded
+        text = b"\x0a" + _length(size) + encoded
+        content = key + b"\x12" + _length(len(text)) + text
         return b"\x32" + _length(len(content)) + content
 
     def _key(self, name: str) -> bytes:
