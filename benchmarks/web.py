@@ -84,7 +84,9 @@ async def ask(port: int, seconds: float) -> int:
 class Server:
     """One uvicorn with the given number of workers."""
 
-    def __init__(self, kind: str, workers: int, directory: Path, *, mirror: bool = False) -> None:
+    def __init__(
+        self, kind: str, workers: int, directory: Path, *, mirror: bool = False, ship_to: str = ""
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -100,6 +102,7 @@ class Server:
                 "BENCH_AUDIT": kind,
                 "LOG_DIR": str(place),
                 "AUDIT_LOG_LOCAL_FILE": str(mirror).lower(),
+                "OTEL_EXPORTER_OTLP_AUDIT_ENDPOINT": ship_to,
             },
         )  # fmt: skip
         self._wait()

@@ -139,11 +139,21 @@ def test_the_disk_of_the_collectors_queue_is_full(tmp_path: Path, loki: Loki) ->
                 time.sleep(0.5)
                 if shop.standing()["trouble"]:
                     break
-            wait_for(lambda: shop.standing()["trouble"], what="a full queue")
+            wait_for(lambda: "run out" in shop.standing()["trouble"], what="a full queue")
             assert shop.standing()["waiting"] > 0
             loki.start()
-            shop.check(loki, 120)
+            wait_for(lambda: shop.standing()["waiting"] == 0, what="delivery to the Collector")
+            # A queue that cannot write loses what it has taken (collector v0.159,
+            # persistentQueue.getNextItem): it said 200. Only reconciliation can know.
+            wait_for(lambda: repaired(shop, loki), 120, what="repair")
+            shop.check(loki)
             assert shop.standing()["set_aside"] == 0
+
+
+def repaired(shop: Shop, loki: Loki) -> bool:
+    """Do what the agent does on a schedule; whether nothing was left to do."""
+    ok: bool = shop.command("reconcile", "--loki", loki.url, "--repair", code=None)["ok"]
+    return ok and shop.standing()["to_be_sent_again"] == 0
 
 
 def test_the_application_is_killed_while_it_ships(shop: Shop, loki: Loki) -> None:
@@ -169,11 +179,37 @@ def test_answers_are_lost_after_the_records_were_stored(tmp_path: Path, loki: Lo
         shop.check(loki)
 
 
-def test_the_clock_jumps_by_hours(tmp_path: Path, loki: Loki, gateway: Collector) -> None:
-    environment = through(gateway) | {"SHOP_SKEW_HOURS": "0,-5,48,-70,3"}
-    with Shop(tmp_path / "shop", **environment, **reading(loki)) as shop:
+@pytest.fixture
+def patient(tmp_path: Path) -> Iterator[Loki]:
+    """Give a Loki that shows at once what is weeks older than the newest of its stream.
+
+    With time sharding it takes such records, too, but shows them only when
+    their chunk is flushed, after half an hour to two.
+    """
+    loki = Loki(tmp_path / "patient")
+    text = loki.configuration.read_text()
+    if "max_chunk_age" not in text:
+        text = text.replace("time_sharding_enabled: true", "time_sharding_enabled: false")
+        text = text.replace("\ningester:\n", "\ningester:\n  max_chunk_age: 1440h\n")
+        assert "max_chunk_age" in text
+        loki.configuration = loki.directory / "patient.yaml"
+        loki.configuration.write_text(text)
+    with loki:
+        yield loki
+
+
+def test_the_clock_jumps_by_hours(tmp_path: Path, patient: Loki) -> None:
+    with (
+        Collector(tmp_path / "gateway", loki=patient) as gateway,
+        Shop(
+            tmp_path / "shop",
+            SHOP_SKEW_HOURS="0,-5,48,-70,3",
+            **through(gateway),
+            **reading(patient),
+        ) as shop,
+    ):
         shop.order(100)
-        shop.check(loki)
+        shop.check(patient)
 
 
 def recorded(directory: Path, times: list[int], **environment: str) -> Shop:
@@ -197,12 +233,12 @@ def recorded(directory: Path, times: list[int], **environment: str) -> Shop:
     return shop
 
 
-def test_records_are_older_than_lokis_window(tmp_path: Path, loki: Loki) -> None:
+def test_records_are_older_than_lokis_window(tmp_path: Path, patient: Loki) -> None:
     now = time.time_ns()
     times = [now - days * 24 * HOUR for days in (29, 20, 9, 8, 6, 1, 0)]
-    shop = recorded(tmp_path / "shop", times, **straight(loki))
+    shop = recorded(tmp_path / "shop", times, **straight(patient))
     with shop:
-        shop.check(loki)
+        shop.check(patient)
 
 
 @pytest.fixture
