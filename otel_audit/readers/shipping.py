@@ -3,8 +3,8 @@
 `Shipping` promises: each destination goes on by itself, whatever the others
 do; it tries for ever, with pauses that grow to a minute, differ from process
 to process, and are as long as the far end asked for; the first failure is
-logged at once, then one line a minute; it takes a bounded share of one
-processor. What is sent, and what counts as delivered, is the shipper's
+logged at once, then one line a minute; beside an application it takes a tenth
+of one processor, and half of one while that rests. What is sent, and what counts as delivered, is the shipper's
 business.
 """
 
@@ -30,8 +30,12 @@ if TYPE_CHECKING:
     from otel_audit.trail.reader import TrailReader
 
 _TICK: Final = 0.2
-SHARE: Final = 0.25
-"""Of one processor's time: what catching up takes at most beside an application."""
+SHARE: Final = 0.1
+"""Of one processor's time: what a destination takes at most beside an application that works."""
+_IDLE_SHARE: Final = 0.5
+"""... beside one that rests."""
+_BUSY: Final = 0.3
+"""Of one processor's time: what an application takes that is said to work."""
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 60.0
 _LOG_SECONDS: Final = 60.0
@@ -74,7 +78,7 @@ class Shipping:
         """Remember where to and from; nothing is opened and nothing runs yet.
 
         ``share`` is the part of one processor that each destination may take
-        to catch up, 1 for all of it.
+        to catch up while the rest of the process works; 1 is all, always.
         """
         self._make = partial(_Worker, directory, reader_factory, share)
         self._destinations = tuple(destinations)
@@ -98,6 +102,8 @@ class Shipping:
 
     def forget(self) -> None:
         """Leave the threads to the parent: in a forked child."""
+        for worker in self._workers:
+            worker.forget()
         self._workers = []
 
 
@@ -114,7 +120,7 @@ class _Worker:
         self._destination = destination
         self._directory = directory
         self._reader_factory = reader_factory
-        self._share = share
+        self._rest = _Rest(share)
         self._wake = threading.Event()
         self._ending = False
         self._abandoned = False
@@ -140,6 +146,10 @@ class _Worker:
         # Whatever it still sends, it cannot count: the next shipper of this destination does.
         self._abandoned = True
 
+    def forget(self) -> None:
+        """Report nothing any more."""
+        self._shipper = None
+
     def observe(self) -> Iterator[tuple[str, float, Mapping[str, str]]]:
         """Tell how far behind the destination is."""
         shipper = self._shipper
@@ -161,7 +171,7 @@ class _Worker:
 
     def _turn(self) -> tuple[float, bool]:
         """Make a step; return the pause after it, and whether it was the last for now."""
-        began = time.thread_time()
+        self._rest.begin()
         try:
             shipper = self._shipper or self._open()
             progress = shipper.step()
@@ -177,7 +187,7 @@ class _Worker:
         self._log.succeeded()
         if not progress.more:
             return _TICK, True
-        return (time.thread_time() - began) * (1 - self._share) / self._share, False
+        return self._rest.due(), False
 
     def _count(self, shipper: Shipper, *, at_once: bool) -> None:
         if at_once or time.monotonic() >= self._counted_at + _COUNT_SECONDS:
@@ -198,6 +208,33 @@ class _Worker:
         shipper, self._shipper = self._shipper, None
         if shipper is not None:
             shipper.close()
+
+
+class _Rest:
+    """How long to rest after a step, so that the share is kept. For one thread."""
+
+    def __init__(
+        self, share: float, clocks: Callable[[], tuple[float, float, float]] | None = None
+    ) -> None:
+        """Take clocks for this thread's processor time, the process's, and the wall's."""
+        self._share = share
+        self._clocks = clocks or _clocks
+        self._own = self._all = self._clock = 0.0
+        self._busy = True
+
+    def begin(self) -> None:
+        own, everything, clock = self._clocks()
+        others = (everything - self._all) - (own - self._own)
+        self._busy = others > _BUSY * (clock - self._clock)
+        self._own, self._all, self._clock = own, everything, clock
+
+    def due(self) -> float:
+        share = self._share if self._busy else max(self._share, _IDLE_SHARE)
+        return (self._clocks()[0] - self._own) * (1 - share) / share
+
+
+def _clocks() -> tuple[float, float, float]:
+    return time.thread_time(), time.process_time(), time.monotonic()
 
 
 class _Log:

@@ -186,3 +186,26 @@ def test_a_forked_child_ships_when_it_serves_the_trail(
     os.waitpid(child, 0)
     wait_for(lambda: len(far_end.records) == 2)
     assert far_end.records == stored(provider)
+
+
+def test_catching_up_takes_a_tenth_beside_an_application_that_works() -> None:
+    now = [0.0, 0.0, 1_000.0]
+
+    def goes_by(own: float, others: float, wall: float) -> None:
+        for index, seconds in enumerate((own, own + others, wall)):
+            now[index] += seconds
+
+    def rested(share: float, others: float) -> float:
+        rest = shipping._Rest(share, lambda: (now[0], now[1], now[2]))
+        rest.begin()
+        goes_by(0.0, others, 1.0)
+        rest.begin()
+        goes_by(0.01, others, 0.05)
+        return rest.due()
+
+    assert rested(0.1, others=0.5) == pytest.approx(0.09)
+    assert rested(0.1, others=0.1) == pytest.approx(0.01)
+    assert rested(1.0, others=0.5) == 0.0
+    real = shipping._Rest(0.1)
+    real.begin()
+    assert 0 <= real.due() < 1
