@@ -69,7 +69,7 @@ _SHORT: Final = tuple(map(_varint, range(4_096)))
 _BRIEF: Final = 126
 """Bytes of text below which both of its lengths take one byte."""
 
-_WORD_HEADS: Final = tuple(bytes((0x12, size + 2, 0x0A, size)) for size in range(_BRIEF))
+_HEADS: Final = tuple(bytes((0x12, size + 2, 0x0A, size)) for size in range(_BRIEF))
 """What stands before a brief text that is the value of an attribute."""
 
 
@@ -149,29 +149,29 @@ class Encoder:
         )
 
     def _attributes(self, attributes: Mapping[str, AttributeValue]) -> bytes:
-        parts = []
+        parts: list[bytes] = []
+        # A record has thirty of them: what is called here is called thirty times.
+        keys, words, add = self._keys.get, self._words.get, parts.append
         for name, value in attributes.items():
             if type(value) is not str:
                 content = self._key(name) + _framed(b"\x12", _any(value))
-                parts.append(_framed(b"\x32", content))
+                add(_framed(b"\x32", content))
             elif name in _REPEATING:
-                known = self._words.get((name, value))
-                if known is None:
-                    known = self._word(name, value)
-                    _remember(self._words, (name, value), known)
-                parts.append(known)
+                add(words((name, value)) or self._repeating(name, value))
             else:
-                parts.append(self._word(name, value))
+                encoded, key = value.encode(), keys(name) or self._key(name)
+                size = len(encoded)
+                if size < _BRIEF and len(key) < _BRIEF:
+                    add(b"\x32" + _SHORT[len(key) + 4 + size] + key + _HEADS[size] + encoded)
+                else:
+                    add(_framed(b"\x32", key + _framed(b"\x12", _framed(b"\x0a", encoded))))
         return b"".join(parts)
 
-    def _word(self, name: str, value: str) -> bytes:
-        encoded, key = value.encode(), self._key(name)
-        size = len(encoded)
-        if size < _BRIEF:
-            return b"\x32" + _length(len(key) + 4 + size) + key + _WORD_HEADS[size] + encoded
-        text = b"\x0a" + _length(size) + encoded
-        content = key + b"\x12" + _length(len(text)) + text
-        return b"\x32" + _length(len(content)) + content
+    def _repeating(self, name: str, value: str) -> bytes:
+        content = self._key(name) + _framed(b"\x12", _framed(b"\x0a", value.encode()))
+        written = _framed(b"\x32", content)
+        _remember(self._words, (name, value), written)
+        return written
 
     def _key(self, name: str) -> bytes:
         known = self._keys.get(name)
