@@ -212,6 +212,7 @@ def _described(trail: Trail, settings: Settings) -> dict[str, Any]:
         "origin": trail.store.origin,
         "directory": str(directory),
         "mirror": None if settings.mirror_file is None else str(settings.mirror_file),
+        "destinations": [destination.name for destination in settings.destinations],
         "standing_by_for": name_of(leaders[0]) if leaders else None,
     }
 
