@@ -28,6 +28,7 @@ if "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT" in os.environ:
 # Hours by which the clock of this host is wrong, in turn: "0,-5,48".
 SKEW = [float(hours) for hours in os.environ.get("SHOP_SKEW_HOURS", "0").split(",")]
 skews = cycle(SKEW)
+PAD = "ü" * int(os.environ.get("SHOP_PAD", "50"))
 
 
 def clock() -> int:
@@ -53,5 +54,5 @@ def ready() -> dict[str, bool]:
 def order(number: int) -> dict[str, str]:
     """Record one order and answer with the record's id."""
     with trace.get_tracer("shop").start_as_current_span("order"):
-        receipt = audit.audit_event("order.placed", "create", "order", f"o-{number}", pad="ü" * 50)
+        receipt = audit.audit_event("order.placed", "create", "order", f"o-{number}", pad=PAD)
     return {"id": receipt.record_id}

@@ -129,17 +129,21 @@ def test_the_token_is_wrong_for_a_while(shop: Shop, loki: Loki, gateway: Collect
     assert "records do not reach 'otlp'" in shop.log.read_text()
 
 
-def test_the_disk_of_the_collectors_queue_is_full(tmp_path: Path, loki: Loki) -> None:
-    with Collector(tmp_path / "gateway", loki=loki, queue_bytes=1 << 20) as small:
-        shop = Shop(tmp_path / "shop", **through(small), **reading(loki))
-        with shop:
+def test_the_collectors_queue_is_full(tmp_path: Path, loki: Loki) -> None:
+    # More than one request, which may have 2 MiB: what is larger than the queue never fits.
+    full = {"AUDIT_QUEUE_BYTES": "3000000"}
+    with Collector(tmp_path / "gateway", loki=loki, settings=full) as small:
+        environment = through(small) | {
+            "OTEL_EXPORTER_OTLP_AUDIT_TIMEOUT": "2",
+            "SHOP_PAD": "1000",
+        }
+        with Shop(tmp_path / "shop", **environment, **reading(loki)) as shop:
             loki.stop()
-            for _ in range(10):
-                shop.order(300)
-                time.sleep(0.5)
+            for _ in range(20):
+                shop.order(100)
                 if shop.standing()["trouble"]:
                     break
-            wait_for(lambda: "run out" in shop.standing()["trouble"], what="a full queue")
+            wait_for(lambda: shop.standing()["trouble"], what="a full queue")
             assert shop.standing()["waiting"] > 0
             loki.start()
             wait_for(lambda: shop.standing()["waiting"] == 0, what="delivery to the Collector")
