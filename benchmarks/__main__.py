@@ -7,6 +7,7 @@ import sys
 
 PARTS = ("record_stages", "emit", "web", "ways_in", "verify")
 PARTS = ("record_stages", "emit", "web", "verify", "health")
+PARTS = ("record_stages", "emit", "web", "verify", "shipping")
 
 
 def main() -> None:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from otel_audit.instrumentation.structlog import AuditProcessor, setup_logging
     from otel_audit.health.checker import HealthChecker, get_health_checker
     from otel_audit.health.probe import HealthStatus, ProbeResult
+    from otel_audit.readers.agent import Attendant
     from otel_audit.record import classes as events
     from otel_audit.record.event import AuditEvent
     from otel_audit.record.redact import Redactor
@@ -195,10 +196,23 @@ def _agent(provider: AuditProvider) -> Companion | None:
         mirror_path=mirror,
         mirror_max_bytes=settings.mirror_max_bytes,
         mirror_backups=settings.mirror_backups,
+        attendants=_attendants(provider),
     )
     if settings.agent == "off":
         return AgentElsewhere(agent) if mirror else None
     return agent
+
+
+def _attendants(provider: AuditProvider) -> list[Attendant]:
+    """Give a provider what ships its records and reconciles them, if that is configured."""
+    settings = provider.settings
+    if not settings.destinations and settings.reconcile_with is None:
+        return []
+    from otel_audit.api.logger import AuditLogger
+    from otel_audit.readers.attendants import attendants
+
+    tell = AuditLogger(provider=provider).emit
+    return attendants(settings, provider.reader, tell)
 
 
 _WAL_LIMIT = 4 << 20

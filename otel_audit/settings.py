@@ -16,6 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote
 
+from otel_audit.destinations import (
+    Destination,
+    address,
+    destinations,
+    metrics_protocol,
+    names,
+    reading,
+    shown_address,
+)
 from otel_audit.errors import AuditSettingsError
 
 if TYPE_CHECKING:
@@ -24,6 +33,10 @@ if TYPE_CHECKING:
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off", ""})
 _SIZE: Final = re.compile(r"(\d+)\s*([kmg]?)i?b?", re.IGNORECASE)
+
+
+_EXPORTER: Final = "OTEL_EXPORTER_OTLP_"
+_ABOUT_SHIPPING: Final = frozenset({"OTEL_AUDIT_DESTINATIONS", "LOKI_ENABLED"})
 
 
 def _text(value: str) -> str:
@@ -88,6 +101,12 @@ def _size(value: str) -> int:
 
 def _names(value: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",") if part.strip())
+def _tenant(value: str) -> str:
+    stripped = value.strip()
+    if not re.fullmatch(r"[!'()*.\w-]{1,150}", stripped, re.ASCII):
+        message = "expected a tenant id of Loki: letters, digits and !-_.*'()"
+        raise ValueError(message)
+    return stripped
 
 
 def _networks(value: str) -> tuple[str, ...]:
@@ -196,8 +215,33 @@ class Settings:
         "OTEL_AUDIT_SIGNING_KEY_FILE", _directory, None, "the signing key's file"
     )
     loki_enabled: bool = _setting("LOKI_ENABLED", _boolean, False, "ship straight to Loki")
-    loki_endpoint: str | None = _setting("LOKI_ENDPOINT", _text, None, "Loki's address")
+    loki_endpoint: str | None = _setting("LOKI_ENDPOINT", address, None, "Loki's address")
+    loki_tenant: str | None = _setting("LOKI_TENANT", _tenant, None, "Loki's tenant")
+    exporter: str | None = _setting(
+        "OTEL_AUDIT_EXPORTER",
+        _choice("otlp", "none"),
+        None,
+        "ship by OTLP: always (otlp), never (none); else if an endpoint is set",
+    )
+    destination_names: tuple[str, ...] = _setting(
+        "OTEL_AUDIT_DESTINATIONS", names, (), "more destinations, each with variables of its own"
+    )
+    reconcile_loki: str | None = _setting(
+        "OTEL_AUDIT_RECONCILE_LOKI",
+        address,
+        None,
+        "the Loki that the agent compares the trail with",
+    )
+    reconcile_interval: float = _setting(
+        "OTEL_AUDIT_RECONCILE_INTERVAL", _seconds, 3_600.0, "seconds between two comparisons"
+    )
+    reconcile_repair: bool = _setting(
+        "OTEL_AUDIT_RECONCILE_REPAIR", _boolean, False, "send again what Loki does not have"
+    )
     disabled: bool = _setting("OTEL_AUDIT_DISABLED", _boolean, False, "record nothing at all")
+    destinations: tuple[Destination, ...] = ()
+    reconcile_with: Destination | None = None
+    metrics_protocol: str | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     unknown: tuple[str, ...] = ()
     state_home: Path = field(default=Path(), compare=False)
@@ -232,6 +276,9 @@ class Settings:
         unknown = {name for name in environ if name.startswith("OTEL_AUDIT_")} - known
         return cls(
             **values,
+            destinations=destinations(environ, values),
+            reconcile_with=reading(environ, values),
+            metrics_protocol=metrics_protocol(environ),
             origins=origins,
             unknown=tuple(sorted(unknown)),
             state_home=_state_home(environ),
@@ -252,7 +299,13 @@ class Settings:
             if error is not None:
                 errors[variable] = error
         usable = {name: value for name, value in environ.items() if name not in errors}
-        return cls.from_env(usable, **overrides), tuple(errors.values())
+        try:
+            return cls.from_env(usable, **overrides), tuple(errors.values())
+        except AuditSettingsError as error:
+            # Each can be used, but not all together: that is about where to ship.
+            usable = {name: usable[name] for name in usable if name not in _ABOUT_SHIPPING}
+            usable = {name: usable[name] for name in usable if not name.startswith(_EXPORTER)}
+            return cls.from_env(usable, **overrides), (*errors.values(), error)
 
     @property
     def trail_directory(self) -> Path:
@@ -284,6 +337,8 @@ class Settings:
                 continue
             value = getattr(self, spec.name)
             shown = "(set)" if spec.metadata["secret"] and value else _shown(value)
+            if spec.metadata["parse"] is address:
+                shown = shown_address(shown)
             rows.append(
                 {
                     "name": spec.name,
@@ -293,6 +348,17 @@ class Settings:
                     "meaning": cast("str", spec.metadata["meaning"]),
                 }
             )
+        rows += [
+            {
+                "name": f"destination {destination.name}",
+                "variable": destination.variable,
+                "value": f"{shown_address(destination.endpoint)} ({destination.protocol})",
+                "origin": f"environment ({destination.variable})",
+                "meaning": f"where records are shipped to as {destination.name!r}",
+            }
+            for destination in self.destinations
+            if destination.variable.startswith(_EXPORTER)
+        ]
         return rows
 
 

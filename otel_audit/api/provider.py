@@ -28,7 +28,7 @@ import orjson
 from opentelemetry.sdk.resources import SERVICE_NAME
 from opentelemetry.sdk.resources import Resource as OtelResource
 
-from otel_audit.api import companions
+from otel_audit.api import companions, metrics
 from otel_audit.api.policy import Policy
 from otel_audit.api.receipt import AuditReceipt, PendingReceipt
 from otel_audit.api.stages import Stages
@@ -102,7 +102,7 @@ class AuditProvider:
         else:
             self._trail = self._open(keys, clock, vfs)
             self._committer = Committer(
-                self._trail.store,
+                metrics.MeasuredStore(self._trail.store),
                 queue_size=self.settings.queue_size,
                 timeout=self.settings.timeout,
                 unattended=self._unattended,
@@ -114,6 +114,7 @@ class AuditProvider:
                 raise
         self._warn()
         _providers.add(self)
+        metrics.watch(self)
 
     @property
     def directory(self) -> Path:
@@ -335,11 +336,6 @@ class AuditProvider:
     def _warn(self) -> None:
         for name in self.settings.unknown:
             _logger.warning("%s is not a setting of otel-audit; is it misspelt?", name)
-        if self.settings.loki_enabled:
-            _logger.warning(
-                "LOKI_ENABLED is set, but this version does not ship to Loki yet: records stay "
-                "in the trail, from where a later version ships them from the first one on"
-            )
 
     def _ticket(self, draft: Draft, record: bytes, leaf_hash: bytes) -> PendingReceipt:
         return PendingReceipt(

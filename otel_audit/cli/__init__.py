@@ -2,7 +2,8 @@
 
 One file a command group: `doctor`, `health`, `records` (tail, show), `verification`
 (verify), `proofs` (prove, check-proof), `publication` (checkpoint, keys),
-`upkeep` (agent, new-origin). Commands promise: one clear line on stderr
+`shipping` (ship status, ship replay, ship requeue), `reconciliation`
+(reconcile), `upkeep` (agent, new-origin). Commands promise: one clear line on stderr
 instead of a traceback, and an exit code of `outcome.ExitCode`; nothing but the
 result on stdout, as JSON with ``--json``; only `agent`, `checkpoint --sign`,
 `new-origin`, and `prove` where no checkpoint covers the record, ever write to

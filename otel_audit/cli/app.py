@@ -21,6 +21,11 @@ from otel_audit.cli import (
     proofs,
     publication,
     records,
+    proofs,
+    publication,
+    reconciliation,
+    records,
+    shipping,
     upkeep,
     verification,
 )
@@ -45,10 +50,22 @@ app = typer.Typer(
 )
 
 
-def _add(command: Callable[..., None], panel: str, *examples: str) -> None:
+ship = typer.Typer(
+    help="See what was shipped, and send again.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+app.add_typer(ship, name="ship", rich_help_panel=_RUN)
+
+
+def _add(
+    command: Callable[..., None], panel: str, *examples: str, group: typer.Typer = app
+) -> None:
     title = "Examples:" if len(examples) > 1 else "Example:"
     epilog = "\n".join((title, *(f"$ {example}" for example in examples)))
-    app.command(rich_help_panel=panel, epilog=epilog)(command)
+    group.command(rich_help_panel=panel, epilog=epilog)(command)
 
 
 _add(doctor.doctor, _LOOK, "otel-audit doctor", "LOG_DIR=/var/log/app otel-audit doctor --json")
@@ -97,6 +114,21 @@ _add(
     "otel-audit policy check --file otel-audit-policy.yaml",
     "otel-audit policy explain --event phi_access --action read --actor u-17",
 )
+_add(
+    reconciliation.reconcile,
+    _PROVE,
+    "otel-audit reconcile --loki http://localhost:3100",
+    "otel-audit reconcile --from 2026-01-31T08:00:00Z --repair",
+)
+_add(shipping.status, _RUN, "otel-audit ship status", group=ship)
+_add(
+    shipping.replay,
+    _RUN,
+    "otel-audit ship replay --from 1200",
+    "otel-audit ship replay --from 2026-01-31T08:00:00Z --destination siem",
+    group=ship,
+)
+_add(shipping.requeue, _RUN, "otel-audit ship requeue", "otel-audit ship requeue 17 18", group=ship)
 _add(upkeep.agent, _RUN, "otel-audit agent --dir /var/lib/app/trail")
 _add(upkeep.new_origin, _RUN, "otel-audit new-origin --reason 'restored the backup of Tuesday'")
 

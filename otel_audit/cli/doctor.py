@@ -22,7 +22,7 @@ _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def doctor(directory: Directory = None, *, as_json: Json = False) -> None:
-    """Look at settings, files, key, clock, agent and mirror, and say what to do.
+    """Look at settings, files, key, clock, agent, mirror and shipping, and say what to do.
 
     Writes nothing and works on a trail that is broken or not there. Fails when
     a check fails; warnings alone do not count. Whether the records themselves
@@ -58,7 +58,7 @@ def doctor(directory: Directory = None, *, as_json: Json = False) -> None:
 
 
 def _examine(subject: Subject) -> list[Check]:
-    from otel_audit.cli.diagnosis import place, processes, setup, trail
+    from otel_audit.cli.diagnosis import place, processes, setup, shipping, trail
     from otel_audit.cli.diagnosis.check import examine
 
     return list(
@@ -78,6 +78,8 @@ def _examine(subject: Subject) -> list[Check]:
                 ("lock", processes.lock),
                 ("agent", processes.agent),
                 ("mirror", processes.mirror),
+                ("shipping", shipping.shipping),
+                ("reconciled", shipping.reconciled),
             ),
         )
     )

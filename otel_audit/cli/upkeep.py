@@ -16,12 +16,14 @@ from otel_audit.cli import output
 from otel_audit.cli.options import Directory, Json, account, opened_trail, own, settings_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from types import FrameType
 
     from rich.text import Text
 
     from otel_audit.readers.agent import Agent
+    from otel_audit.record.event import AuditEvent
     from otel_audit.settings import Settings
     from otel_audit.trail.succession import Predecessor, Succession
     from otel_audit.trail.trail import Trail
@@ -41,7 +43,7 @@ def agent(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Serve the trail in the foreground: checkpoints, write-ahead log, mirror.
+    """Serve the trail in the foreground: checkpoints, write-ahead log, mirror, shipping.
 
     By default a thread of the application does this; set OTEL_AUDIT_AGENT=off
     there to leave it to this process. While another process serves the trail,
@@ -56,8 +58,10 @@ def agent(
     with opened_trail(settings) as trail:
         served = _agent(trail, settings)
         stop.also(served)
+        shut_down = _export_metrics(settings)
         _say(as_json=as_json, event="started", **_described(trail, settings))
         served.run()
+        shut_down()
         last = trail.reader.last_checkpoint()
         _say(
             as_json=as_json,
@@ -140,18 +144,62 @@ def _wait_for_trail(settings: Settings, stop: _Stop) -> bool:
 
 def _agent(trail: Trail, settings: Settings) -> Agent:
     from otel_audit.readers.agent import Agent
+    from otel_audit.readers.attendants import attendants
     from otel_audit.trail.reader import TrailReader
 
     directory = settings.trail_directory
+
+    def read() -> TrailReader:
+        return TrailReader(directory)
+
     return Agent(
         directory,
-        reader_factory=lambda: TrailReader(directory),
+        reader_factory=read,
         sign_checkpoint=trail.signer.sign,
         empty_wal=lambda: trail.store.empty_wal(above=_WAL_LIMIT),
         mirror_path=settings.mirror_file,
         mirror_max_bytes=settings.mirror_max_bytes,
         mirror_backups=settings.mirror_backups,
+        # Nobody else needs the processor of this process.
+        attendants=attendants(settings, read, lambda event: _record(settings, event), share=1.0),
     )
+
+
+def _record(settings: Settings, event: AuditEvent) -> None:
+    """Emit one record of our own into the trail that is served."""
+    from otel_audit.api.logger import AuditLogger
+    from otel_audit.api.provider import AuditProvider
+
+    quiet = replace(settings, agent="off", mirror=False, directory=settings.trail_directory)
+    provider = AuditProvider(quiet)
+    try:
+        AuditLogger(provider=provider).emit(event)
+    finally:
+        provider.close()
+
+
+def _export_metrics(settings: Settings) -> Callable[[], object]:
+    """Send the agent's metrics to where the standard variables say; return what ends that."""
+    if settings.metrics_protocol is None:
+        return lambda: None
+    from opentelemetry import metrics
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+
+    exporter: MetricExporter
+    if settings.metrics_protocol == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc import metric_exporter as by_grpc
+
+        exporter = by_grpc.OTLPMetricExporter()
+    else:
+        from opentelemetry.exporter.otlp.proto.http import metric_exporter as by_http
+
+        exporter = by_http.OTLPMetricExporter()
+    named = {SERVICE_NAME: settings.service_name} if settings.service_name else {}
+    provider = MeterProvider([PeriodicExportingMetricReader(exporter)], Resource.create(named))
+    metrics.set_meter_provider(provider)
+    return provider.shutdown
 
 
 def _described(trail: Trail, settings: Settings) -> dict[str, Any]:
@@ -164,6 +212,7 @@ def _described(trail: Trail, settings: Settings) -> dict[str, Any]:
         "origin": trail.store.origin,
         "directory": str(directory),
         "mirror": None if settings.mirror_file is None else str(settings.mirror_file),
+        "destinations": [destination.name for destination in settings.destinations],
         "standing_by_for": name_of(leaders[0]) if leaders else None,
     }
 

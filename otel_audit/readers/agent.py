@@ -20,7 +20,7 @@ import os
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from otel_audit.errors import AuditSettingsError, TrailLockedError
 from otel_audit.readers.cursors import Cursors
@@ -28,7 +28,7 @@ from otel_audit.readers.mirror import Mirror, create, cursor_name
 from otel_audit.trail.lock import FileLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from otel_audit.trail.reader import TrailReader
@@ -55,6 +55,22 @@ _HOPELESS: Final = 2
 _logger = logging.getLogger("otel_audit.agent")
 
 
+class Attendant(Protocol):
+    """What runs beside the agent, in threads of its own, while this process serves the trail."""
+
+    def start(self) -> None:
+        """Begin, or begin again; harmless when it runs."""
+        ...
+
+    def stop(self, timeout: float) -> None:
+        """Finish what can be finished in ``timeout`` seconds, and end; harmless when it ended."""
+        ...
+
+    def forget(self) -> None:
+        """Leave the threads to the parent: called in a forked child."""
+        ...
+
+
 class Agent:
     """Runs the duties of one trail in a daemon thread, or in `run()`'s thread.
 
@@ -74,6 +90,7 @@ class Agent:
         mirror_max_bytes: int = 0,
         mirror_backups: int = 90,
         heartbeat: float = 3_600.0,
+        attendants: Sequence[Attendant] = (),
     ) -> None:
         """Take what the duties need; nothing is opened and nothing runs yet.
 
@@ -81,6 +98,7 @@ class Agent:
         ``empty_wal`` copies the write-ahead log if that is worth while.
         ``heartbeat`` is the age, in seconds, at which the checkpoint of an idle
         trail is renewed. Without ``mirror_path`` there is no mirror.
+        ``attendants`` run as long as this process serves the trail.
         """
         self.directory = directory
         self.mirror_path = mirror_path
@@ -107,13 +125,22 @@ class Agent:
                 backups=mirror_backups,
             ),
         )
-        self._watches = {name: _Watch(name) for name in ("trail", "checkpoint", "log", "mirror")}
+        self._watches = {
+            name: _Watch(name) for name in ("trail", "checkpoint", "log", "mirror", "attendants")
+        }
         self._mutex = threading.Lock()
         self._run: _Run | None = None
         self._started_once = False
         self._asked_to_stop = False
         self._flushing = 0
+        self._attendants = attendants
+        self._deadline = 0.0
         _agents.add(self)
+        # Not above: who only asks which lock this takes need not load OpenTelemetry.
+        from otel_audit.readers import instruments  # noqa: PLC0415 - see above
+
+        self._age = instruments.age
+        instruments.watch(self)
 
     @property
     def leading(self) -> bool:
@@ -130,6 +157,14 @@ class Agent:
         """What the duties that fail at present report, or None when all is well."""
         failing = [watch.report for watch in self._watches.values() if watch.report]
         return "; ".join(failing) or None
+
+    def observe(self) -> Iterator[tuple[str, float, Mapping[str, str]]]:
+        """Tell how far checkpoints are behind, while this process serves the trail."""
+        last = self._checkpoints.last
+        if self._leading and last is not None:
+            size, unix_nano = last
+            yield "otel_audit.checkpoint.age", self._age(unix_nano), {}
+            yield "otel_audit.checkpoint.pending", max(0, self._size - size), {}
 
     def start(self) -> None:
         """Make the mirror's file and start the thread; harmless when it runs.
@@ -287,7 +322,13 @@ class Agent:
             return False
         self._try("checkpoint", lambda: self._checkpoints.step(reader, self._size))
         self._try("log", lambda: self._wal.step(self._size))
+        self._try("attendants", self._attend)
         return self._try("mirror", lambda: self._mirror.step(reader, self._size))
+
+    def _attend(self) -> bool:
+        for attendant in self._attendants:
+            attendant.start()
+        return False
 
     def _try(self, name: str, duty: Callable[[], bool]) -> bool:
         watch = self._watches[name]
@@ -314,6 +355,7 @@ class Agent:
         Another agent that ends now and found the lease taken relies on this
         one: what it committed was there before the lease was let go.
         """
+        self._deadline = deadline
         for watch in self._watches.values():
             watch.forget()
         while self._elected():
@@ -332,6 +374,8 @@ class Agent:
         return self._work()
 
     def _let_go(self) -> None:
+        for attendant in self._attendants:
+            attendant.stop(max(0.0, self._deadline - time.monotonic()))
         self._mirror.close()
         self._leading = False
         # Let go explicitly: a child that was just forked may still have its copy open.
@@ -365,6 +409,8 @@ class Agent:
         self._leading = False
         self._flushing = 0
         self._mirror.close()
+        for attendant in self._attendants:
+            attendant.forget()
 
 
 class _Run:
@@ -389,6 +435,11 @@ class _Checkpoints:
         self._signed_at = 0.0
         self._known = False
         self._at_once = False
+
+    @property
+    def last(self) -> tuple[int, int] | None:
+        """Size and time (Unix nanoseconds) of the last checkpoint, as far as is known."""
+        return self._last
 
     def forget(self) -> None:
         """Another process may have signed meanwhile."""

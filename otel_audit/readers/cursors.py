@@ -1,8 +1,8 @@
 """How far each reader has come: `cursors.db`, one row a reader.
 
 Promises: a position that `Cursors.set` stored is on the disk when it returns;
-all processes of the host see it; each row changes as a whole. The file is
-opened on first use and again after a fork. A lost or damaged `cursors.db` costs
+all processes of the host see it; each row changes as a whole; `Cursors.advance`
+never overwrites what somebody else stored meanwhile. The file is opened on first use and again after a fork. A lost or damaged `cursors.db` costs
 nothing but work: how a reader then finds its place, and what its state means,
 is left to that reader.
 """
@@ -34,7 +34,13 @@ _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS cursor (
   reader TEXT PRIMARY KEY, position INTEGER NOT NULL, state TEXT NOT NULL,
   updated_unix_nano INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS aside (
+  destination TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, reason TEXT NOT NULL,
+  unix_nano INTEGER NOT NULL, wanted INTEGER NOT NULL,
+  PRIMARY KEY (destination, kind, number)) WITHOUT ROWID;
+PRAGMA user_version = 2;
 """
+_SCHEMA_VERSION: Final = 2
 
 
 class Cursor(NamedTuple):
@@ -65,7 +71,7 @@ class Cursors:
     def row(self, reader: str) -> Cursor | None:
         """Return the reader's whole row, None when there is none. Raises `TrailError`."""
         query = "SELECT position, state, updated_unix_nano FROM cursor WHERE reader = ?"
-        with self._connection() as connection:
+        with self.connection() as connection:
             found = fetch(connection, query, (reader,))
         for position, state, updated in found:
             return Cursor(position, orjson.loads(state), updated)
@@ -74,7 +80,7 @@ class Cursors:
     def rows(self) -> dict[str, Cursor]:
         """Return all rows by the reader's name. Raises `TrailError`."""
         query = "SELECT reader, position, state, updated_unix_nano FROM cursor ORDER BY reader"
-        with self._connection() as connection:
+        with self.connection() as connection:
             found = fetch(connection, query)
         return {
             reader: Cursor(position, orjson.loads(state), updated)
@@ -88,7 +94,7 @@ class Cursors:
         `TrailError`; then nothing is promised either way.
         """
         text = None if state is None else orjson.dumps(dict(state)).decode()
-        with self._connection() as connection:
+        with self.connection() as connection:
             connection.execute(
                 "INSERT INTO cursor VALUES (?1, ?2, coalesce(?3, '{}'), ?4) "
                 "ON CONFLICT (reader) DO UPDATE SET position = ?2, "
@@ -96,9 +102,32 @@ class Cursors:
                 (reader, position, text, time.time_ns()),
             )
 
+    def advance(
+        self, reader: str, since: Cursor | None, position: int, state: Mapping[str, Any]
+    ) -> bool:
+        """Store the reader's position, durably, if its row still is ``since``.
+
+        None stands for no row. Returns whether it did: False when somebody
+        else changed the row. Raises `TrailError`.
+        """
+        now, text = time.time_ns(), orjson.dumps(dict(state)).decode()
+        with self.connection() as connection:
+            if since is None:
+                connection.execute(
+                    "INSERT OR IGNORE INTO cursor VALUES (?, ?, ?, ?)",
+                    (reader, position, text, now),
+                )
+            else:
+                connection.execute(
+                    "UPDATE cursor SET position = ?, state = ?, updated_unix_nano = ? "
+                    "WHERE reader = ? AND position = ? AND state = ?",
+                    (position, text, now, reader, since.position, _text(since)),
+                )
+            return connection.changes() == 1
+
     def remove(self, reader: str) -> None:
         """Forget a reader. Raises `TrailError`."""
-        with self._connection() as connection:
+        with self.connection() as connection:
             connection.execute("DELETE FROM cursor WHERE reader = ?", (reader,))
 
     def close(self) -> None:
@@ -106,7 +135,8 @@ class Cursors:
         self._handle.close()
 
     @contextmanager
-    def _connection(self) -> Iterator[apsw.Connection]:
+    def connection(self) -> Iterator[apsw.Connection]:
+        """Give the database, alone, to whoever keeps tables of its own in it. Raises `TrailError`."""
         try:
             with self._handle.use() as connection:
                 yield connection
@@ -146,13 +176,18 @@ class Cursors:
             connection.set_busy_timeout(_BUSY_MILLISECONDS)
             connection.pragma("journal_mode", "wal")
             connection.pragma("synchronous", "full")
-            if connection.pragma("application_id") != _APPLICATION_ID:
+            known = connection.pragma("application_id") == _APPLICATION_ID
+            if not known or connection.pragma("user_version") < _SCHEMA_VERSION:
                 connection.execute(_SCHEMA)
                 connection.pragma("application_id", _APPLICATION_ID)
         except BaseException:
             connection.close()
             raise
         return connection
+
+
+def _text(cursor: Cursor) -> str:
+    return orjson.dumps(cursor.state).decode()
 
 
 def _advice(error: apsw.Error) -> str:

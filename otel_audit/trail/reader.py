@@ -234,6 +234,20 @@ class TrailReader:
                 yield StoredCheckpoint._make(row[1:])
             after = rows[-1][0]
 
+    def checkpoints_after(self, number: int, limit: int) -> list[tuple[int, StoredCheckpoint]]:
+        """Return the first ``limit`` checkpoints stored after the one of this number, numbered.
+
+        Numbers begin with 1 and grow, but may leave gaps.
+        """
+        with self._handle.use() as connection:
+            rows = fetch(
+                connection,
+                "SELECT rowid, size, unix_nano, note FROM checkpoint "
+                "WHERE rowid > ? ORDER BY rowid LIMIT ?",
+                (number, limit),
+            )
+        return [(row[0], StoredCheckpoint._make(row[1:])) for row in rows]
+
     def last_checkpoint(self) -> StoredCheckpoint | None:
         """Return the newest checkpoint, if there is one."""
         with self._handle.use() as connection:

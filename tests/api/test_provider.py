@@ -191,15 +191,6 @@ def test_a_setting_that_does_not_exist_is_warned_about(
     assert "OTEL_AUDIT_ON_FAILUER is not a setting of otel-audit; is it misspelt?" in caplog.text
 
 
-def test_shipping_to_loki_is_not_pretended(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("LOKI_ENABLED", "true")
-    provider = configure(directory=directory, agent="off")
-    assert "this version does not ship to Loki yet: records stay in the trail" in caplog.text
-    assert emit(provider)
-
-
 # What a failure does
 
 

@@ -64,6 +64,7 @@ def test_a_trail_in_order(trail: Path, cli: Cli) -> None:
             "lock",
             "agent",
             "mirror",
+            "shipping",
         ],
         "ok",
     )
@@ -76,7 +77,7 @@ def test_for_people(trail: Path, cli: Cli) -> None:
         "Checks",
         "Versions",
     ]
-    assert f"  OTEL_AUDIT_DIR               {trail}  --dir\n" in shown
+    assert f"  OTEL_AUDIT_DIR                 {trail}  --dir\n" in shown
     assert f"  trail        ok    otel-audit.local/hub/" in shown  # noqa: F541 - reads as its neighbours
 
 
@@ -128,10 +129,10 @@ def test_unknown_variables_are_pointed_out(cli: Cli, monkeypatch: pytest.MonkeyP
     assert outcome(cli, "settings")["remedy"] == "unset it, if nothing else reads it"
 
 
-def test_disabled_is_a_failure_and_loki_a_warning() -> None:
-    settings = Settings.from_env({"OTEL_AUDIT_DISABLED": "true", "LOKI_ENABLED": "true"})
+def test_disabled_is_a_failure() -> None:
+    settings = Settings.from_env({"OTEL_AUDIT_DISABLED": "true"})
     checks = list(setup.settings(Subject(settings)))
-    assert [check.state for check in checks] == ["fail", "warn", "ok"]
+    assert [check.state for check in checks] == ["fail", "ok"]
     assert "nothing at all is recorded" in checks[0].message
 
 

@@ -65,7 +65,7 @@ def test_another_process_sees_it(tmp_path: Path, cursors: Cursors) -> None:
 
 
 def test_each_position_is_synced_to_the_disk(cursors: Cursors) -> None:
-    with cursors._connection() as connection:
+    with cursors.connection() as connection:
         assert connection.pragma("synchronous") == 2
         assert connection.pragma("journal_mode") == "wal"
 
@@ -109,7 +109,7 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, cursors: Cursors) -> None:
     cursors.set("mirror", 1)
-    with cursors._connection() as connection:
+    with cursors.connection() as connection:
         connection.pragma("query_only", 1)
     with pytest.raises(TrailError, match=r"cursors\.db cannot be used.*writable"):
         cursors.set("mirror", 2)
@@ -123,7 +123,7 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, cursors: Cursor
 
 
 def test_a_full_disk_is_named(cursors: Cursors) -> None:
-    with cursors._connection() as connection:
+    with cursors.connection() as connection:
         connection.pragma("max_page_count", 1)
     with pytest.raises(TrailError, match="free space"):
         cursors.set("mirror", 1, {"long": "x" * 100_000})

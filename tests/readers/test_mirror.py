@@ -393,12 +393,12 @@ def test_a_cursor_that_cannot_be_stored_stops_the_mirror(bench: Bench) -> None:
     mirror = bench.mirror()
     mirror.step()
     bench.append(5)
-    with mirror._cursors._connection() as connection:
+    with mirror._cursors.connection() as connection:
         connection.pragma("query_only", 1)
     for _ in range(2):
         with pytest.raises(TrailError):
             mirror.step()
-    with mirror._cursors._connection() as connection:
+    with mirror._cursors.connection() as connection:
         connection.pragma("query_only", 0)
     bench.catch_up(mirror)
     bench.check()

@@ -38,12 +38,6 @@ def settings(subject: Subject) -> Iterator[Check]:
             "OTEL_AUDIT_DISABLED is set: nothing at all is recorded",
             "unset it wherever something has to be audited",
         )
-    if subject.settings.loki_enabled:
-        yield warn(
-            "settings",
-            "LOKI_ENABLED is set, but this version does not ship to Loki yet",
-            "nothing has to be done: records stay in the trail, from where a later version ships",
-        )
     if not subject.unusable and not subject.settings.unknown:
         yield ok("settings", "every variable that is set is known and usable")
 

@@ -1,0 +1,364 @@
+"""Where records are shipped to, read from OpenTelemetry's own variables.
+
+`destinations` promises: of each standard variable the one for audit records
+wins over the one for logs, and that over the general one; a value that cannot
+be used is an `AuditSettingsError` that names its variable, whether or not
+anything is shipped; a destination with a name of its own takes nothing from
+the variables of another one, so that no token goes to the wrong place. It
+reads the mapping that it is given: `settings.py` is the only one that knows
+the environment.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # it has no stub
+
+from otel_audit.errors import AuditSettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+STANDARD: Final = "otlp"
+"""The destination of the standard variables."""
+LOKI: Final = "loki"
+"""The destination of LOKI_ENDPOINT."""
+
+_PREFIX: Final = "OTEL_EXPORTER_OTLP_"
+_STANDARD: Final = (f"{_PREFIX}AUDIT_", f"{_PREFIX}LOGS_", _PREFIX)
+_LOGS_PATH: Final = "/v1/logs"
+_LOKI_PATH: Final = "/otlp/v1/logs"
+_QUERY_PATH: Final = "/loki/api/v1/query_range"
+_LOKI_DEFAULT: Final = "http://localhost:3100"
+_HTTP_DEFAULT: Final = "http://localhost:4318"
+_GRPC_DEFAULT: Final = "http://localhost:4317"
+_TIMEOUT: Final = 10.0
+_MOST_SECONDS: Final = 300.0
+"""A longer time-out is one in milliseconds: the specification counts in them, Python in seconds."""
+
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_RESERVED: Final = frozenset({STANDARD, LOKI, "audit", "logs", "traces", "metrics"})
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """One far end that takes records by OTLP.
+
+    ``endpoint`` is the whole URL for HTTP, and scheme, host and port for
+    gRPC. ``timeout`` is in seconds, for one request. Files are read when they
+    are used, so that certificates and tokens can be renewed. ``variable`` says
+    what set the endpoint.
+    """
+
+    name: str
+    endpoint: str
+    variable: str
+    protocol: str = "http/protobuf"
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    token_file: Path | None = None
+    timeout: float = _TIMEOUT
+    compression: str = "gzip"
+    certificate: Path | None = None
+    client_certificate: Path | None = None
+    client_key: Path | None = None
+    proxy: str | None = field(default=None, repr=False)
+
+    @property
+    def secure(self) -> bool:
+        """Whether it is reached by TLS."""
+        return self.endpoint.startswith("https:")
+
+
+def destinations(environ: Mapping[str, str], said: Mapping[str, Any]) -> tuple[Destination, ...]:
+    """Return the destinations that are configured, each name once.
+
+    ``said`` are settings that were read already (exporter, destination_names,
+    loki_enabled, loki_endpoint, loki_tenant). Raises `AuditSettingsError`.
+    """
+    found = []
+    standard = _Variables(environ, _STANDARD)
+    # Read first, so that what cannot be used is an error also where nothing is shipped.
+    options = standard.options()
+    wanted = said.get("exporter")
+    if wanted != "none" and (wanted == "otlp" or standard.find("ENDPOINT") is not None):
+        found.append(_standard(standard, options))
+    if said.get("loki_enabled"):
+        found.append(_loki(environ, said))
+    found += [
+        _named(name, _Variables(environ, (f"{_PREFIX}AUDIT_{_upper(name)}_",)))
+        for name in said.get("destination_names", ())
+    ]
+    return tuple(_through_proxy(destination, environ) for destination in found)
+
+
+def reading(environ: Mapping[str, str], said: Mapping[str, Any]) -> Destination | None:
+    """Return where Loki is asked for what it has (reconcile_loki, loki_tenant), if anywhere.
+
+    Raises `AuditSettingsError`.
+    """
+    options = _loki_options(environ, said)
+    base = said.get("reconcile_loki")
+    if base is None:
+        return None
+    endpoint = _loki_address(base, _QUERY_PATH)
+    found = Destination(LOKI, endpoint, "OTEL_AUDIT_RECONCILE_LOKI", **options)
+    return _through_proxy(found, environ)
+
+
+def metrics_protocol(environ: Mapping[str, str]) -> str | None:
+    """Return how metrics are exported by OTLP, or None when no endpoint for them is set."""
+    variables = _Variables(environ, (f"{_PREFIX}METRICS_", _PREFIX))
+    off = environ.get("OTEL_METRICS_EXPORTER", "").strip().lower() == "none"
+    if off or variables.find("ENDPOINT") is None:
+        return None
+    name = variables.find("PROTOCOL")
+    return "grpc" if name is not None and environ[name].strip() == "grpc" else "http/protobuf"
+
+
+def names(value: str) -> tuple[str, ...]:
+    """Parse OTEL_AUDIT_DESTINATIONS. Raises ValueError."""
+    found = [part.strip().lower() for part in value.split(",") if part.strip()]
+    for name in found:
+        if not _NAME.fullmatch(name) or name in _RESERVED:
+            message = f"{name!r} cannot be a destination's name; take letters, digits, _ and -"
+            raise ValueError(message)
+    if len(set(map(_upper, found))) != len(found):
+        message = "each destination needs a name of its own"
+        raise ValueError(message)
+    return tuple(found)
+
+
+def address(value: str) -> str:
+    """Parse an HTTP address without a query: it may have user and password. Raises ValueError."""
+    stripped = value.strip()
+    split = _split(stripped)
+    if split.scheme not in ("http", "https") or not split.hostname or split.query or split.fragment:
+        message = "expected an address such as http://localhost:3100"
+        raise ValueError(message)
+    return stripped.rstrip("/")
+
+
+def shown_address(value: str) -> str:
+    """Return an address without the password that it may have."""
+    split = urlsplit(value)
+    if "@" not in split.netloc:
+        return value
+    return urlunsplit(split._replace(netloc=split.netloc.rpartition("@")[2]))
+
+
+class _Variables:
+    """Variables of one family; the first prefix that has a value wins."""
+
+    def __init__(self, environ: Mapping[str, str], prefixes: Sequence[str]) -> None:
+        self._environ = environ
+        self._prefixes = prefixes
+
+    def find(self, what: str) -> str | None:
+        """Return the name of the variable that counts."""
+        for prefix in self._prefixes:
+            if self._environ.get(prefix + what, "").strip():
+                return prefix + what
+        return None
+
+    def options(self) -> dict[str, Any]:
+        """Read everything but the endpoint."""
+        certificate, key = self._read("CLIENT_CERTIFICATE", _file), self._read("CLIENT_KEY", _file)
+        if key is not None and certificate is None:
+            message = (
+                f"{self.find('CLIENT_KEY')}={str(key)!r} cannot be used: there is no "
+                "..._CLIENT_CERTIFICATE for it; correct it or unset it"
+            )
+            raise AuditSettingsError(message)
+        said = {
+            "protocol": self._read("PROTOCOL", _protocol),
+            "headers": self._read("HEADERS", _headers),
+            "token_file": self._read("TOKEN_FILE", _file),
+            "timeout": self._read("TIMEOUT", _timeout),
+            "compression": self._read("COMPRESSION", _compression),
+            "certificate": self._read("CERTIFICATE", _file),
+            "client_certificate": certificate,
+            "client_key": key,
+        }
+        self._read("ENDPOINT", _endpoint)
+        self._read("INSECURE", _switch)
+        return {name: value for name, value in said.items() if value is not None}
+
+    def endpoint(self, protocol: str) -> tuple[str, str] | None:
+        """Return the endpoint, as its protocol needs it, and the variable that set it."""
+        variable = self.find("ENDPOINT")
+        if variable is None:
+            return None
+        said = self._environ[variable].strip()
+        if protocol == "grpc":
+            return self._grpc_target(said), variable
+        split = _split(said)
+        if split.scheme not in ("http", "https"):
+            _refuse(variable, said, "expected an address such as http://localhost:4318")
+        path = split.path
+        # The general one is a base. A POST to the root of a server means nothing to anybody.
+        if variable == f"{_PREFIX}ENDPOINT" or path in ("", "/"):
+            path = path.rstrip("/") + _LOGS_PATH
+        return urlunsplit(split._replace(path=path)), variable
+
+    def _grpc_target(self, said: str) -> str:
+        scheme, found, rest = said.partition("://")
+        if not found:
+            scheme = "http" if self._read("INSECURE", _switch) else "https"
+            rest = said
+        return f"{scheme.lower()}://{rest.partition('/')[0]}"
+
+    def _read(self, what: str, parse: Callable[[str], Any]) -> Any:  # noqa: ANN401 - the setting's own type
+        """Parse the variable that counts; refuse those that do not, too, if they are wrong."""
+        found = None
+        for prefix in reversed(self._prefixes):
+            value = self._environ.get(prefix + what, "")
+            if not value.strip():
+                continue
+            try:
+                found = parse(value.strip())
+            except ValueError as error:
+                _refuse(prefix + what, "..." if what == "HEADERS" else value, str(error))
+        return found
+
+
+def _standard(variables: _Variables, options: dict[str, Any]) -> Destination:
+    protocol = options.get("protocol", "http/protobuf")
+    default = _GRPC_DEFAULT if protocol == "grpc" else _HTTP_DEFAULT + _LOGS_PATH
+    endpoint, variable = variables.endpoint(protocol) or (default, "OTEL_AUDIT_EXPORTER")
+    return Destination(STANDARD, endpoint, variable, **options)
+
+
+def _named(name: str, variables: _Variables) -> Destination:
+    options = variables.options()
+    found = variables.endpoint(options.get("protocol", "http/protobuf"))
+    if found is None:
+        message = (
+            f"OTEL_AUDIT_DESTINATIONS={name!r} cannot be used: "
+            f"{_PREFIX}AUDIT_{_upper(name)}_ENDPOINT is not set; set it, or unset both"
+        )
+        raise AuditSettingsError(message)
+    return Destination(name, *found, **options)
+
+
+def _loki(environ: Mapping[str, str], said: Mapping[str, Any]) -> Destination:
+    """Ship straight to Loki's own OTLP endpoint, whichever of its addresses was given."""
+    endpoint = _loki_address(said.get("loki_endpoint") or _LOKI_DEFAULT, _LOKI_PATH)
+    return Destination(LOKI, endpoint, "LOKI_ENDPOINT", **_loki_options(environ, said))
+
+
+def _loki_address(base: str, path: str) -> str:
+    split = _split(base)
+    root = split.path.rstrip("/")
+    for known in ("/loki/api/v1/push", _LOKI_PATH, "/otlp"):
+        root = root.removesuffix(known)
+    return urlunsplit(split._replace(path=root + path))
+
+
+def _loki_options(environ: Mapping[str, str], said: Mapping[str, Any]) -> dict[str, Any]:
+    tenant = said.get("loki_tenant")
+    headers = (("x-scope-orgid", tenant),) if tenant else ()
+    options = _Variables(environ, ("LOKI_",)).options()
+    options["headers"] = (*headers, *options.get("headers", ()))
+    options["protocol"] = "http/protobuf"  # Loki has no other
+    return options
+
+
+def _through_proxy(destination: Destination, environ: Mapping[str, str]) -> Destination:
+    """Find the HTTP proxy by the names that everybody uses; gRPC looks for its own."""
+    split = urlsplit(destination.endpoint)
+    proxies = {"no": _either(environ, "no_proxy") or ""}
+    if destination.protocol == "grpc" or proxy_bypass_environment(split.hostname or "", proxies):
+        return destination
+    proxy = _either(environ, f"{split.scheme}_proxy") or _either(environ, "all_proxy")
+    return replace(destination, proxy=proxy) if proxy else destination
+
+
+def _either(environ: Mapping[str, str], name: str) -> str | None:
+    return environ.get(name) or environ.get(name.upper()) or None
+
+
+def _upper(name: str) -> str:
+    return name.upper().replace("-", "_")
+
+
+def _refuse(variable: str, value: str, why: str) -> None:
+    message = f"{variable}={value!r} cannot be used: {why}; correct it or unset it"
+    raise AuditSettingsError(message)
+
+
+def _split(value: str) -> SplitResult:
+    split = urlsplit(value)
+    split.port  # noqa: B018 - raises ValueError when it is none
+    if any(character.isspace() or not character.isprintable() for character in value):
+        message = "an address has no spaces"
+        raise ValueError(message)
+    return split
+
+
+def _endpoint(value: str) -> str:
+    scheme, found, _ = value.partition("://")
+    if found and scheme.lower() not in ("http", "https"):
+        message = "expected an address such as http://localhost:4318 (or host:port, for grpc)"
+        raise ValueError(message)
+    if not _split(value if found else f"//{value}").hostname:
+        message = "it names no host"
+        raise ValueError(message)
+    return value
+
+
+def _protocol(value: str) -> str:
+    if value not in ("http/protobuf", "grpc"):
+        message = "expected http/protobuf or grpc"
+        raise ValueError(message)
+    return value
+
+
+def _compression(value: str) -> str:
+    if value not in ("gzip", "none"):
+        message = "expected gzip or none"
+        raise ValueError(message)
+    return value
+
+
+def _timeout(value: str) -> float:
+    number = float(value)
+    if number > _MOST_SECONDS:
+        number /= 1_000
+    if not 0 < number <= _MOST_SECONDS:
+        message = "expected seconds (up to 300) or milliseconds (more than 300)"
+        raise ValueError(message)
+    return number
+
+
+def _switch(value: str) -> bool:
+    lowered = value.lower()
+    if lowered not in ("true", "false"):
+        message = "expected true or false"
+        raise ValueError(message)
+    return lowered == "true"
+
+
+def _file(value: str) -> Path:
+    return Path(value).expanduser()
+
+
+def _headers(value: str) -> tuple[tuple[str, str], ...]:
+    return tuple(_header_pairs(value))
+
+
+def _header_pairs(value: str) -> Iterator[tuple[str, str]]:
+    """Read W3C Baggage's format, as OTEL_EXPORTER_OTLP_HEADERS has it: key=value,key=value."""
+    for pair in value.split(","):
+        if not pair.strip():
+            continue
+        name, found, text = pair.partition("=")
+        name, text = unquote(name.strip()).lower(), unquote(text.strip())
+        if not found or not _HEADER.fullmatch(name) or not (text.isascii() and text.isprintable()):
+            message = "expected name=value,name=value with printable ASCII characters"
+            raise ValueError(message)
+        yield name, text

@@ -1,0 +1,46 @@
+"""What runs beside the agent, as the settings say: shipping, and reconciliation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from otel_audit.readers.reconciling import Reconciler, destination_to
+from otel_audit.readers.shipping import SHARE, Shipping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_audit.readers.agent import Attendant
+    from otel_audit.record.event import AuditEvent
+    from otel_audit.settings import Settings
+    from otel_audit.trail.reader import TrailReader
+
+
+def attendants(
+    settings: Settings,
+    reader_factory: Callable[[], TrailReader],
+    tell: Callable[[AuditEvent], object],
+    *,
+    share: float = SHARE,
+) -> list[Attendant]:
+    """Make what is configured; ``tell`` emits audit records.
+
+    ``share`` is the part of one processor that catching up may take.
+    """
+    made: list[Attendant] = []
+    if settings.destinations:
+        directory = settings.trail_directory
+        made.append(Shipping(directory, settings.destinations, reader_factory, share=share))
+    if settings.reconcile_with is not None:
+        names = [destination.name for destination in settings.destinations]
+        made.append(
+            Reconciler(
+                reader_factory,
+                settings.reconcile_with,
+                destination_to(names),
+                tell,
+                interval=settings.reconcile_interval,
+                repair=settings.reconcile_repair,
+            )
+        )
+    return made

@@ -1,0 +1,172 @@
+"""One HTTP server, spoken to patiently: TLS, proxy, time-outs, kept connections.
+
+`Site.ask` promises an answer that was read to its end, or an `OSError` that
+says what happened; it takes about ``timeout`` seconds at most, however slowly
+the far end sends; it follows no redirect, and it starts no span. Files
+(certificates, token) are read anew after each failure, so that renewed ones
+are found.
+"""
+
+from __future__ import annotations
+
+import base64
+import ssl
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import urllib3
+from opentelemetry import context as otel_context
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY as SUPPRESS
+
+from otel_audit._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from otel_audit.destinations import Destination
+
+_LONGEST_ANSWER: Final = 64 << 20
+_CHUNK: Final = 64 << 10
+
+
+class Reply(NamedTuple):
+    """A whole HTTP answer; ``headers`` finds names in any case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Site:
+    """Speaks to the server of a destination. For one thread at a time."""
+
+    def __init__(self, destination: Destination) -> None:
+        """Remember where it is; nothing is opened yet."""
+        self._destination = destination
+        split = urlsplit(destination.endpoint)
+        self._own = split.netloc.rpartition("@")[0]
+        self.url = urlunsplit(split._replace(netloc=split.netloc.rpartition("@")[2]))
+        self._pool: urllib3.PoolManager | None = None
+        self._headers: dict[str, str] = {}
+
+    def ask(
+        self,
+        method: str,
+        query: str = "",
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Send one request to the destination's address. Raises `OSError`."""
+        deadline = time.monotonic() + self._destination.timeout
+        token = otel_context.attach(otel_context.set_value(SUPPRESS, True))  # noqa: FBT003 - the API has no name for it
+        try:
+            return self._ask(method, self.url + query, body, headers or {}, deadline)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            self.close()
+            raise _explained(error, self.url) from error
+        finally:
+            otel_context.detach(token)
+
+    def close(self) -> None:
+        """Close the connection; the next request opens a new one."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.clear()
+
+    def _ask(
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        deadline: float,
+    ) -> Reply:
+        if self._pool is None:
+            self._pool = self._open()
+        timeout = self._destination.timeout
+        response = self._pool.request(
+            method,
+            url,
+            body=body,
+            headers={**self._headers, **headers},
+            timeout=urllib3.Timeout(connect=timeout, read=timeout),
+            retries=False,
+            redirect=False,
+            preload_content=False,
+        )
+        try:
+            content = _read(response, deadline)
+        except BaseException:
+            response.close()
+            raise
+        response.release_conn()
+        return Reply(response.status, response.headers, content)
+
+    def _open(self) -> urllib3.PoolManager:
+        """Make a pool from the files as they are now. Raises `OSError`."""
+        destination = self._destination
+        self._headers = {
+            "user-agent": f"otel-audit/{__version__}",
+            "accept-encoding": "identity",
+            **dict(destination.headers),
+        }
+        if self._own:
+            user, _, password = self._own.partition(":")
+            pair = f"{unquote(user)}:{unquote(password)}".encode()
+            self._headers["authorization"] = f"Basic {base64.b64encode(pair).decode()}"
+        if destination.token_file is not None:
+            secret = destination.token_file.read_text("utf-8").strip()
+            self._headers["authorization"] = f"Bearer {secret}"
+        context = tls(destination) if destination.secure else None
+        if destination.proxy:
+            return urllib3.ProxyManager(destination.proxy, num_pools=1, ssl_context=context)
+        return urllib3.PoolManager(num_pools=1, ssl_context=context)
+
+
+def tls(destination: Destination) -> ssl.SSLContext:
+    """Trust the given authorities, or else the system's; show our certificate if there is one.
+
+    Raises `OSError`.
+    """
+    context = ssl.create_default_context(
+        cafile=None if destination.certificate is None else str(destination.certificate)
+    )
+    if destination.client_certificate is not None:
+        context.load_cert_chain(destination.client_certificate, destination.client_key)
+    return context
+
+
+def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
+    """Read to the end, or to the deadline: a server may send a byte now and then."""
+    parts: list[bytes] = []
+    size = 0
+    # One read from the network each: to fill a buffer could take a slow server for ever.
+    while part := response.read1(_CHUNK, decode_content=False):
+        parts.append(part)
+        size += len(part)
+        if size > _LONGEST_ANSWER:
+            message = f"the answer has more than {_LONGEST_ANSWER >> 20} MiB"
+            raise OSError(message)
+        if time.monotonic() >= deadline:
+            message = "the answer did not end in time"
+            raise TimeoutError(message)
+    return b"".join(parts)
+
+
+def _explained(error: Exception, url: str) -> OSError:
+    """Say what happened, without urllib3's wrappers around it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return OSError(f"{error.filename} cannot be read: {error.strerror}")
+    cause: BaseException = error
+    while isinstance(cause, urllib3.exceptions.HTTPError):
+        inner = cause.__cause__ or next(
+            (argument for argument in reversed(cause.args) if isinstance(argument, Exception)), None
+        )
+        if inner is None:
+            break
+        cause = inner
+    split = urlsplit(url)
+    text = str(cause) or type(cause).__name__
+    return OSError(f"{split.scheme}://{split.netloc}: {text}")

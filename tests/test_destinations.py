@@ -1,0 +1,274 @@
+"""Destinations: the standard variables, their order, and what cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from otel_audit.destinations import Destination, shown_address
+from otel_audit.errors import AuditSettingsError
+from otel_audit.settings import Settings
+
+GENERAL = "OTEL_EXPORTER_OTLP_"
+LOGS = "OTEL_EXPORTER_OTLP_LOGS_"
+AUDIT = "OTEL_EXPORTER_OTLP_AUDIT_"
+
+
+def found(**environ: str) -> tuple[Destination, ...]:
+    return Settings.from_env(environ).destinations
+
+
+def only(**environ: str) -> Destination:
+    [destination] = found(**environ)
+    return destination
+
+
+def test_nothing_is_shipped_unless_somebody_says_where() -> None:
+    assert found() == ()
+    assert found(OTEL_EXPORTER_OTLP_HEADERS="a=b", LOKI_ENDPOINT="http://loki:3100") == ()
+
+
+def test_the_general_endpoint_is_a_base() -> None:
+    destination = only(OTEL_EXPORTER_OTLP_ENDPOINT="http://collector:4318/base/")
+    assert destination.name == "otlp"
+    assert destination.endpoint == "http://collector:4318/base/v1/logs"
+    assert destination.variable == "OTEL_EXPORTER_OTLP_ENDPOINT"
+    assert (destination.protocol, destination.compression, destination.timeout) == (
+        "http/protobuf",
+        "gzip",
+        10.0,
+    )
+    assert not destination.secure
+
+
+@pytest.mark.parametrize(
+    ("said", "endpoint"),
+    [
+        ("https://c:4328/v1/logs", "https://c:4328/v1/logs"),
+        ("https://c:4328/custom", "https://c:4328/custom"),
+        ("https://c:4328", "https://c:4328/v1/logs"),
+        ("https://c:4328/", "https://c:4328/v1/logs"),
+    ],
+)
+def test_a_specific_endpoint_is_taken_as_it_is_if_it_has_a_path(said: str, endpoint: str) -> None:
+    assert only(**{f"{AUDIT}ENDPOINT": said}).endpoint == endpoint
+    assert only(**{f"{LOGS}ENDPOINT": said}).endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    ("what", "values", "attribute", "expected"),
+    [
+        ("ENDPOINT", ("http://a/x", "http://l/x", "http://g"), "endpoint", "http://a/x"),
+        ("HEADERS", ("a=1", "l=1", "g=1"), "headers", (("a", "1"),)),
+        ("TIMEOUT", ("1", "2", "3"), "timeout", 1.0),
+        ("COMPRESSION", ("none", "gzip", "gzip"), "compression", "none"),
+        ("CERTIFICATE", ("/a", "/l", "/g"), "certificate", Path("/a")),
+        ("TOKEN_FILE", ("/a", "/l", "/g"), "token_file", Path("/a")),
+    ],
+)
+def test_audit_wins_over_logs_and_logs_over_the_general_one(
+    what: str, values: tuple[str, str, str], attribute: str, expected: object
+) -> None:
+    environ = {f"{GENERAL}ENDPOINT": "http://collector:4318"}
+    for prefix, value in zip((AUDIT, LOGS, GENERAL), values, strict=True):
+        environ[prefix + what] = value
+    assert getattr(only(**environ), attribute) == expected
+    del environ[AUDIT + what]
+    assert getattr(only(**environ), attribute) != expected or what == "COMPRESSION"
+    environ[LOGS + what] = " "
+    general = getattr(only(**environ), attribute)
+    assert str(values[2]).partition("=")[0] in str(general)
+
+
+def test_grpc_takes_scheme_host_and_port() -> None:
+    def grpc(endpoint: str, **more: str) -> Destination:
+        return only(
+            OTEL_EXPORTER_OTLP_PROTOCOL="grpc", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **more
+        )
+
+    assert grpc("http://c:4317/ignored").endpoint == "http://c:4317"
+    assert grpc("https://c:4317").secure
+    assert grpc("c:4317").secure
+    assert not grpc("c:4317", OTEL_EXPORTER_OTLP_INSECURE="true").secure
+    assert only(OTEL_EXPORTER_OTLP_PROTOCOL="grpc", OTEL_AUDIT_EXPORTER="otlp").endpoint == (
+        "http://localhost:4317"
+    )
+
+
+def test_shipping_can_be_asked_for_and_switched_off() -> None:
+    assert only(OTEL_AUDIT_EXPORTER="otlp").endpoint == "http://localhost:4318/v1/logs"
+    assert found(OTEL_AUDIT_EXPORTER="none", OTEL_EXPORTER_OTLP_ENDPOINT="http://c:4318") == ()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "http://loki:3100",
+        "http://loki:3100/",
+        "http://loki:3100/otlp",
+        "http://loki:3100/otlp/v1/logs",
+        "http://loki:3100/loki/api/v1/push",
+    ],
+)
+def test_loki_is_found_by_any_of_its_addresses(said: str) -> None:
+    destination = only(LOKI_ENABLED="true", LOKI_ENDPOINT=said, LOKI_TENANT="audit")
+    assert destination.name == "loki"
+    assert destination.endpoint == "http://loki:3100/otlp/v1/logs"
+    assert destination.headers == (("x-scope-orgid", "audit"),)
+    reading = Settings.from_env({"LOKI_TENANT": "audit"}, reconcile_loki=said).reconcile_with
+    assert reading is not None
+    assert reading.endpoint == "http://loki:3100/loki/api/v1/query_range"
+    assert reading.headers == destination.headers
+
+
+def test_loki_on_this_host_is_the_default() -> None:
+    assert only(LOKI_ENABLED="yes").endpoint == "http://localhost:3100/otlp/v1/logs"
+
+
+def test_a_destination_with_a_name_takes_nothing_from_another_one() -> None:
+    standard, loki, siem, other = found(
+        OTEL_AUDIT_DESTINATIONS="siem, other-one",
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://collector:4318",
+        OTEL_EXPORTER_OTLP_HEADERS="authorization=secret",
+        OTEL_EXPORTER_OTLP_AUDIT_SIEM_ENDPOINT="https://siem:4318",
+        OTEL_EXPORTER_OTLP_AUDIT_OTHER_ONE_ENDPOINT="other:4317",
+        OTEL_EXPORTER_OTLP_AUDIT_OTHER_ONE_PROTOCOL="grpc",
+        LOKI_ENABLED="true",
+    )
+    assert [each.name for each in (standard, loki, siem, other)] == [
+        "otlp",
+        "loki",
+        "siem",
+        "other-one",
+    ]
+    assert standard.headers == (("authorization", "secret"),)
+    assert siem.endpoint == "https://siem:4318/v1/logs"
+    assert other.endpoint == "https://other:4317"
+    assert loki.headers == siem.headers == other.headers == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("0.5", 0.5), ("10", 10.0), ("10000", 10.0), ("500", 0.5)]
+)
+def test_a_time_out_is_in_seconds_or_if_it_is_long_in_milliseconds(
+    said: str, seconds: float
+) -> None:
+    assert only(
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://c", OTEL_EXPORTER_OTLP_TIMEOUT=said
+    ).timeout == (seconds)
+
+
+def test_headers_are_percent_decoded() -> None:
+    destination = only(
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://c",
+        OTEL_EXPORTER_OTLP_HEADERS="Authorization=Bearer%20a%2Cb, x-tenant = t=1,",
+    )
+    assert destination.headers == (("authorization", "Bearer a,b"), ("x-tenant", "t=1"))
+    assert "Bearer" not in repr(destination)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://c"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:port"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c d"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd"),
+        ("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "0"),
+        ("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "nan"),
+        ("OTEL_EXPORTER_OTLP_AUDIT_INSECURE", "perhaps"),
+        ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/key"),
+        ("OTEL_AUDIT_DESTINATIONS", "siem"),
+        ("OTEL_AUDIT_DESTINATIONS", "logs"),
+        ("OTEL_AUDIT_DESTINATIONS", "a,a"),
+        ("OTEL_AUDIT_DESTINATIONS", "a b"),
+        ("OTEL_AUDIT_EXPORTER", "console"),
+        ("LOKI_ENDPOINT", "loki:3100"),
+        ("LOKI_ENDPOINT", "http://loki:3100/?a=b"),
+        ("LOKI_TENANT", "a\r\nb"),
+        ("OTEL_AUDIT_RECONCILE_LOKI", "here"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_name(variable: str, value: str) -> None:
+    with pytest.raises(AuditSettingsError) as caught:
+        Settings.from_env({variable: value, "OTEL_AUDIT_EXPORTER": "otlp"} | {variable: value})
+    assert str(caught.value).startswith(f"{variable}={value!r} cannot be used: ")
+
+
+@pytest.mark.parametrize("value", ["secret", "a=b\r\nc", "=b", "a b=c", "a=\x00"])
+def test_headers_that_cannot_be_used_are_not_quoted(value: str) -> None:
+    with pytest.raises(AuditSettingsError) as caught:
+        Settings.from_env({"OTEL_EXPORTER_OTLP_HEADERS": value})
+    assert str(caught.value).startswith("OTEL_EXPORTER_OTLP_HEADERS='...' cannot be used")
+
+
+def test_diagnosis_goes_on_when_destinations_do_not_fit_together() -> None:
+    settings, errors = Settings.salvage(
+        {
+            "OTEL_AUDIT_DESTINATIONS": "siem",
+            "OTEL_AUDIT_TIMEOUT": "3",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "x",
+        }
+    )
+    assert settings.timeout == 3
+    assert settings.destinations == ()
+    assert sorted(str(error).partition("=")[0] for error in errors) == [
+        "OTEL_AUDIT_DESTINATIONS",
+        "OTEL_EXPORTER_OTLP_TIMEOUT",
+    ]
+    settings, errors = Settings.salvage(
+        {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        }
+    )
+    assert settings.destinations == ()
+    assert len(errors) == 1
+
+
+def test_proxies_are_found_as_everywhere() -> None:
+    environ = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "https://c.example:4318",
+        "HTTPS_PROXY": "http://p:3128",
+    }
+    assert only(**environ).proxy == "http://p:3128"
+    assert only(**environ, NO_PROXY="localhost, .example").proxy is None
+    assert only(**environ, no_proxy="*").proxy is None
+    assert only(**environ, https_proxy="http://q:3128").proxy == "http://q:3128"
+    assert only(**environ, OTEL_EXPORTER_OTLP_PROTOCOL="grpc").proxy is None
+    assert only(OTEL_EXPORTER_OTLP_ENDPOINT="http://c", ALL_PROXY="http://p").proxy == "http://p"
+
+
+def test_where_metrics_go_is_told_by_their_own_variables() -> None:
+    def protocol(**environ: str) -> str | None:
+        return Settings.from_env(environ).metrics_protocol
+
+    assert protocol() is None
+    assert protocol(OTEL_EXPORTER_OTLP_ENDPOINT="http://c") == "http/protobuf"
+    assert protocol(OTEL_EXPORTER_OTLP_METRICS_ENDPOINT="http://c") == "http/protobuf"
+    assert (
+        protocol(OTEL_EXPORTER_OTLP_ENDPOINT="http://c", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
+        == "grpc"
+    )
+    assert protocol(OTEL_EXPORTER_OTLP_ENDPOINT="http://c", OTEL_METRICS_EXPORTER="none") is None
+
+
+def test_doctor_shows_destinations_but_no_password() -> None:
+    settings = Settings.from_env(
+        {
+            "OTEL_EXPORTER_OTLP_AUDIT_ENDPOINT": "https://user:secret@c:4318",
+            "LOKI_ENABLED": "true",
+            "LOKI_ENDPOINT": "https://user:secret@loki",
+            "OTEL_AUDIT_RECONCILE_LOKI": "https://user:secret@loki",
+        }
+    )
+    rows = {row["variable"]: row["value"] for row in settings.describe()}
+    assert rows["OTEL_EXPORTER_OTLP_AUDIT_ENDPOINT"] == "https://c:4318/v1/logs (http/protobuf)"
+    assert rows["LOKI_ENDPOINT"] == "https://loki"
+    assert "secret" not in str(rows)
+    assert shown_address("http://a/b") == "http://a/b"
