@@ -33,6 +33,10 @@ COLLECTOR: Final = Path(__file__).parents[1]
 TOOLS: Final = COLLECTOR / "tools"
 MANIFEST: Final = COLLECTOR / "builder.yaml"
 FLAGS: Final = ("-trimpath", "-ldflags=-s -w")
+CACHE: Final = (
+    Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "otel-audit" / "stack"
+)
+"""Where the binaries are kept."""
 REPORT_SECONDS: Final = 10.0
 
 
@@ -80,20 +84,13 @@ def binary(name: str) -> Path:
     Raises BuildError when it cannot be built.
     """
     program = PROGRAMS[name]
-    folder = cache()
-    path = folder / f"{name}-{_stamp(program)}"
+    path = CACHE / f"{name}-{_stamp(program)}"
     if path.exists():
         return path
-    with _one_at_a_time(folder):
+    with _one_at_a_time(CACHE):
         if not path.exists():  # another process may have built it meanwhile
             _build(program, path)
     return path
-
-
-def cache() -> Path:
-    """Return the folder of the binaries."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "otel-audit" / "stack"
 
 
 def _stamp(program: Program) -> str:
