@@ -7,6 +7,8 @@ without the shipper, which has tests of its own.
 from __future__ import annotations
 
 import gzip
+import time
+import uuid
 from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeL
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from otel_audit import events
+from otel_audit.api.context import acting_as
 from otel_audit.record.semconv import to_log_record
 from otel_audit.testing import AuditTrail, audit_trail
 
@@ -42,10 +45,7 @@ class Refused(RuntimeError):  # noqa: N818 - it is what happened, not what went 
 
 @contextmanager
 def trail(service: str = SERVICE) -> Iterator[AuditTrail]:
-    """A trail of its own, with the real clock."""
-    import time
-    import uuid
-
+    """Make a trail of its own, with the real clock."""
     with audit_trail(
         service_name=service, clock=time.time_ns, new_id=lambda: str(uuid.uuid4())
     ) as made:
@@ -55,21 +55,25 @@ def trail(service: str = SERVICE) -> Iterator[AuditTrail]:
 def business(made: AuditTrail, rounds: int = 5) -> None:
     """Let people do what the dashboards show: the right things, and the wrong ones."""
     log = made.logger.audit_event
+    secret = {"resource_type": "secret", "resource_name": "billing-key"}
     for number in range(rounds):
         client = f"192.0.2.{number % 3 + 1}"
         who: dict[str, Any] = {"user_id": "mallory", "method": "password", "client_ip": client}
-        log(events.AUTHENTICATION, "login", status="failed", error="wrong password", **who)
-        log(events.AUTHENTICATION, "login", actor_id="ann", client_ip=client, user_id="ann")
-        secret = {"resource_type": "secret", "resource_name": "billing-key"}
-        log(events.CREDENTIAL_ACCESS, "read", actor_id="ann", **secret)
-        log(events.CREDENTIAL_ACCESS, "read", actor_id="bob", status="failed", **secret)
-        chart = {"resource_type": "chart", "resource_name": f"c-{number}", "actor_id": "ann"}
-        log(events.PHI_ACCESS, "read", subject_id="p-1", purpose="treatment", **chart)
-        log(events.DATA_EXPORT, "download", record_count=100, recipient="insurer", **chart)
-        log(events.DATA_DELETION, "erase", reason="GDPR Art. 17", **chart)
-        account = {"resource_type": "account", "resource_name": "bob", "actor_id": "root"}
-        log(events.PRIVILEGE_CHANGE, "grant", privilege="admin", reason="ticket 4711", **account)
-        log(events.ADMIN_ACTION, "configure", reason="ticket 4712", **account)
+        with acting_as("anonymous", verified=False):
+            log(events.AUTHENTICATION, "login", status="failed", error="wrong password", **who)
+        with acting_as("bob"):
+            log(events.CREDENTIAL_ACCESS, "read", status="failed", error="not yours", **secret)
+        with acting_as("ann"):
+            log(events.AUTHENTICATION, "login", user_id="ann", method="passkey", client_ip=client)
+            log(events.CREDENTIAL_ACCESS, "read", **secret)
+            chart = {"resource_type": "chart", "resource_name": f"c-{number}"}
+            log(events.PHI_ACCESS, "read", subject_id="p-1", purpose="treatment", **chart)
+            log(events.DATA_EXPORT, "download", record_count=100, recipient="insurer", **chart)
+            log(events.DATA_DELETION, "erase", reason="GDPR Art. 17", record_count=1, **chart)
+        with acting_as("root"):
+            account = {"resource_type": "account", "resource_name": "bob"}
+            log(events.PRIVILEGE_CHANGE, "grant", privilege="admin", reason="4711", **account)
+            log(events.ADMIN_ACTION, "configure", reason="4712", **account)
 
 
 def log_records(made: AuditTrail) -> list[OtelLogRecord]:
