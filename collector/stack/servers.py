@@ -367,9 +367,12 @@ class _Prometheus(Server):
             *self.arguments(),
         ]
 
-    def query(self, query: str) -> list[Sample]:
-        """Return labels and value of each sample of a PromQL query, as of now."""
-        answer = self.get("/api/v1/query", {"query": query})
+    def query(self, query: str, *, at: float | None = None) -> list[Sample]:
+        """Return labels and value of each sample of a PromQL query.
+
+        As of ``at``, in seconds since the Unix epoch, or of now.
+        """
+        answer = self.get("/api/v1/query", {"query": query, "time": str(at or time.time())})
         data = answer["data"]
         if data["resultType"] == "scalar":
             return [({}, float(data["result"][1]))]
@@ -427,7 +430,8 @@ class Collector(Server):
 
     Sends to the Loki and Prometheus that it is given; without one, to an
     address where nobody listens. ``settings`` are further variables of the
-    configuration, such as ``{"AUDIT_QUEUE_BYTES": "1048576"}``.
+    configuration, such as ``{"AUDIT_QUEUE_ITEMS": "10"}``; ``queue_bytes``,
+    at least 1 MiB, stands for a disk that is soon full.
     """
 
     ready_path = "/"
@@ -442,11 +446,14 @@ class Collector(Server):
         overlays: Iterable[Path] = (),
         settings: Mapping[str, str] | None = None,
         token: str | None = None,
+        queue_bytes: int | None = None,
     ) -> None:
         super().__init__(directory, port=port)
         self._loki = loki
         self._prometheus = prometheus
         self._overlays = tuple(overlays)
+        if queue_bytes is not None:
+            self._overlays += (self._small_queue(queue_bytes),)
         self._settings = dict(settings or {})
         self._nowhere = f"http://{HOST}:{free_port()}"
         self.token_file = directory / "token"
@@ -457,6 +464,14 @@ class Collector(Server):
         }
         if not self.token_file.exists():
             self.change_token(self.token)
+
+    def _small_queue(self, size: int) -> Path:
+        # The configuration's thresholds for compaction are larger than such a disk.
+        compaction = {"rebound_needed_threshold_mib": 1, "rebound_trigger_threshold_mib": 1}
+        storage = {"max_size": size, "compaction": compaction}
+        overlay = self.directory / "small-queue.yaml"
+        overlay.write_text(json.dumps({"extensions": {"file_storage/audit": storage}}))
+        return overlay
 
     def change_token(self, token: str) -> None:
         """Let it take another token; it reads the file anew within a moment."""
