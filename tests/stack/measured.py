@@ -16,7 +16,7 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 TO = {"otel_audit.destination": "otlp"}
 NOBODY: dict[str, str] = {}
@@ -43,6 +43,14 @@ GAUGES: tuple[tuple[str, str, Mapping[str, str], float], ...] = (
 )
 
 
+def observe(name: str) -> Callable[[CallbackOptions], list[Observation]]:
+    """Make the callback of one gauge."""
+    values = [
+        Observation(value, attributes) for other, _, attributes, value in GAUGES if other == name
+    ]
+    return lambda _: values
+
+
 def report(endpoint: str, service: str, *, times: int = 4, pause: float = 1.5) -> None:
     """Report ``times`` times, everything that counts going up in between."""
     exporter = OTLPMetricExporter(endpoint=endpoint + "/v1/metrics")
@@ -56,14 +64,8 @@ def report(endpoint: str, service: str, *, times: int = 4, pause: float = 1.5) -
         yield Observation(2_000 + 1_000 * rounds, TO)
 
     meter.create_observable_gauge("audit.queue.depth", [depth], "{record}")
-    for name in dict.fromkeys(name for name, *_ in GAUGES):
-        values = [
-            Observation(value, attributes)
-            for other, _, attributes, value in GAUGES
-            if other == name
-        ]
-        unit = next(unit for other, unit, *_ in GAUGES if other == name)
-        meter.create_observable_gauge(name, [lambda _, values=values: values], unit)
+    for name, unit in dict.fromkeys((name, unit) for name, unit, *_ in GAUGES):
+        meter.create_observable_gauge(name, [observe(name)], unit)
     emitted = meter.create_counter("audit.records.emitted", "{record}")
     exported = meter.create_counter("audit.records.exported", "{record}")
     dropped = meter.create_counter("audit.records.dropped", "{record}")
