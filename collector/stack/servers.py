@@ -94,6 +94,10 @@ class Server:
         """Return what the configuration takes from the environment."""
         return {}
 
+    def folder(self) -> Path:
+        """Return where it is started."""
+        return self.directory
+
     @property
     def running(self) -> bool:
         """Whether the process is there."""
@@ -110,7 +114,7 @@ class Server:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
-                cwd=self.directory,
+                cwd=self.folder(),
                 env={**os.environ, **self.environment()},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -138,6 +142,11 @@ class Server:
             return httpx.get(self.ready_url, timeout=5, trust_env=False).is_success
         except httpx.TransportError:
             return False
+
+    def wait(self) -> None:
+        """Return when it has ended by itself."""
+        assert self.process is not None
+        self.process.wait()
 
     def log_tail(self, lines: int = 20) -> str:
         """Return the end of its log."""
@@ -457,12 +466,13 @@ class Collector(Server):
         self._settings = dict(settings or {})
         self._nowhere = f"http://{HOST}:{free_port()}"
         self.token_file = directory / "token"
-        self.token = token or secrets.token_urlsafe(24)
+        known = self.token_file.read_text() if self.token_file.exists() else None
+        self.token = token or known or secrets.token_urlsafe(24)
         self._ports = {
             name: free_port()
             for name in ("audit", "audit-grpc", "otlp", "otlp-grpc", "metrics", "scrape")
         }
-        if not self.token_file.exists():
+        if self.token != known:
             self.change_token(self.token)
 
     def _small_queue(self, size: int) -> Path:

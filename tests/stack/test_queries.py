@@ -157,10 +157,13 @@ def play(collector: Collector, full: Collector, stuck: Collector) -> None:
 
 def fill(stuck: Collector, records: list[OtelLogRecord]) -> None:
     """Send until the disk is full."""
-    allowed = {"Authorization": stuck.authorization}
-    with pytest.raises(traffic.Refused) as refused:
+
+    def often() -> None:
         for _ in range(20):
-            traffic.send(stuck.audit_endpoint, records, allowed)
+            traffic.send(stuck.audit_endpoint, records, {"Authorization": stuck.authorization})
+
+    with pytest.raises(traffic.Refused) as refused:
+        often()
     assert refused.value.status == 503
 
 
