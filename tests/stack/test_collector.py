@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.stack import traffic
+from tests.stack.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from collector.stack.servers import Collector, Loki
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Return once it is so; fail when it does not come true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.2)
 
 
 def test_a_record_arrives_byte_for_byte_with_what_makes_it_easy_to_find(

@@ -28,6 +28,7 @@ from otel_audit.record.semconv import to_log_record
 from otel_audit.testing import AuditTrail, audit_trail
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator, Mapping
 
     from otel_audit.record.semconv import OtelLogRecord
@@ -94,7 +95,11 @@ def log_records(made: AuditTrail) -> list[OtelLogRecord]:
 
 
 def send(
-    endpoint: str, records: list[OtelLogRecord], headers: Mapping[str, str] | None = None
+    endpoint: str,
+    records: list[OtelLogRecord],
+    headers: Mapping[str, str] | None = None,
+    *,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Post them to an OTLP/HTTP endpoint, once; raise Refused unless all were taken."""
     answer = httpx.post(
@@ -107,6 +112,7 @@ def send(
         },
         timeout=30,
         trust_env=False,
+        verify=tls or False,
     )
     if not answer.is_success:
         raise Refused(answer.status_code, answer.text)
