@@ -113,7 +113,7 @@ class GrpcSink(logs_service_pb2_grpc.LogsServiceServicer):
         self.requests: list[ExportLogsServiceRequest] = []
         self.metadata: list[dict[str, str]] = []
         self._server = grpc.server(ThreadPoolExecutor(2))
-        logs_service_pb2_grpc.add_LogsServiceServicer_to_server(self, self._server)
+        logs_service_pb2_grpc.add_LogsServiceServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]  # it has no types
         self.port = self._server.add_insecure_port(f"{HOST}:0")
 
     def Export(self, request: Any, context: Any) -> ExportLogsServiceResponse:  # noqa: N802 - the name in the protocol
