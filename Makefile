@@ -50,8 +50,9 @@ docs-test: $(INSTALLED) ## the examples of README.md and docs/ only
 wheel-test: $(INSTALLED) ## the wheel, in an environment that has nothing else
 	$(BIN)/python -m pytest tests/wheel
 
-test-stack: $(INSTALLED) ## tests with real tools (logrotate, Go); as root it installs what is missing
+test-stack: $(INSTALLED) ## tests with the real Collector, Loki, Prometheus and tools; as root it installs what is missing
 	tests/stack/setup
+	$(PIP) install --quiet --constraint constraints.txt --group stack
 	$(BIN)/python -m collector.stack.build
 	$(BIN)/python -m pytest tests/stack
 

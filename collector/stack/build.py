@@ -75,6 +75,12 @@ PROGRAMS: Final = {
         "1 minute",
         tags="remove_all_sd",
     ),
+    "compose": Program(
+        "the reader of compose files",
+        "compose",
+        "github.com/compose-spec/compose-go/v2/cmd",
+        "half a minute",
+    ),
 }
 
 
