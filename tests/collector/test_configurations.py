@@ -94,3 +94,18 @@ def test_modules_are_those_of_the_manifest() -> None:
     ]
     text = (COLLECTOR / "tools" / "otelcol-audit" / "go.mod").read_text()
     assert [one for one in wanted if f"\t{one}\n" not in text] == []
+
+
+def test_the_documents_name_every_variable() -> None:
+    files = [COLLECTOR_CONFIGURATION, *(COLLECTOR / "overlays").glob("*.yaml")]
+    read = {name for file in files for name in re.findall(r"\$\{env:(\w+):-", file.read_text())}
+    page = (COLLECTOR.parent / "docs" / "stack.md").read_text()
+    assert len(read) > 30
+    assert [name for name in sorted(read) if f"`{name}`" not in page] == []
+    assert [file.name for file in files[1:] if f"`{file.name}`" not in page] == []
+
+
+def test_the_documents_name_every_alert() -> None:
+    page = (COLLECTOR.parent / "docs" / "stack.md").read_text()
+    for runbook in (COLLECTOR.parent / "docs" / "runbooks").glob("*.md"):
+        assert f"[{runbook.stem}](runbooks/{runbook.name})" in page
