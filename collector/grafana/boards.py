@@ -450,7 +450,7 @@ PIPELINE: Final = Dashboard(
             8,
             lines(
                 "The Collector's queue",
-                "Log records on the Collector's disk that Loki has not confirmed.",
+                "What is on the Collector's disk because Loki has not confirmed it, in bytes.",
                 prometheus(
                     f'sum by (instance) (otelcol_exporter_queue_size{{data_type="logs", {TO_LOKI}}})',
                     "waiting in {{instance}}",
@@ -460,6 +460,7 @@ PIPELINE: Final = Dashboard(
                     f'(otelcol_exporter_queue_capacity{{data_type="logs", {TO_LOKI}}})',
                     "capacity of {{instance}}",
                 ),
+                unit="bytes",
             ),
             lines(
                 "Collector: refused, failed",

@@ -439,8 +439,8 @@ class Collector(Server):
 
     Sends to the Loki and Prometheus that it is given; without one, to an
     address where nobody listens. ``settings`` are further variables of the
-    configuration, such as ``{"AUDIT_QUEUE_ITEMS": "10"}``; ``queue_bytes``,
-    at least 1 MiB, stands for a disk that is soon full.
+    configuration, such as ``{"AUDIT_QUEUE_BYTES": "100000"}`` for a queue that
+    is soon full; ``storage_bytes``, at least 1 MiB, stands for a disk that is.
     """
 
     ready_path = "/"
@@ -455,14 +455,14 @@ class Collector(Server):
         overlays: Iterable[Path] = (),
         settings: Mapping[str, str] | None = None,
         token: str | None = None,
-        queue_bytes: int | None = None,
+        storage_bytes: int | None = None,
     ) -> None:
         super().__init__(directory, port=port)
         self._loki = loki
         self._prometheus = prometheus
         self._overlays = tuple(overlays)
-        if queue_bytes is not None:
-            self._overlays += (self._small_queue(queue_bytes),)
+        if storage_bytes is not None:
+            self._overlays += (self._small_disk(storage_bytes),)
         self._settings = dict(settings or {})
         self._nowhere = f"http://{HOST}:{free_port()}"
         self.token_file = directory / "token"
@@ -475,11 +475,11 @@ class Collector(Server):
         if self.token != known:
             self.change_token(self.token)
 
-    def _small_queue(self, size: int) -> Path:
+    def _small_disk(self, size: int) -> Path:
         # The configuration's thresholds for compaction are larger than such a disk.
         compaction = {"rebound_needed_threshold_mib": 1, "rebound_trigger_threshold_mib": 1}
         storage = {"max_size": size, "compaction": compaction}
-        overlay = self.directory / "small-queue.yaml"
+        overlay = self.directory / "small-disk.yaml"
         overlay.write_text(json.dumps({"extensions": {"file_storage/audit": storage}}))
         return overlay
 

@@ -25,6 +25,10 @@ def collector() -> dict[str, Any]:
     return read
 
 
+def default(value: str) -> int:
+    return int(re.sub(r"\$\{env:\w+:-(\d+)\}", r"\1", value))
+
+
 def days(retention: str) -> int:
     number, unit = int(retention[:-1]), retention[-1]
     return number * {"d": 1, "y": 365}[unit]
@@ -52,8 +56,18 @@ def test_loki_refuses_no_record_for_its_age_or_size() -> None:
     limits = loki()["limits_config"]
     assert limits["reject_old_samples"] is False
     assert limits["shard_streams"]["time_sharding_enabled"] is True
-    assert limits["creation_grace_period"] == "8760h"
     assert limits["max_structured_metadata_entries_count"] >= 256
+
+
+def hours(duration: str) -> int:
+    assert duration.endswith("h")
+    return int(duration[:-1])
+
+
+def test_a_record_from_the_future_does_not_make_loki_refuse_the_present() -> None:
+    grace = hours(loki()["limits_config"]["creation_grace_period"])
+    assert grace >= 14  # time zones
+    assert grace + 1 <= hours(loki()["ingester"]["max_chunk_age"]) / 2
 
 
 def test_records_wait_on_disk_for_ever() -> None:
@@ -66,6 +80,9 @@ def test_records_wait_on_disk_for_ever() -> None:
     queue = exporter["sending_queue"]
     assert queue["storage"] == "file_storage/audit"
     assert queue["block_on_overflow"] is True
+    # A full queue makes senders wait; a full disk would lose what leaves the queue.
+    assert queue["sizer"] == "bytes"
+    assert default(storage["max_size"]) >= 4 * default(queue["queue_size"])
 
 
 def test_nothing_between_receiver_and_queue_holds_or_leaves_out_records() -> None:

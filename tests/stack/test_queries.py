@@ -106,10 +106,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         Prometheus2(place / "prometheus2") as prometheus2,
         Loki(place / "loki", prometheus=prometheus, rules_interval="2s") as loki,
         Collector(place / "collector", loki=loki, prometheus=prometheus) as collector,
-        # Loki is away for this one: ten records fit, and they stay.
-        Collector(place / "full", settings={"AUDIT_QUEUE_ITEMS": "10"}) as full,
+        # Loki is away for this one: some records fit, and they stay.
+        Collector(place / "full", settings={"AUDIT_QUEUE_BYTES": "16000"}) as full,
         # The disk of this one has no room.
-        Collector(place / "stuck", queue_bytes=1 << 20) as stuck,
+        Collector(place / "stuck", storage_bytes=1 << 20) as stuck,
     ):
         collectors = (collector, full, stuck)
         scraped = {

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import defaultdict
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -92,6 +93,20 @@ def log_records(made: AuditTrail) -> list[OtelLogRecord]:
             )
             for leaf in reader.leaves()
         ]
+
+
+def moved(records: list[OtelLogRecord], seconds: float) -> list[OtelLogRecord]:
+    """Return them as of another time, with bodies of their own."""
+    nano = round(seconds * 1e9)
+    return [
+        replace(
+            one,
+            timestamp=one.timestamp + nano,
+            observed_timestamp=one.observed_timestamp + nano,
+            body=f'{one.body[:-1]},"moved":{seconds}}}',
+        )
+        for one in records
+    ]
 
 
 def send(
