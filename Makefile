@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Two processes suit two cores; `make WORKERS=8 unit` suits more.
 WORKERS ?= 2
 
-.PHONY: help setup test lint types unit docs-test wheel-test test-stack run bench constraints clean
+.PHONY: help setup test lint types unit docs-test wheel-test test-stack run stack bench constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,13 +50,17 @@ docs-test: $(INSTALLED) ## the examples of README.md and docs/ only
 wheel-test: $(INSTALLED) ## the wheel, in an environment that has nothing else
 	$(BIN)/python -m pytest tests/wheel
 
-test-stack: $(INSTALLED) ## tests with real tools (logrotate, Go); as root it installs what is missing
+test-stack: $(INSTALLED) ## tests with the real Collector, Loki, Prometheus and tools; as root it installs what is missing
 	tests/stack/setup
 	$(PIP) install --quiet --constraint constraints.txt --group stack
+	$(BIN)/python -m collector.stack.build
 	$(BIN)/python -m pytest tests/stack
 
 run: $(INSTALLED) ## start the example application, and say where to click
 	$(BIN)/python -m examples.agenthub
+
+stack: $(INSTALLED) ## Collector, Loki and Prometheus, and the example application shipping to them
+	$(BIN)/python -m collector.stack
 
 bench: $(INSTALLED) ## the benchmarks, as ratios within one run
 	$(BIN)/python -m benchmarks

@@ -25,14 +25,14 @@ def main() -> None:
     """Prepare the data, say what can be done, and serve until Ctrl-C."""
     arguments = _arguments()
     config = Config.from_env()
-    port = _free_port(arguments.port)
+    port = _free_port(arguments.host, arguments.port)
     os.environ["AGENTHUB_DATA"] = str(config.data)
     password = _prepare(config, new_password=arguments.new_password)
-    print(_banner(config, f"http://{HOST}:{port}", password), flush=True)
+    print(_banner(config, f"http://{arguments.host}:{port}", password), flush=True)
     uvicorn.run(
         "examples.agenthub.app:create_app",
         factory=True,
-        host=HOST,
+        host=arguments.host,
         port=port,
         workers=arguments.workers,
         # The trail has a record of each request already.
@@ -45,9 +45,14 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.agenthub", description=__doc__)
     parser.add_argument(
+        "--host",
+        default=HOST,
+        help=f"address to listen on (default: {HOST}; a container's: 0.0.0.0)",
+    )
+    parser.add_argument(
         "--port",
         type=int,
-        help=f"port on {HOST} (default: the first free one from {FIRST_PORT}; 0: any)",
+        help=f"port (default: the first free one from {FIRST_PORT}; 0: any)",
     )
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument(
@@ -56,18 +61,18 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _free_port(wanted: int | None) -> int:
+def _free_port(host: str, wanted: int | None) -> int:
     candidates = range(FIRST_PORT, FIRST_PORT + PORTS) if wanted is None else (wanted,)
     for port in candidates:
         with socket.socket() as attempt:
             # As uvicorn will bind it: connections that linger from before are no obstacle.
             attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                attempt.bind((HOST, port))
+                attempt.bind((host, port))
             except OSError:
                 continue
             return int(attempt.getsockname()[1])
-    sys.exit(f"port {candidates[0]} on {HOST} is taken; name another one with --port")
+    sys.exit(f"port {candidates[0]} on {host} is taken; name another one with --port")
 
 
 def _prepare(config: Config, *, new_password: bool) -> str | None:

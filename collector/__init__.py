@@ -1,0 +1,1 @@
+"""The servers beside otel-audit: their configurations, and programs that build and run them."""

@@ -1,0 +1,1 @@
+"""Grafana's dashboards as code: ``python -m collector.grafana`` writes dashboards/*.json."""
