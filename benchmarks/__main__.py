@@ -5,9 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PARTS = ("record_stages", "emit", "web", "ways_in", "verify")
-PARTS = ("record_stages", "emit", "web", "verify", "health")
-PARTS = ("record_stages", "emit", "web", "verify", "shipping")
+PARTS = ("record_stages", "emit", "web", "ways_in", "verify", "health", "shipping")
 
 
 def main() -> None:

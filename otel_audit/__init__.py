@@ -43,11 +43,11 @@ if TYPE_CHECKING:
         ProofError,
         TrailError,
     )
+    from otel_audit.health.checker import HealthChecker, get_health_checker
+    from otel_audit.health.probe import HealthStatus, ProbeResult
     from otel_audit.instrumentation.keyring import AuditedKeyring
     from otel_audit.instrumentation.logging import AuditHandler
     from otel_audit.instrumentation.structlog import AuditProcessor, setup_logging
-    from otel_audit.health.checker import HealthChecker, get_health_checker
-    from otel_audit.health.probe import HealthStatus, ProbeResult
     from otel_audit.readers.agent import Attendant
     from otel_audit.record import classes as events
     from otel_audit.record.event import AuditEvent
@@ -154,8 +154,8 @@ __all__ = [
     "is_configured",
     "reset",
     "set_actor",
-    "setup_logging",
     "setup_health_check_routes",
+    "setup_logging",
     "uninstrument_app",
 ]
 

@@ -101,6 +101,8 @@ def _size(value: str) -> int:
 
 def _names(value: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
 def _tenant(value: str) -> str:
     stripped = value.strip()
     if not re.fullmatch(r"[!'()*.\w-]{1,150}", stripped, re.ASCII):

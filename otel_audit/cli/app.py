@@ -14,13 +14,9 @@ from typer.main import get_command
 
 from otel_audit.cli import (
     doctor,
-    outcome,
-    policy,
     health,
     outcome,
-    proofs,
-    publication,
-    records,
+    policy,
     proofs,
     publication,
     reconciliation,
