@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from otel_audit import AuditLogger, AuditProvider, Settings
-from otel_audit.readers.beside import Beside
-from otel_audit.readers.index import DATABASE, QueryIndex
+from otel_audit.readers.index import DATABASE, QueryIndex, following
 from otel_audit.readers.query import Query, parse, stamp
 from otel_audit.readers.search import TrailSearch
 from otel_audit.record.encode import new_record_id
@@ -298,8 +297,7 @@ def cost_of_the_thread(rounds: int, seconds: float) -> None:
             provider = AuditProvider(settings)
             stack.callback(provider.close)
             if beside:
-                maker = QueryIndex(Path(place), breathe=lambda: thread.breathe())
-                thread = Beside("index", lambda: _step(maker, provider))
+                thread = following(Path(place), provider.reader)
                 thread.start()
                 stack.callback(thread.stop)
             figures[beside].append(_emit_steadily(AuditLogger(provider=provider), seconds))
@@ -309,11 +307,6 @@ def cost_of_the_thread(rounds: int, seconds: float) -> None:
         f"  emit at 1,000 a second: {without:.0f} us without the index thread, {with_it:.0f} with: "
         f"ratio {statistics.median(pairs):.3f} ({min(pairs):.3f} to {max(pairs):.3f}; goal 1.10)"
     )
-
-
-def _step(maker: QueryIndex, provider: AuditProvider) -> bool:
-    with provider.reader() as reader:
-        return maker.step(reader, reader.tree().size)
 
 
 def _emit_steadily(audit: AuditLogger, seconds: float) -> float:

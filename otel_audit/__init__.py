@@ -153,6 +153,7 @@ def _agent(provider: AuditProvider) -> Companion | None:
     """Give a provider the agent that signs its checkpoints and writes its mirror."""
     from otel_audit.readers.agent import Agent
     from otel_audit.readers.elsewhere import AgentElsewhere
+    from otel_audit.readers.index import following
     from otel_audit.readers.mirror import create
 
     settings = provider.settings
@@ -168,6 +169,9 @@ def _agent(provider: AuditProvider) -> Companion | None:
         mirror_path=mirror,
         mirror_max_bytes=settings.mirror_max_bytes,
         mirror_backups=settings.mirror_backups,
+        beside=[following(provider.directory, provider.reader, full_text=settings.full_text)]
+        if settings.index
+        else [],
     )
     if settings.agent == "off":
         return AgentElsewhere(agent) if mirror else None

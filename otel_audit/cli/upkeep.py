@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from otel_audit.readers.agent import Agent
+    from otel_audit.readers.beside import Beside
     from otel_audit.settings import Settings
     from otel_audit.trail.succession import Predecessor, Succession
     from otel_audit.trail.trail import Trail
@@ -151,7 +152,20 @@ def _agent(trail: Trail, settings: Settings) -> Agent:
         mirror_path=settings.mirror_file,
         mirror_max_bytes=settings.mirror_max_bytes,
         mirror_backups=settings.mirror_backups,
+        beside=_beside(settings),
     )
+
+
+def _beside(settings: Settings) -> list[Beside]:
+    """Return the index's thread, which has this process for itself."""
+    from otel_audit.readers.index import following
+    from otel_audit.trail.reader import TrailReader
+
+    directory = settings.trail_directory
+    if not settings.index:
+        return []
+    full_text = settings.full_text
+    return [following(directory, lambda: TrailReader(directory), full_text=full_text, share=1.0)]
 
 
 def _described(trail: Trail, settings: Settings) -> dict[str, Any]:

@@ -28,9 +28,10 @@ from otel_audit.readers.mirror import Mirror, create, cursor_name
 from otel_audit.trail.lock import FileLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from otel_audit.readers.beside import Beside
     from otel_audit.trail.reader import TrailReader
 
 LOCK: Final = "agent.lock"
@@ -74,16 +75,19 @@ class Agent:
         mirror_max_bytes: int = 0,
         mirror_backups: int = 90,
         heartbeat: float = 3_600.0,
+        beside: Sequence[Beside] = (),
     ) -> None:
         """Take what the duties need; nothing is opened and nothing runs yet.
 
         ``sign_checkpoint`` signs and stores a checkpoint of the tree as it is;
         ``empty_wal`` copies the write-ahead log if that is worth while.
         ``heartbeat`` is the age, in seconds, at which the checkpoint of an idle
-        trail is renewed. Without ``mirror_path`` there is no mirror.
+        trail is renewed. Without ``mirror_path`` there is no mirror. ``beside``
+        are readers with threads of their own, which run while this agent serves.
         """
         self.directory = directory
         self.mirror_path = mirror_path
+        self._beside = tuple(beside)
         self._mirror_mode = mirror_mode
         self._reader_factory = reader_factory
         self._reader: TrailReader | None = None
@@ -123,12 +127,14 @@ class Agent:
     @property
     def errors(self) -> int:
         """How often a duty failed in this process."""
-        return sum(watch.errors for watch in self._watches.values())
+        own = sum(watch.errors for watch in self._watches.values())
+        return own + sum(reader.errors for reader in self._beside)
 
     @property
     def last_error(self) -> str | None:
         """What the duties that fail at present report, or None when all is well."""
         failing = [watch.report for watch in self._watches.values() if watch.report]
+        failing += [reader.last_error for reader in self._beside if reader.last_error]
         return "; ".join(failing) or None
 
     def start(self) -> None:
@@ -252,11 +258,17 @@ class Agent:
             if self._leading:
                 self._checkpoints.forget()
                 self._watches["trail"].attempt(self._announce)
+                self._watches["trail"].attempt(self._start_beside)
         return self._leading
 
     def _announce(self) -> bool:
         """Tell the other processes who serves the trail, and with which mirror."""
         self._cursors.set(CURSOR, 0, {"pid": os.getpid(), "mirror": self._mirror_name})
+        return True
+
+    def _start_beside(self) -> bool:
+        for reader in self._beside:
+            reader.start()
         return True
 
     def _stand_by(self) -> bool:
@@ -332,6 +344,8 @@ class Agent:
         return self._work()
 
     def _let_go(self) -> None:
+        for reader in self._beside:
+            reader.stop()
         self._mirror.close()
         self._leading = False
         # Let go explicitly: a child that was just forked may still have its copy open.
@@ -365,6 +379,8 @@ class Agent:
         self._leading = False
         self._flushing = 0
         self._mirror.close()
+        for reader in self._beside:
+            reader.forget()
 
 
 class _Run:

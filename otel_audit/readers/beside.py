@@ -27,12 +27,23 @@ _logger = logging.getLogger("otel_audit.agent")
 class Beside:
     """Calls ``work`` again and again; it returns whether there is more to do at once."""
 
-    def __init__(self, name: str, work: Callable[[], bool], *, share: float = 0.25) -> None:
-        """``share``: of one processor's time, what ``work`` may take through `breathe`."""
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[], bool],
+        *,
+        share: float = 0.25,
+        rest: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``share``: of one processor's time, what ``work`` may take through `breathe`.
+
+        ``rest`` is called in the thread before it ends, to let go of files.
+        """
         self.name = name
         self.errors = 0
         self.last_error: str | None = None
         self._work = work
+        self._rest = rest
         self._share = share
         self._began = 0.0
         self._stopping = threading.Event()
@@ -45,7 +56,10 @@ class Beside:
             return
         stopping = self._stopping = threading.Event()
         self._thread = threading.Thread(
-            target=self._serve, args=(stopping,), name=f"otel-audit-{self.name}", daemon=True
+            target=self._serve,
+            args=(stopping,),
+            name=f"otel-audit-{self.name.replace(' ', '-')}",
+            daemon=True,
         )
         self._thread.start()
 
@@ -70,6 +84,7 @@ class Beside:
     def _serve(self, stopping: threading.Event) -> None:
         while not stopping.is_set():
             stopping.wait(self._turn())
+        self._rest()
 
     def _turn(self) -> float:
         """Work once; return how many seconds to rest."""

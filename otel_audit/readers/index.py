@@ -26,6 +26,7 @@ import orjson
 
 from otel_audit.errors import TrailError
 from otel_audit.readers import segments
+from otel_audit.readers.beside import Beside
 from otel_audit.readers.segments import LARGE, SMALL, Bucket, DamagedError, Terms
 from otel_audit.readers.words import fields_of, moment_of, searchable, terms_of
 from otel_audit.trail.database import Handle, fetch
@@ -123,15 +124,15 @@ class QueryIndex:
         self._check_place()
         try:
             return self._step(reader, size)
-        except (apsw.CorruptError, apsw.NotADBError, DamagedError) as error:
-            self.discard()
-            message = f"{self.path} is damaged ({error}); it was deleted and is made anew"
-            raise TrailError(message) from error
         except apsw.FullError as error:
             message = f"{self.path}: the disk is full; the index goes on when there is space"
             raise TrailError(message) from error
-        except apsw.Error as error:
+        except _NOT_ITS_FAULT as error:
             message = f"{self.path} cannot be written: {error}"
+            raise TrailError(message) from error
+        except (apsw.Error, DamagedError) as error:
+            self.discard()
+            message = f"{self.path} is damaged ({error}); it was deleted and is made anew"
             raise TrailError(message) from error
 
     def discard(self) -> None:
@@ -159,7 +160,7 @@ class QueryIndex:
         built = self._build(reader, position)
         facets = {field: _listed(list(values)) for field, values in built.rows.items()}
         packed = list(segments.pack_all(self._hashed(built, terms), SMALL))
-        with self._handle.use() as connection, connection:
+        with self._handle.use() as connection, _transaction(connection):
             segment = _segment(position, SMALL, built.times)
             _store(connection, segment, built.times, packed, facets)
             connection.execute("REPLACE INTO meta VALUES ('last_hash', ?)", (built.last_hash,))
@@ -198,7 +199,7 @@ class QueryIndex:
         packed: list[tuple[int, bytes]] = []
         for number in range(segments.buckets(SMALL)):
             packed += segments.pack_all(segments.merged(self._parts(smalls, number)), LARGE)
-        with self._handle.use() as connection, connection:
+        with self._handle.use() as connection, _transaction(connection):
             _remove(connection, start, stop)
             _store(connection, _segment(start, LARGE, times), times, packed, facets)
 
@@ -272,7 +273,7 @@ class QueryIndex:
         return None
 
     def _make(self, connection: apsw.Connection) -> None:
-        with connection:
+        with _transaction(connection):
             connection.execute(_SCHEMA)
             if self.full_text:
                 connection.execute(_TEXT)
@@ -404,6 +405,42 @@ class Lookup:
         return segments.bitmap([row[0] for row in rows])
 
 
+def following(
+    directory: Path,
+    reader_factory: Callable[[], TrailReader],
+    *,
+    full_text: bool = True,
+    share: float = 0.25,
+) -> Beside:
+    """Return the thread that keeps a trail's index, for the agent to start and stop.
+
+    ``share`` is what it takes of one processor at most while it catches up.
+    """
+    reader: TrailReader | None = None
+
+    def work() -> bool:
+        nonlocal reader
+        if reader is None:
+            reader = reader_factory()
+        try:
+            return index.step(reader, reader.tree().size)
+        except BaseException:
+            reader.close()
+            reader = None
+            raise
+
+    def rest() -> None:
+        nonlocal reader
+        if reader is not None:
+            reader.close()
+            reader = None
+        index.close()
+
+    thread = Beside("query index", work, share=share, rest=rest)
+    index = QueryIndex(directory, full_text=full_text, breathe=thread.breathe)
+    return thread
+
+
 class _Built:
     """What is gathered of the records of one small segment."""
 
@@ -437,6 +474,30 @@ class _Built:
 _SEGMENT_AT: Final = "SELECT * FROM segment WHERE start <= ? ORDER BY start DESC LIMIT 1"
 _SEGMENTS_IN: Final = "SELECT * FROM segment WHERE start >= ? AND start < ? ORDER BY start"
 _TABLES: Final = "SELECT name FROM sqlite_schema"
+
+
+_NOT_ITS_FAULT: Final = (
+    apsw.BusyError,
+    apsw.CantOpenError,
+    apsw.LockedError,
+    apsw.NoMemError,
+    apsw.PermissionsError,
+    apsw.ReadOnlyError,
+)
+"""Errors that an index made anew would have as well."""
+
+
+@contextmanager
+def _transaction(connection: apsw.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # After some errors SQLite has done so already.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _position(connection: apsw.Connection) -> int:

@@ -105,7 +105,7 @@ def pack(postings: Mapping[int, Sequence[int]]) -> bytes:
             data.append(_BITMAP)
             data.frombytes(bitmap(rows).to_bytes(_BITMAP_BYTES, "little"))
     body = array("Q", ordered).tobytes() + references.tobytes() + data.tobytes()
-    return _HEAD.pack(zlib.crc32(body), len(ordered)) + body
+    return _HEAD.pack(zlib.crc32(body, len(ordered)), len(ordered)) + body
 
 
 class Bucket:
@@ -118,7 +118,7 @@ class Bucket:
         try:
             checksum, count = _HEAD.unpack_from(blob)
             body = memoryview(blob)[_HEAD.size :]
-            if zlib.crc32(body) != checksum:
+            if zlib.crc32(body, count) != checksum:
                 raise DamagedError(_DAMAGED)
             self._terms = body[: count * 8].cast("Q")
             self._references = body[count * 8 : count * 12].cast("I")
