@@ -67,6 +67,8 @@ _STAMP: Final = re.compile(
 _IDENTIFIER: Final = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}|[0-9a-f]{16}"
 )
+_WILD: Final = re.compile(r"([*?])")
+_MEANING: Final = {"*": ".*", "?": "."}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -86,7 +88,7 @@ class Entry(NamedTuple):
 class Condition:
     """One of ``fields`` has one of ``values``; or none has, where it is not ``wanted``.
 
-    A ``*`` in a value stands for any text.
+    In a value ``*`` stands for any text and ``?`` for any character.
     """
 
     fields: tuple[str, ...]
@@ -96,7 +98,7 @@ class Condition:
 
     def __post_init__(self) -> None:
         """Prepare the patterns."""
-        patterns = tuple(_pattern(value) for value in self.values if "*" in value)
+        patterns = tuple(_pattern(value) for value in self.values if _WILD.search(value))
         object.__setattr__(self, "_patterns", patterns)
 
     @property
@@ -505,4 +507,5 @@ def _bounded(name: str, text: str, nanoseconds: int) -> int:
 
 
 def _pattern(value: str) -> re.Pattern[str]:
-    return re.compile(".*".join(map(re.escape, value.split("*"))), re.DOTALL)
+    parts = (_MEANING.get(part) or re.escape(part) for part in _WILD.split(value))
+    return re.compile("".join(parts), re.DOTALL)

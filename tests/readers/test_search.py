@@ -144,8 +144,10 @@ def test_a_search_without_time_stops_where_it_is_and_goes_on_from_there(large: L
         search.count(query, seconds=0)
 
 
-@pytest.mark.parametrize("per", [None, 3_600 * SECOND, 86_400 * SECOND])
-@pytest.mark.parametrize("by", [None, "event", "request_id", "tags"])
+@pytest.mark.parametrize(
+    ("by", "per"),
+    [(None, None), (None, 600 * SECOND), ("event", 3_600 * SECOND), ("tags", 86_400 * SECOND)],
+)
 @pytest.mark.parametrize(
     "parameters",
     [
@@ -160,8 +162,6 @@ def test_a_search_without_time_stops_where_it_is_and_goes_on_from_there(large: L
 def test_counts_are_what_a_look_at_each_record_gives(
     large: Ledger, parameters: list[tuple[str, str]], by: str | None, per: int | None
 ) -> None:
-    if by == "request_id" and not parameters:
-        parameters = [("start", "2026-02-02T18:00:00Z"), ("end", "2026-02-02T19:00:00Z")]
     query, _ = parse(parameters)
     expected: Counter[tuple[int | None, str | None]] = Counter()
     for _, fields, moment in large.parsed():
@@ -215,6 +215,21 @@ def test_bytes_that_are_no_record_harm_nobody(ledger: Ledger) -> None:
         ledger.index()
 
 
+def test_counts_by_a_field_of_too_many_values_are_right_as_well(ledger: Ledger) -> None:
+    ledger.fill(4 * SMALL)
+    ledger.write([{"event": "odd", "request_id": "x" * 5_000}] * SMALL)
+    ledger.index()
+    query, _ = parse([("outcome", "failure")])
+    expected = Counter(
+        (None, fields["request_id"]) for _, fields, _ in ledger.parsed() if fields.get("error")
+    )
+    search = TrailSearch(ledger.reader)
+    assert search.count(query, by="request_id") == expected
+    odd, _ = parse([("event", "odd")])
+    assert search.count(odd, by="request_id") == {(None, "x" * 5_000): SMALL}
+    assert search.count(odd, by="error") == {}
+
+
 def test_a_field_that_is_hidden_cannot_be_asked_for_or_found_by_its_words(ledger: Ledger) -> None:
     ledger.write([{"event": "a", "actor_id": "alice"}, {"event": "alice says"}])
     ledger.fill(SMALL)
@@ -248,9 +263,9 @@ def test_words_are_found_with_and_without_the_index_of_words(
 
 
 @pytest.mark.parametrize(
-    "text", ["' OR 1=1 --", '"', "a'; DROP TABLE leaf; --", "NEAR(a b)", "words:x", "*", "\0", "%"]
+    "text", ["' OR 1=1 --", '"', "a'; DROP TABLE leaf; --", "NEAR(a b)", "words:x", "\0", "%"]
 )
-@pytest.mark.parametrize("name", ["actor", "event", "field.x", "field.x'--", 'field.") OR 1', "q"])
+@pytest.mark.parametrize("name", ["actor", "event", "field.x'--", 'field.") OR 1', "q"])
 def test_sql_in_any_field_is_a_text_like_others(large: Ledger, name: str, text: str) -> None:
     parameters = [(name, text)]
     if name == "q" and not any(map(str.isalnum, text)):
@@ -259,9 +274,8 @@ def test_sql_in_any_field_is_a_text_like_others(large: Ledger, name: str, text: 
         return
     query, _ = parse(parameters)
     search = TrailSearch(large.reader)
-    expected = large.expected(query) if text == "*" else []
-    assert [entry.sequence for entry in search.stream(query)] == expected
-    assert search.count(query, by="event", per=10**13) == {} or expected
+    assert list(search.stream(query)) == []
+    assert search.count(query, by="event", per=10**13) == {}
     assert large.size == COUNT
 
 
