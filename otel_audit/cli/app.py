@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from typer.main import get_command
 
-from otel_audit.cli import doctor, outcome, proofs, publication, records, upkeep, verification
+from otel_audit.cli import (
+    doctor,
+    outcome,
+    proofs,
+    publication,
+    questions,
+    records,
+    upkeep,
+    verification,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,6 +61,19 @@ _add(
     _LOOK,
     "otel-audit show 17",
     "otel-audit show 5f0c4b0e-8a34-4d8e-9f6b-0d6a6a3c1f11 --json",
+)
+_add(
+    questions.query,
+    _LOOK,
+    "otel-audit query --event credential_access --resource openai --start -7d",
+    "otel-audit query --event authentication --outcome failure --start -24h --per 1h",
+    "otel-audit query --start -24h --count-by actor_id --json",
+)
+_add(
+    questions.timeline,
+    _LOOK,
+    "otel-audit timeline --request-id 5f0c4b0e-8a34-4d8e-9f6b-0d6a6a3c1f11",
+    "otel-audit timeline --actor alice --start -1h",
 )
 _add(
     verification.verify,

@@ -97,6 +97,13 @@ class TrailSearch:
         for chunk, _ in self._chunks(query, position, _FETCHED):
             yield from chunk
 
+    def between(self, query: Query, start: int, stop: int) -> list[Entry]:
+        """Return what matches of the records from ``start`` until before ``stop``, in their order.
+
+        For whoever follows the trail: they are read from there, a few at a time.
+        """
+        return _matching(self.reader.leaves(start, stop), query)
+
     def count(
         self,
         query: Query,
@@ -212,13 +219,18 @@ def _matching(leaves: Iterable[Leaf], query: Query) -> list[Entry]:
     wanted = needles(query)
     entries = []
     for leaf in leaves:
-        record: object = leaf.record
-        if not isinstance(record, bytes) or any(needle not in record for needle in wanted):
+        record = _as_bytes(leaf.record)
+        if any(needle not in record for needle in wanted):
             continue
         fields = fields_of(record)
         if query.matches(fields, moment_of(fields, leaf.committed_unix_nano)):
             entries.append(Entry(leaf.sequence, leaf.committed_unix_nano, record, fields))
     return entries
+
+
+def _as_bytes(record: object) -> bytes:
+    """Return what a row holds as bytes: a row that was tampered with may hold anything."""
+    return record if isinstance(record, bytes) else str(record).encode(errors="backslashreplace")
 
 
 # rows of a segment
