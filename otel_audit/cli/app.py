@@ -19,6 +19,7 @@ from otel_audit.cli import (
     publication,
     questions,
     records,
+    tokens,
     upkeep,
     verification,
 )
@@ -96,6 +97,13 @@ _add(
 )
 _add(publication.keys, _PROVE, "otel-audit keys > trail.keys")
 _add(upkeep.agent, _RUN, "otel-audit agent --dir /var/lib/app/trail")
+_add(
+    tokens.token,
+    _RUN,
+    "otel-audit token create alice --scope read --scope read:pii --expires 8h",
+    "otel-audit token list",
+    "otel-audit token revoke alice",
+)
 _add(upkeep.new_origin, _RUN, "otel-audit new-origin --reason 'restored the backup of Tuesday'")
 
 
