@@ -27,7 +27,7 @@ import orjson
 from otel_audit.errors import TrailError
 from otel_audit.readers import segments
 from otel_audit.readers.beside import Beside
-from otel_audit.readers.segments import LARGE, SMALL, Bucket, DamagedError, Terms
+from otel_audit.readers.segments import LARGE, NO_TIME, SMALL, Bucket, DamagedError, Terms, Times
 from otel_audit.readers.words import fields_of, moment_of, searchable, terms_of
 from otel_audit.trail.database import Handle, fetch
 from otel_audit.trail.reader import open_read_only
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 DATABASE: Final = "index.db"
 RESERVE: Final = 64 << 20
 """Bytes of the disk that are left to the trail: the index waits when there are no more."""
-
-NO_TIME: Final = -(1 << 63)
-"""Stands for the time of a row whose record was removed."""
 
 _APPLICATION_ID: Final = 0x6F744149
 """PRAGMA application_id: "otAI"."""
@@ -194,7 +191,7 @@ class QueryIndex:
                 return
             times = array("q")
             for small in smalls:
-                times.frombytes(_times(connection, small.start))
+                times.extend(Times(_times(connection, small.start), SMALL).of)
             facets = _joined(connection, start)
         packed: list[tuple[int, bytes]] = []
         for number in range(segments.buckets(SMALL)):
@@ -225,7 +222,8 @@ class QueryIndex:
 
     def _check_place(self) -> None:
         """Notice that the file was deleted or replaced, and let go of the old one."""
-        if self._file is not None and self._file != _identity(self.path):
+        now = _identity(self.path)
+        if now is None or now != self._file:
             self.close()
 
     def _check_space(self) -> None:
@@ -375,13 +373,9 @@ class Lookup:
         blob = _bucket(self._connection, segment.start, segments.bucket_of(term, segment.span))
         return 0 if blob is None else Bucket(blob).bitmap(term)
 
-    def times(self, segment: Segment) -> memoryview[int]:
-        """Return the time of each row, `NO_TIME` for one that is not there."""
-        times = memoryview(_times(self._connection, segment.start)).cast("q")
-        if len(times) != segment.span:
-            message = f"the index holds {len(times)} times for {segment.span} records"
-            raise DamagedError(message)
-        return times
+    def times(self, segment: Segment) -> Times:
+        """Return the times of the rows."""
+        return Times(_times(self._connection, segment.start), segment.span)
 
     def values(self, segment: Segment, field: str) -> list[str] | None:
         """Return the values of a field in a segment, None when they are too many."""
@@ -552,7 +546,7 @@ def _store(
 ) -> None:
     start = segment.start
     connection.execute("INSERT INTO segment VALUES (?, ?, ?, ?, ?)", segment)
-    connection.execute("INSERT INTO times VALUES (?, ?)", (start, times.tobytes()))
+    connection.execute("INSERT INTO times VALUES (?, ?)", (start, segments.pack_times(times)))
     connection.executemany(
         "INSERT INTO bucket VALUES (?, ?)",
         [((start << _SHIFT) | number, blob) for number, blob in packed],

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import apsw
 
 from otel_audit.errors import QueryError
 from otel_audit.readers import segments
-from otel_audit.readers.index import NO_TIME, IndexView
+from otel_audit.readers.index import IndexView
 from otel_audit.readers.query import (
     Counts,
     Entry,
@@ -25,7 +26,7 @@ from otel_audit.readers.query import (
     check_buckets,
     needles,
 )
-from otel_audit.readers.segments import SMALL, DamagedError
+from otel_audit.readers.segments import NO_TIME, SMALL, DamagedError
 from otel_audit.readers.words import fields_of, moment_of, texts_of
 from otel_audit.trail.reader import TrailReader
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from otel_audit.readers.index import Lookup, Segment
     from otel_audit.readers.query import Condition, Query
+    from otel_audit.readers.segments import Times
     from otel_audit.trail.reader import Leaf
 
 _FETCHED: Final = 512
@@ -200,9 +202,12 @@ class TrailSearch:
     ) -> Iterator[tuple[list[Entry], int]]:
         """Read the records of these rows, which are in order."""
         step = min(first, _FETCHED)
-        for rows in found:
-            for begin in range(0, len(rows), step):
-                sequences = [segment.start + row for row in rows[begin : begin + step]]
+        waiting: list[int] = []
+        for rows in chain(found, (None,)):
+            waiting += rows or ()
+            while len(waiting) >= step or (rows is None and waiting):
+                sequences = [segment.start + row for row in waiting[:step]]
+                del waiting[:step]
                 entries = _matching(self.reader.pick(sequences), query)
                 if not query.oldest_first:
                     entries.reverse()
@@ -282,10 +287,18 @@ def _clipped(rows: int, low: int, high: int) -> int:
     return rows >> low << low if low > 0 else rows
 
 
-def _in_time(rows: int, times: Sequence[int] | None, query: Query) -> Iterator[Sequence[int]]:
+def _in_time(rows: int, times: Times | None, query: Query) -> Iterator[Sequence[int]]:
+    """Yield the rows in the query's time, in its order, some at a time."""
     low, high = _bounds(query)
-    for block in segments.in_order(rows, descending=not query.oldest_first):
-        yield block if times is None else [row for row in block if low <= times[row] < high]
+    for block, octets in segments.blocks(rows, backwards=not query.oldest_first):
+        found = segments.rows_in(block, octets)
+        if times is not None:
+            first, last = times.bounds(block)
+            if last < low or first >= high:
+                continue
+            if first < low or last >= high:
+                found = [row for row in found if low <= times.of[row] < high]
+        yield found if query.oldest_first else found[::-1]
 
 
 def _bounds(query: Query) -> tuple[int, int]:
@@ -357,10 +370,10 @@ class _Counting:
 
     def _read(self, segment: Segment, rows: int) -> None:
         """Add the records of these rows one by one."""
-        for part in segments.in_order(rows, descending=False):
-            for begin in range(0, len(part), _FETCHED):
-                wanted = [segment.start + row for row in part[begin : begin + _FETCHED]]
-                self.leaves(self._reader.pick(wanted))
+        wanted = segments.ascending(rows)
+        for begin in range(0, len(wanted), _FETCHED):
+            part = [segment.start + row for row in wanted[begin : begin + _FETCHED]]
+            self.leaves(self._reader.pick(part))
             self.check_time()
 
     def leaves(self, leaves: Iterable[Leaf]) -> None:
@@ -374,33 +387,48 @@ class _Counting:
             if self._by is not None:
                 values = list(dict.fromkeys(texts_of(entry.fields, self._by)))
             for value in values:
-                key = (bucket, value)
-                self.counts[key] = self.counts.get(key, 0) + 1
+                self._count(bucket, value, 1)
 
-    def _times(self, lookup: Lookup, segment: Segment) -> Sequence[int] | None:
+    def _times(self, lookup: Lookup, segment: Segment) -> Times | None:
         """Return the rows' times, None when all rows are there, in the range and in one bucket."""
         per = self._per
         one = per is None or segment.first_ns // per == segment.last_ns // per
         whole = segment.present == segment.span
         return None if one and whole and _within(segment, self._query) else lookup.times(segment)
 
-    def _add(
-        self, segment: Segment, rows: int, times: Sequence[int] | None, value: str | None
-    ) -> None:
-        per, counts = self._per, self.counts
+    def _add(self, segment: Segment, rows: int, times: Times | None, value: str | None) -> None:
+        per = self._per
         if times is None:
             if rows:
                 bucket = None if per is None else segment.first_ns - segment.first_ns % per
-                counts[bucket, value] = counts.get((bucket, value), 0) + rows.bit_count()
+                self._count(bucket, value, rows.bit_count())
             return
         low, high = _bounds(self._query)
-        held = [moment for row in segments.ascending(rows) if low <= (moment := times[row]) < high]
-        if per is None:
-            found: Counter[int | None] = Counter({None: len(held)} if held else {})
-        else:
-            found = Counter([moment // per * per for moment in held])
+        for block, octets in segments.blocks(rows):
+            first, last = times.bounds(block)
+            if low <= first and last < high and (per is None or first // per == last // per):
+                bucket = None if per is None else first - first % per
+                # What was removed is among the rows that were asked for without a condition.
+                if not self._query.conditions and value is None and segment.present < segment.span:
+                    held = [times.of[row] for row in segments.rows_in(block, octets)]
+                    self._count(bucket, value, len(held) - held.count(NO_TIME))
+                else:
+                    self._count(bucket, value, int.from_bytes(octets, "little").bit_count())
+            elif last >= low and first < high:
+                self._add_each(segments.rows_in(block, octets), times, value)
+
+    def _add_each(self, rows: Sequence[int], times: Times, value: str | None) -> None:
+        """Add rows whose times have to be looked at one by one."""
+        low, high = _bounds(self._query)
+        per = self._per
+        held = [moment for row in rows if low <= (moment := times.of[row]) < high]
+        found = Counter(None if per is None else moment // per * per for moment in held)
         for bucket, number in found.items():
-            counts[bucket, value] = counts.get((bucket, value), 0) + number
+            self._count(bucket, value, number)
+
+    def _count(self, bucket: int | None, value: str | None, number: int) -> None:
+        key = (bucket, value)
+        self.counts[key] = self.counts.get(key, 0) + number
 
 
 def _certain(lookup: Lookup, segment: Segment, query: Query) -> bool:

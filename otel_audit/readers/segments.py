@@ -35,7 +35,7 @@ SMALL: Final = 1_024
 LARGE: Final = 65_536
 """Rows of a segment: as many as 16 bits can number."""
 
-FORMAT: Final = f"1-{sys.byteorder}"
+FORMAT: Final = f"2-{sys.byteorder}"
 """An index of another format is made anew."""
 
 _BITS: Final = {SMALL: 4, LARGE: 10}
@@ -50,8 +50,14 @@ _LISTED: Final = 1 << 31
 _BITMAP: Final = 0xFFFF
 _BITMAP_BYTES: Final = LARGE // 8
 _HEAD: Final = struct.Struct("=II")
-_BLOCK: Final = 512
-"""Bytes of a bitmap that become numbers at a time."""
+_BLOCK: Final = 32
+"""Bytes of a bitmap that are looked at together."""
+
+BLOCK: Final = _BLOCK * 8
+"""Rows whose first and last time is known: most of the time that is all that is asked."""
+
+NO_TIME: Final = -(1 << 63)
+"""Stands for the time of a row whose record was removed."""
 
 _SET: Final = re.compile(rb"[^\x00]", re.DOTALL)
 _BITS_OF: Final = tuple(
@@ -195,26 +201,57 @@ def bitmap(rows: Sequence[int]) -> int:
 
 def ascending(rows: int) -> list[int]:
     """Return the rows of a set in ascending order."""
-    return [row for block in _blocks(rows) for row in block]
+    return [row for block, octets in blocks(rows) for row in rows_in(block, octets)]
 
 
-def in_order(rows: int, *, descending: bool) -> Iterator[Sequence[int]]:
-    """Yield the rows of a set in order, some at a time: who needs few pays for few."""
-    for block in _blocks(rows, backwards=descending):
-        yield block[::-1] if descending else block
-
-
-def _blocks(rows: int, *, backwards: bool = False) -> Iterator[list[int]]:
+def blocks(rows: int, *, backwards: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Yield number and bits of each block that holds any of the rows."""
     octets = rows.to_bytes((rows.bit_length() + 7) // 8, "little")
-    starts = range(0, len(octets), _BLOCK)
-    for start in reversed(starts) if backwards else starts:
-        found = [
-            (start + match.start()) * 8 + bit
-            for match in _SET.finditer(octets[start : start + _BLOCK])
-            for bit in _BITS_OF[match[0][0]]
-        ]
-        if found:
-            yield found
+    numbers = []
+    found = _SET.search(octets)
+    while found is not None:
+        numbers.append(found.start() // _BLOCK)
+        found = _SET.search(octets, (numbers[-1] + 1) * _BLOCK)
+    for number in reversed(numbers) if backwards else numbers:
+        yield number, octets[number * _BLOCK : (number + 1) * _BLOCK]
+
+
+def rows_in(block: int, octets: bytes) -> list[int]:
+    """Return the rows of one block in ascending order."""
+    start = block * BLOCK
+    return [
+        start + match.start() * 8 + bit
+        for match in _SET.finditer(octets)
+        for bit in _BITS_OF[match[0][0]]
+    ]
+
+
+class Times:
+    """The time of each row of a segment, and of each block the first and the last one."""
+
+    __slots__ = ("_bounds", "of")
+
+    def __init__(self, blob: bytes, span: int) -> None:
+        """Take what `pack_times` wrote. Raises `DamagedError`."""
+        numbers = 2 * span // BLOCK
+        if len(blob) != (numbers + span) * 8:
+            raise DamagedError(_DAMAGED)
+        everything = memoryview(blob).cast("q")
+        self._bounds = everything[:numbers]
+        self.of = everything[numbers:]
+
+    def bounds(self, block: int) -> tuple[int, int]:
+        """Return the first and the last time of a block; both are `NO_TIME` when it is empty."""
+        return self._bounds[2 * block], self._bounds[2 * block + 1]
+
+
+def pack_times(times: array[int]) -> bytes:
+    """Write the times of a segment's rows."""
+    bounds = array("q")
+    for start in range(0, len(times), BLOCK):
+        known = [moment for moment in times[start : start + BLOCK] if moment != NO_TIME]
+        bounds.extend((min(known, default=NO_TIME), max(known, default=NO_TIME)))
+    return bounds.tobytes() + times.tobytes()
 
 
 _DAMAGED: Final = "a part of the query index was changed on the disk"

@@ -153,7 +153,12 @@ def test_a_search_without_time_stops_where_it_is_and_goes_on_from_there(large: L
     [
         [],
         [("outcome", "failure")],
-        [("outcome", "failure"), ("actor", "u-3"), ("start", "2026-02-02T09:10:11Z")],
+        [
+            ("outcome", "failure"),
+            ("actor", "u-3"),
+            ("start", "2026-02-02T09:10:11Z"),
+            ("end", "2026-02-05"),
+        ],
         [("q", "handshake 42"), ("end", "2026-02-02T19:10:11Z")],
         [("event", "*_*"), ("start", "2026-02-02T20:00:00Z"), ("end", "2026-02-02T21:00:00Z")],
     ],
