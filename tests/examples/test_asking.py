@@ -23,13 +23,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
     """Start the hub; somebody fails to log in, and somebody reads a credential."""
     with running_hub(tmp_path_factory.mktemp("asked") / "data") as hub:
         for _ in range(2):
-            httpx.post(f"{hub.url}/api/login", json={"name": "olga", "password": "wrong"})
-        with hub.signed_in("aurel") as aurel:
-            server = {"name": "files", "toolset": "text"}
-            assert aurel.post("/api/servers", json=server).status_code == 201
-            path = "/api/servers/files/credential"
-            assert aurel.put(path, json={"value": "s3cret"}).status_code == 200
-            assert aurel.get(path, params={"purpose": "rotation"}).status_code == 200
+            httpx.post(f"{hub.url}/api/login", json={"name": "stef", "password": "wrong"})
+        with hub.signed_in("olga") as olga:
+            path = "/api/servers/text/credential"
+            assert olga.put(path, json={"value": "s3cret"}).status_code == 200
+            assert olga.get(path, params={"purpose": "rotation"}).status_code == 200
         yield hub
 
 
@@ -68,15 +66,25 @@ def test_the_printed_curl_lines_are_answered(hub: RunningHub) -> None:
     with httpx.stream("GET", stream, headers=token, timeout=20) as response:
         lines = response.iter_lines()
         assert next(lines) == "retry: 2000"
-        httpx.post(f"{hub.url}/api/login", json={"name": "olga", "password": "wrong"})
+        httpx.post(f"{hub.url}/api/login", json={"name": "stef", "password": "wrong"})
         data = next(line for line in lines if line.startswith("data: "))
     assert json.loads(data[6:])["record"]["outcome"] == "failure"
 
 
 def test_the_questions_of_an_incident_have_answers(hub: RunningHub) -> None:
     week = ("--start", "-7d")
-    read = told(hub, "query", "--event", "credential_access", "--action", "read", *week)
-    assert {record["actor_id"] for record in read} == {"aurel"}
+    read = told(
+        hub,
+        "query",
+        "--event",
+        "credential_access",
+        "--resource",
+        "text",
+        "--action",
+        "read",
+        *week,
+    )
+    assert {record["actor_id"] for record in read} == {"olga"}
     everything = told(hub, "timeline", "--request-id", read[0]["request_id"])
     assert {record["event"] for record in everything} >= {"credential_access", "http.request"}
     _, token = curls(hub.banner)[0]
