@@ -7,6 +7,7 @@ Both make one `Query` of the parameters that HTTP has as well, and show what
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -47,6 +48,16 @@ def _filter(name: str, meaning: str) -> object:
 
 
 _Texts = list[str] | None
+Loki = Annotated[
+    str | None,
+    typer.Option(
+        "--loki",
+        metavar="URL",
+        show_default=False,
+        help="Ask this Loki, where the records of all hosts are, instead of the trail here.",
+    ),
+]
+LokiTenant = Annotated[str, typer.Option(metavar="NAME", help="The tenant in Loki.")]
 
 
 def query(  # noqa: PLR0913 - each filter is an option
@@ -97,6 +108,8 @@ def query(  # noqa: PLR0913 - each filter is an option
         ),
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
+    loki: Loki = None,
+    loki_tenant: LokiTenant = "audit",
     as_json: Json = False,
 ) -> None:
     """Find records, newest first, or count them.
@@ -114,7 +127,7 @@ def query(  # noqa: PLR0913 - each filter is an option
         "order": ["oldest" if oldest else "newest"],
     }  # fmt: skip
     asked = _parsed(values, where)
-    with _opened(directory) as search:
+    with _opened(directory, loki, loki_tenant) as search:
         if count_by is not None or per is not None:
             _count(search, asked, count_by, per, as_json=as_json, as_csv=as_csv)
         else:
@@ -122,7 +135,7 @@ def query(  # noqa: PLR0913 - each filter is an option
             _write(entries, asked, as_json=as_json, as_csv=as_csv)
 
 
-def timeline(
+def timeline(  # noqa: PLR0913 - each filter is an option
     directory: Directory = None,
     *,
     request_id: Annotated[str | None, _filter("ID", "What happened in this request.")] = None,
@@ -130,6 +143,8 @@ def timeline(
     actor: Annotated[str | None, _filter("ID", "What this actor did.")] = None,
     start: Start = None,
     end: End = None,
+    loki: Loki = None,
+    loki_tenant: LokiTenant = "audit",
     as_json: Json = False,
 ) -> None:
     """Tell what happened in a request or a trace, or what an actor did, oldest first.
@@ -143,7 +158,7 @@ def timeline(
         raise UsageError(message)
     times = {"start": start and [start], "end": end and [end]}
     asked = _parsed({**values, **times, "order": ["oldest"]}, None)
-    with _opened(directory) as search:
+    with _opened(directory, loki, loki_tenant) as search:
         entries = search.stream(asked)
         write = raw_writer() if as_json else line_writer(since=True)
         for chunk in _chunks(entries):
@@ -159,27 +174,28 @@ def _parsed(values: Mapping[str, Sequence[str] | None], where: Sequence[str] | N
     return replace(asked, conditions=(*asked.conditions, *conditions))
 
 
-class _opened:  # noqa: N801 - used as a with statement's word
-    """Open the trail to ask it, and say when there is no index to do so by."""
+@contextmanager
+def _opened(directory: Path | None, loki: str | None, tenant: str) -> Iterator[Backend]:
+    """Open the trail to ask it, or Loki, and say when there is no index to do so by."""
+    from otel_audit.readers.loki import LokiSearch
+    from otel_audit.readers.search import TrailSearch
 
-    def __init__(self, directory: Path | None) -> None:
-        self._directory = directory
-
-    def __enter__(self) -> Backend:
-        from otel_audit.readers.search import TrailSearch
-
-        self._search = TrailSearch(open_reader(settings_for(self._directory)))
-        progress = self._search.progress()
+    search: Backend
+    if loki is not None:
+        search = LokiSearch(loki, tenant=tenant)
+    else:
+        search = TrailSearch(open_reader(settings_for(directory)))
+    try:
+        progress = search.progress()
         behind = progress.size - progress.indexed
         if behind > _UNNOTICED:
             sys.stderr.write(
                 f"otel-audit: {behind:,} of {progress.size:,} records are not in the index (yet) "
                 "and are read one by one; the agent makes it\n"
             )
-        return self._search
-
-    def __exit__(self, *_: object) -> None:
-        self._search.close()
+        yield search
+    finally:
+        search.close()
 
 
 _UNNOTICED: Final = 100_000

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import apsw
 
+from otel_audit.readers.loki import LokiSearch
 from otel_audit.readers.search import TrailSearch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_audit.api.provider import AuditProvider
+    from otel_audit.readers.query import Backend
 
 _T = TypeVar("_T")
 
@@ -52,9 +54,23 @@ class Desk:
 
         return await self.in_thread(asked)
 
-    async def open(self) -> TrailSearch:
-        """Return a search for the caller alone, who closes it."""
+    async def ask_anywhere(self, work: Callable[[Backend], _T], /) -> _T:
+        """Do the same with Loki, where the settings say so."""
+        loki = self._loki()
+        return await (self.ask(work) if loki is None else self.in_thread(lambda: work(loki)))
+
+    async def open(self) -> Backend:
+        """Return a search for the caller alone, who closes it; Loki, where the settings say so."""
+        loki = self._loki()
+        if loki is not None:
+            return loki
         return await self.in_thread(lambda: TrailSearch(self._provider().reader()))
+
+    def _loki(self) -> LokiSearch | None:
+        settings = self._provider().settings
+        if settings.query_loki is None:
+            return None
+        return LokiSearch(settings.query_loki, tenant=settings.query_loki_tenant)
 
     async def in_thread(self, work: Callable[[], _T]) -> _T:
         """Call a function in one of our threads."""

@@ -262,7 +262,9 @@ class AuditEvents:
             query, position = self._signer().open(query, cursor)
         if form != JSON and not any(name == "limit" for name, _ in request.parameters):
             return await self._export(request, query, position, form)
-        page = await self._desk.ask(lambda search: search.page(query, position, seconds=_SECONDS))
+        page = await self._desk.ask_anywhere(
+            lambda search: search.page(query, position, seconds=_SECONDS)
+        )
         await self._record(request, "audit.query", len(page.entries))
         link = None
         if page.next_position is not None:
@@ -276,7 +278,7 @@ class AuditEvents:
         if link is not None:
             headers.append(("link", f'<{link}>; rel="next"'))
         if form == JSON:
-            progress = await self._desk.ask(lambda search: search.progress())
+            progress = await self._desk.ask_anywhere(lambda search: search.progress())
             content = {
                 "records": [as_json(entry, query) for entry in page.entries],
                 "next": link,
@@ -299,7 +301,9 @@ class AuditEvents:
         """Send all records, some at a time; they are counted before, for the record of it."""
         number: int | None
         try:
-            counts = await self._desk.ask(lambda search: search.count(query, seconds=_SECONDS))
+            counts = await self._desk.ask_anywhere(
+                lambda search: search.count(query, seconds=_SECONDS)
+            )
             number = sum(counts.values())
         except QueryError:
             number = None
@@ -396,11 +400,11 @@ class AuditEvents:
         )
         by = own.get("by")
         per = None if "per" not in own else duration("per", own["per"])
-        counts = await self._desk.ask(
+        counts = await self._desk.ask_anywhere(
             lambda search: search.count(query, by=by, per=per, seconds=_SECONDS)
         )
         await self._record(request, "audit.count", sum(counts.values()))
-        progress = await self._desk.ask(lambda search: search.progress())
+        progress = await self._desk.ask_anywhere(lambda search: search.progress())
         rows = sorted(
             counts.items(), key=lambda item: (item[0][0] or 0, -item[1], item[0][1] or "")
         )
