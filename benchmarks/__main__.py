@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PARTS = ("record_stages", "emit", "web", "ways_in", "verify", "health", "shipping")
+PARTS = ("record_stages", "emit", "web", "ways_in", "verify", "query", "health", "shipping")
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         AuditUnavailableError,
         OtelAuditError,
         ProofError,
+        QueryError,
         TrailError,
     )
     from otel_audit.health.checker import HealthChecker, get_health_checker
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
     from otel_audit.instrumentation.logging import AuditHandler
     from otel_audit.instrumentation.structlog import AuditProcessor, setup_logging
     from otel_audit.readers.agent import Attendant
+    from otel_audit.readers.query import Query
+    from otel_audit.readers.recent import RecentRequest, aget_recent, get_recent
+    from otel_audit.readers.search import TrailSearch
     from otel_audit.record import classes as events
     from otel_audit.record.event import AuditEvent
     from otel_audit.record.redact import Redactor
@@ -85,13 +89,18 @@ _WHERE = {
     "Policy": "api.policy",
     "ProbeResult": "health.probe",
     "ProofError": "errors",
+    "Query": "readers.query",
+    "QueryError": "errors",
+    "RecentRequest": "readers.recent",
     "Redactor": "record.redact",
     "Rule": "api.policy",
     "Settings": "settings",
     "TrailError": "errors",
     "TrailKeys": "trail.keys",
     "TrailReader": "trail.reader",
+    "TrailSearch": "readers.search",
     "acting_as": "api.context",
+    "aget_recent": "readers.recent",
     "audit_span": "api.spans",
     "audited": "api.spans",
     "configure": "api.provider",
@@ -100,6 +109,7 @@ _WHERE = {
     "get_audit_logger": "api.logger",
     "get_audit_provider": "api.provider",
     "get_health_checker": "health.checker",
+    "get_recent": "readers.recent",
     "instrument_app": "web.fastapi",
     "is_configured": "api.provider",
     "reset": "api.provider",
@@ -134,14 +144,19 @@ __all__ = [
     "Policy",
     "ProbeResult",
     "ProofError",
+    "Query",
+    "QueryError",
+    "RecentRequest",
     "Redactor",
     "Rule",
     "Settings",
     "TrailError",
     "TrailKeys",
     "TrailReader",
+    "TrailSearch",
     "__version__",
     "acting_as",
+    "aget_recent",
     "audit_span",
     "audited",
     "configure",
@@ -150,6 +165,7 @@ __all__ = [
     "get_audit_logger",
     "get_audit_provider",
     "get_health_checker",
+    "get_recent",
     "instrument_app",
     "is_configured",
     "reset",
@@ -206,7 +222,7 @@ def _agent(provider: AuditProvider) -> Companion | None:
 def _attendants(provider: AuditProvider) -> list[Attendant]:
     """Give a provider what ships its records and reconciles them, if that is configured."""
     settings = provider.settings
-    if not settings.destinations and settings.reconcile_with is None:
+    if not (settings.index or settings.destinations or settings.reconcile_with):
         return []
     from otel_audit.api.logger import AuditLogger
     from otel_audit.readers.attendants import attendants

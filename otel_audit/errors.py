@@ -16,7 +16,8 @@ caller would expect::
     │   ├── TrailLockedError (TimeoutError)  another process holds the lock
     │   ├── TrailFileSystemError             not a local file system
     │   └── TrailMismatchError               files that do not belong together
-    └── ProofError (ValueError)              a note or proof is malformed or wrong
+    ├── ProofError (ValueError)              a note or proof is malformed or wrong
+    └── QueryError (ValueError)              a question to the trail cannot be answered
 """
 
 from __future__ import annotations
@@ -88,3 +89,15 @@ class TrailMismatchError(TrailError):
 
 class ProofError(OtelAuditError, ValueError):
     """A signed note, checkpoint or proof is malformed, or does not hold."""
+
+
+class QueryError(OtelAuditError, ValueError):
+    """A filter, a time, a limit or a cursor of a query cannot be used; the message says why.
+
+    ``parameter`` names it, where there is one.
+    """
+
+    def __init__(self, message: str, *, parameter: str | None = None) -> None:
+        """Keep what is wrong, and with which parameter."""
+        self.parameter = parameter
+        super().__init__(message)

@@ -201,6 +201,24 @@ class Settings:
         "thread",
         "who signs checkpoints and writes the mirror: a thread of ours, or `otel-audit agent` (off)",
     )
+    index: bool = _setting(
+        "OTEL_AUDIT_INDEX", _boolean, True, "keep index.db, by which queries are fast"
+    )
+    full_text: bool = _setting(
+        "OTEL_AUDIT_FULL_TEXT", _boolean, True, "keep the words of records in the index, too"
+    )
+    read_token_file: Path | None = _setting(
+        "OTEL_AUDIT_READ_TOKEN_FILE",
+        _directory,
+        None,
+        "tokens of those who may query over HTTP (otel-audit token)",
+    )
+    query_loki: str | None = _setting(
+        "OTEL_AUDIT_QUERY_LOKI", _text, None, "a Loki to ask instead of this host's trail"
+    )
+    query_loki_tenant: str = _setting(
+        "OTEL_AUDIT_QUERY_LOKI_TENANT", _text, "audit", "the tenant there"
+    )
     trusted_proxies: tuple[str, ...] = _setting(
         "OTEL_AUDIT_TRUSTED_PROXIES", _networks, (), "networks whose X-Forwarded-For is believed"
     )

@@ -15,10 +15,13 @@ import uvicorn
 from examples.agenthub.config import Config
 from examples.agenthub.services import DEMO_USERS, Services
 from otel_audit import get_audit_provider
+from otel_audit.web.access import SCOPES
+from otel_audit.web.tokens import FILE, TokenFile
 
 HOST: Final = "127.0.0.1"
 FIRST_PORT: Final = 8000
 PORTS: Final = 50
+OPERATOR: Final = "operator"
 
 
 def main() -> None:
@@ -28,7 +31,9 @@ def main() -> None:
     port = _free_port(arguments.host, arguments.port)
     os.environ["AGENTHUB_DATA"] = str(config.data)
     password = _prepare(config, new_password=arguments.new_password)
-    print(_banner(config, f"http://{arguments.host}:{port}", password), flush=True)
+    token = _operator_token()
+    address = f"http://{arguments.host}:{port}"
+    print(_banner(config, address, password, token), flush=True)
     uvicorn.run(
         "examples.agenthub.app:create_app",
         factory=True,
@@ -93,7 +98,15 @@ def _prepare(config: Config, *, new_password: bool) -> str | None:
         get_audit_provider().close()
 
 
-def _banner(config: Config, address: str, password: str | None) -> str:
+def _operator_token() -> str:
+    """Make a token for this evening; those of earlier starts hold no more."""
+    tokens = TokenFile(get_audit_provider().directory / FILE)
+    tokens.revoke(OPERATOR)
+    token, _ = tokens.create(OPERATOR, SCOPES, seconds=12 * 3_600)
+    return token
+
+
+def _banner(config: Config, address: str, password: str | None, token: str) -> str:
     provider = get_audit_provider()
     directory = _short(provider.directory)
     mirror = provider.settings.mirror_file
@@ -111,6 +124,10 @@ def _banner(config: Config, address: str, password: str | None) -> str:
         f"                tail -f {_short(mirror)}" if mirror else "",
         f"  Verify it     {programs}/otel-audit verify --dir {directory}",
         f"  Health        {programs}/otel-audit health --watch {address}/health",
+        "",
+        f"  Ask it        curl -sH 'Authorization: Bearer {token}' '{address}/audit/events?event=authentication&outcome=failure&start=-24h'",
+        f"                curl -sNH 'Authorization: Bearer {token}' '{address}/audit/stream?outcome=failure'",
+        "",
         f"  Play traffic  AGENTHUB_PASSWORD={given} {programs}/python -m examples.agenthub.driver --url {address} --check {directory}",
         "",
         f"  Data in {config.data}; Ctrl-C stops the hub and its servers.",

@@ -30,6 +30,7 @@ from examples.agenthub.members import Member, MemberMissingError
 from examples.agenthub.services import Services
 from examples.agenthub.vault import CredentialMissingError
 from otel_audit import instrument_app
+from otel_audit.web.events import audit_router
 
 NAME: Final = r"^[a-z][a-z0-9-]{0,31}$"
 PROBLEMS: Final[dict[type[Exception], int]] = {
@@ -278,6 +279,7 @@ def create_app(config: Config | None = None) -> FastAPI:
     app = FastAPI(title="AgentHub", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.services = parts
     app.include_router(router)
+    app.include_router(audit_router())
     for kind, status in PROBLEMS.items():
         app.add_exception_handler(kind, _answer_with(status))
     instrument_app(app, session_cookie=COOKIE)

@@ -19,9 +19,11 @@ from otel_audit.cli import (
     policy,
     proofs,
     publication,
+    questions,
     reconciliation,
     records,
     shipping,
+    tokens,
     upkeep,
     verification,
 )
@@ -84,6 +86,19 @@ _add(
     "otel-audit health --watch http://127.0.0.1:9000/health",
 )
 _add(
+    questions.query,
+    _LOOK,
+    "otel-audit query --event credential_access --resource openai --start -7d",
+    "otel-audit query --event authentication --outcome failure --start -24h --per 1h",
+    "otel-audit query --start -24h --count-by actor_id --json",
+)
+_add(
+    questions.timeline,
+    _LOOK,
+    "otel-audit timeline --request-id 5f0c4b0e-8a34-4d8e-9f6b-0d6a6a3c1f11",
+    "otel-audit timeline --actor alice --start -1h",
+)
+_add(
     verification.verify,
     _PROVE,
     "otel-audit verify",
@@ -126,6 +141,13 @@ _add(
 )
 _add(shipping.requeue, _RUN, "otel-audit ship requeue", "otel-audit ship requeue 17 18", group=ship)
 _add(upkeep.agent, _RUN, "otel-audit agent --dir /var/lib/app/trail")
+_add(
+    tokens.token,
+    _RUN,
+    "otel-audit token create alice --scope read --scope read:pii --expires 8h",
+    "otel-audit token list",
+    "otel-audit token revoke alice",
+)
 _add(upkeep.new_origin, _RUN, "otel-audit new-origin --reason 'restored the backup of Tuesday'")
 
 

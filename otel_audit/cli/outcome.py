@@ -17,6 +17,7 @@ from otel_audit.errors import (
     AuditUnavailableError,
     OtelAuditError,
     ProofError,
+    QueryError,
     TrailError,
 )
 
@@ -55,6 +56,7 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (AbsentError, ExitCode.ABSENT),
     (UsageError, ExitCode.USAGE),
     (AuditSettingsError, ExitCode.USAGE),
+    (QueryError, ExitCode.USAGE),
     (ProofError, ExitCode.FOUND),
     (TrailError, ExitCode.TRAIL),
     (AuditUnavailableError, ExitCode.TRAIL),

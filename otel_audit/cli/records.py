@@ -9,9 +9,8 @@ import json
 import re
 import signal
 import time
-from collections import deque
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from otel_audit.cli.evidence import Proven
+    from otel_audit.readers.query import Condition, Entry, Query
+    from otel_audit.readers.search import TrailSearch
     from otel_audit.trail.reader import Leaf, TrailReader
 
 _POLL_SECONDS: Final = 0.2
@@ -34,19 +35,6 @@ _CONDITION: Final = re.compile(r"([^=!]+)(!?=)(.*)", re.DOTALL)
 _OUTCOMES: Final = {"success": "green", "failure": "red"}
 _LEVELS: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
 _WIDEST: Final = {"actor": 24, "event": 28, "action": 20}
-
-
-class _Condition(NamedTuple):
-    """One ``--where``: a field, and a glob that its value has to match, or must not."""
-
-    field: str
-    pattern: str
-    wanted: bool
-
-    def holds(self, fields: dict[str, Any]) -> bool:
-        value = fields.get(self.field)
-        found = value is not None and fnmatchcase(_as_text(value), self.pattern)
-        return found == self.wanted
 
 
 def tail(
@@ -76,15 +64,20 @@ def tail(
     With --json each line is a record's stored bytes, the same as in audit.log.
     A question mark behind the actor means that nobody verified it.
     """
-    conditions = [_parse_condition(text) for text in where or ()]
-    with open_reader(settings_for(directory)) as reader:
-        write = _raw_writer() if as_json else _line_writer()
-        try:
-            _tail(reader, conditions, write, lines=lines, follow=follow)
-        except BrokenPipeError:
-            silence()
-        except KeyboardInterrupt:
-            raise typer.Exit(ExitCode.OK) from None
+    from otel_audit.readers.query import Query
+    from otel_audit.readers.search import TrailSearch
+
+    query = Query(tuple(parse_condition(text) for text in where or ()))
+    search = TrailSearch(open_reader(settings_for(directory)))
+    write = raw_writer() if as_json else line_writer()
+    try:
+        _tail(search, query, write, lines=lines, follow=follow)
+    except BrokenPipeError:
+        silence()
+    except KeyboardInterrupt:
+        raise typer.Exit(ExitCode.OK) from None
+    finally:
+        search.close()
 
 
 def show(record: RecordName, directory: Directory = None, *, as_json: Json = False) -> None:
@@ -113,43 +106,33 @@ def show(record: RecordName, directory: Directory = None, *, as_json: Json = Fal
 
 
 def _tail(
-    reader: TrailReader,
-    conditions: Sequence[_Condition],
-    write: Callable[[Sequence[Leaf]], None],
+    search: TrailSearch,
+    query: Query,
+    write: Callable[[Sequence[Entry]], None],
     *,
     lines: int,
     follow: bool,
 ) -> None:
-    size = reader.tree().size
+    size = search.reader.tree().size
     stopped: list[int] = []
     if follow:
         # An exception out of nowhere can be swallowed where nobody may raise (a
         # finalizer, a callback); what is written down is not.
         signal.signal(signal.SIGINT, lambda number, _frame: stopped.append(number))
-    write(_newest(reader, conditions, size, lines))
+    write(list(islice(search.stream(query, size), lines))[::-1])
     while follow and not stopped:
-        grown = reader.tree().size
-        for batch in reader.batches(size, grown):
-            write([leaf for leaf in batch if _matches(leaf, conditions)])
-        size = grown
+        grown = search.reader.tree().size
+        while size < grown:
+            stop = min(grown, size + _CHUNK)
+            write(search.between(query, size, stop))
+            size = stop
         time.sleep(_POLL_SECONDS)
 
 
-def _newest(
-    reader: TrailReader, conditions: Sequence[_Condition], size: int, lines: int
-) -> list[Leaf]:
-    """Read backwards until there are enough records that match."""
-    found: deque[Leaf] = deque()
-    stop = size
-    while stop > 0 and len(found) < lines:
-        start = max(0, stop - (_CHUNK if conditions else lines))
-        matching = [leaf for leaf in reader.leaves(start, stop) if _matches(leaf, conditions)]
-        found.extendleft(reversed(matching))
-        stop = start
-    return list(found)[-lines:] if lines else []
+def parse_condition(text: str) -> Condition:
+    """Read FIELD=GLOB or FIELD!=GLOB. Raises `UsageError`."""
+    from otel_audit.readers.query import Condition
 
-
-def _parse_condition(text: str) -> _Condition:
     match = _CONDITION.fullmatch(text)
     if match is None:
         message = (
@@ -157,14 +140,7 @@ def _parse_condition(text: str) -> _Condition:
             "'event=login.*'"
         )
         raise UsageError(message)
-    return _Condition(match[1].strip(), match[3], match[2] == "=")
-
-
-def _matches(leaf: Leaf, conditions: Sequence[_Condition]) -> bool:
-    if not conditions:
-        return True
-    fields = output.parsed(leaf.record) or {}
-    return all(condition.holds(fields) for condition in conditions)
+    return Condition((match[1].strip(),), (match[3],), match[2] == "=")
 
 
 def _as_text(value: object) -> str:
@@ -174,10 +150,11 @@ def _as_text(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def _raw_writer() -> Callable[[Sequence[Leaf]], None]:
+def raw_writer() -> Callable[[Sequence[Entry]], None]:
+    """Return what writes records as they are stored, one a line."""
     import sys
 
-    def write(leaves: Sequence[Leaf]) -> None:
+    def write(leaves: Sequence[Entry]) -> None:
         for leaf in leaves:
             sys.stdout.buffer.write(_as_bytes(leaf.record) + b"\n")
         sys.stdout.buffer.flush()
@@ -185,12 +162,17 @@ def _raw_writer() -> Callable[[Sequence[Leaf]], None]:
     return write
 
 
-def _line_writer() -> Callable[[Sequence[Leaf]], None]:
+def line_writer(*, since: bool = False) -> Callable[[Sequence[Entry]], None]:
+    """Return what writes records as aligned lines, in colour on a terminal.
+
+    ``since``: with the time since the first record instead of the time of day.
+    """
     target = output.console()
     widths: dict[str, int] = {"sequence": 4}
+    elapsed = _Elapsed() if since else None
 
-    def write(leaves: Sequence[Leaf]) -> None:
-        rows = [(leaf, _columns(leaf)) for leaf in leaves]
+    def write(leaves: Sequence[Entry]) -> None:
+        rows = [(leaf, _columns(leaf, elapsed)) for leaf in leaves]
         for _, columns in rows:
             for name, value in columns.items():
                 limit = _WIDEST.get(name, len(value))
@@ -204,16 +186,32 @@ def _line_writer() -> Callable[[Sequence[Leaf]], None]:
     return write
 
 
+class _Elapsed:
+    """Tells the time since the first record that it saw."""
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+
+    def __call__(self, entry: Entry) -> str:
+        from otel_audit.readers.words import moment_of
+
+        moment = moment_of(entry.fields, entry.committed_unix_nano)
+        if self._first is None:
+            self._first = moment
+            return output.stamp(moment)[:23].replace("T", " ")
+        return f"{(moment - self._first) / 1e9:+.3f} s".rjust(23)
+
+
 def _as_bytes(record: object) -> bytes:
     """Return what a row holds as bytes: a row that was tampered with may hold anything."""
     return record if isinstance(record, bytes) else str(record).encode(errors="backslashreplace")
 
 
-def _level(leaf: Leaf) -> str:
+def _level(leaf: Entry) -> str:
     return str((output.parsed(leaf.record) or {}).get("level", ""))
 
 
-def _columns(leaf: Leaf) -> dict[str, str]:
+def _columns(leaf: Entry, elapsed: _Elapsed | None) -> dict[str, str]:
     """Choose what a line says, in order; the last column may be of any length."""
     fields = output.parsed(leaf.record)
     if fields is None:
@@ -230,7 +228,7 @@ def _columns(leaf: Leaf) -> dict[str, str]:
     error = say("error")
     return {
         "sequence": str(leaf.sequence),
-        "time": say("timestamp")[:19].replace("T", " "),
+        "time": elapsed(leaf) if elapsed else say("timestamp")[:19].replace("T", " "),
         "outcome": say("outcome"),
         "actor": actor,
         "event": say("event"),

@@ -1,9 +1,11 @@
-"""What runs beside the agent, as the settings say: shipping, and reconciliation."""
+"""What runs beside the agent, as the settings say: the index, shipping, and reconciliation."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from otel_audit.readers.beside import SHARE as INDEX_SHARE
+from otel_audit.readers.index import following
 from otel_audit.readers.reconciling import Reconciler, destination_to
 from otel_audit.readers.shipping import SHARE, Shipping
 
@@ -21,16 +23,26 @@ def attendants(
     reader_factory: Callable[[], TrailReader],
     tell: Callable[[AuditEvent], object],
     *,
-    share: float = SHARE,
+    share: float | None = None,
 ) -> list[Attendant]:
     """Make what is configured; ``tell`` emits audit records.
 
-    ``share`` is the part of one processor that catching up may take.
+    ``share`` is the part of one processor that each may take to catch up, if not its own.
     """
     made: list[Attendant] = []
+    directory = settings.trail_directory
+    if settings.index:
+        made.append(
+            following(
+                directory,
+                reader_factory,
+                full_text=settings.full_text,
+                share=INDEX_SHARE if share is None else share,
+            )
+        )
     if settings.destinations:
-        directory = settings.trail_directory
-        made.append(Shipping(directory, settings.destinations, reader_factory, share=share))
+        part = SHARE if share is None else share
+        made.append(Shipping(directory, settings.destinations, reader_factory, share=part))
     if settings.reconcile_with is not None:
         names = [destination.name for destination in settings.destinations]
         made.append(

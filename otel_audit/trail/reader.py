@@ -19,7 +19,7 @@ from otel_audit.trail import merkle
 from otel_audit.trail.database import Handle, fetch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -144,6 +144,19 @@ class TrailReader:
                 return
             yield list(map(Leaf._make, rows))
             start = rows[-1][0] + 1
+
+    def pick(self, sequences: Sequence[int]) -> list[Leaf]:
+        """Return those of these leaves that are there, in ascending order, by one transaction."""
+        if not sequences:
+            return []
+        with self._handle.use() as connection:
+            rows = fetch(
+                connection,
+                "SELECT seq, committed_unix_nano, hash, record FROM leaf "
+                "WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq",
+                (orjson.dumps(list(sequences)).decode(),),
+            )
+        return list(map(Leaf._make, rows))
 
     def leaf(self, sequence: int) -> Leaf | None:
         """Return one leaf, or None when there is no such row."""
@@ -278,7 +291,7 @@ class TrailReader:
             )
             raise TrailError(message)
         try:
-            connection = _open_read_only(self.path)
+            connection = open_read_only(self.path)
             try:
                 check_version(connection, self.path)
             except BaseException:
@@ -328,7 +341,8 @@ def refuse_newer(version: int, path: Path) -> None:
         raise TrailVersionError(message)
 
 
-def _open_read_only(path: Path) -> apsw.Connection:
+def open_read_only(path: Path) -> apsw.Connection:
+    """Open a database for reading, also one whose directory cannot be written."""
     uri = f"{path.absolute().as_uri()}?mode=ro"
     try:
         return _opened(uri)

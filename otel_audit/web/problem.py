@@ -25,6 +25,7 @@ STATUS: Final = 503
 MEDIA_TYPE: Final = "application/problem+json"
 
 _DOCUMENT: Final = "https://github.com/otel-audit/otel-audit/blob/main/docs/fastapi.md"
+_QUERIES: Final = "https://github.com/otel-audit/otel-audit/blob/main/docs/query.md"
 NOT_CONFIRMED: Final = f"{_DOCUMENT}#not-confirmed"
 REFUSED: Final = f"{_DOCUMENT}#refused"
 
@@ -65,6 +66,12 @@ def refused(error: AuditUnavailableError, request_id: str | None) -> bytes:
             "before it was handled. It had no effect; repeat it later."
         ),
     )
+
+
+def described(status: int, kind: str, title: str, detail: str, **members: Any) -> bytes:
+    """Return the body that tells a problem with a query; ``kind`` is a heading of docs/query.md."""
+    problem = {"type": f"{_QUERIES}#{kind}", "title": title, "status": status, "detail": detail}
+    return orjson.dumps(problem | members)
 
 
 def headers(

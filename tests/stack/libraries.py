@@ -18,7 +18,7 @@ def main() -> None:
 
 
 def use_sqlalchemy() -> None:
-    import sqlalchemy as sa  # type: ignore[import-not-found]  # in the environment only
+    import sqlalchemy as sa
 
     with sa.create_engine("sqlite://").begin() as connection:
         connection.execute(sa.text("CREATE TABLE users (id int, name text)"))
@@ -27,7 +27,7 @@ def use_sqlalchemy() -> None:
 
 
 def use_psycopg(address: str) -> None:
-    import psycopg  # type: ignore[import-not-found]  # in the environment only
+    import psycopg
 
     with psycopg.connect(address) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE users (id int)")
@@ -36,7 +36,7 @@ def use_psycopg(address: str) -> None:
 
 
 def use_redis(port: str) -> None:
-    import redis  # type: ignore[import-not-found]  # in the environment only
+    import redis
 
     client = redis.Redis(port=int(port))
     client.set("user:1", "a secret value")

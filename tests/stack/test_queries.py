@@ -138,14 +138,13 @@ def play(collector: Collector, full: Collector, stuck: Collector) -> None:
         records = traffic.log_records(trail)
     some = records[:9]
     traffic.send(full.audit_endpoint, some, {"Authorization": full.authorization})
-    checkpoint = replace(
-        some[0],
+    checkpoint = some[0]._replace(
         event_name=CHECKPOINT,
         body=json.dumps({"event": CHECKPOINT}),
         attributes={"audit.event.type": CHECKPOINT, "audit.retention": "3y"},
     )
     # Nothing of ours is that long; Loki refuses it for good.
-    hopeless = replace(some[0], body="x" * 1_100_000)
+    hopeless = some[0]._replace(body="x" * 1_100_000)
     third = len(records) // 3
     for number in range(3):
         part = records[number * third : (number + 1) * third]
@@ -238,4 +237,4 @@ def test_nothing_is_found_for_a_service_that_is_not_there(scene: Scene) -> None:
     assert len(absent) > 40
     for one in absent:
         text = one.text.replace('service_name=~".+"', 'service_name=~"nobody"')
-        assert not any(asked(scene, replace(one, text=text))), one.place
+        assert not any(asked(scene, one._replace(text=text))), one.place

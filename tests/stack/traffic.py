@@ -11,7 +11,6 @@ import time
 import uuid
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -99,8 +98,7 @@ def moved(records: list[OtelLogRecord], seconds: float) -> list[OtelLogRecord]:
     """Return them as of another time, with bodies of their own."""
     nano = round(seconds * 1e9)
     return [
-        replace(
-            one,
+        one._replace(
             timestamp=one.timestamp + nano,
             observed_timestamp=one.observed_timestamp + nano,
             body=f'{one.body[:-1]},"moved":{seconds}}}',

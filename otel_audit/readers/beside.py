@@ -1,0 +1,120 @@
+"""A reader in a thread of its own beside the agent, for as long as that serves the trail.
+
+`Beside` promises: work that fails is counted, logged at most once a minute and
+tried again; it keeps nobody else from going on; it takes no more than its share
+of one processor, a few milliseconds at a time, because a thread that computes
+holds up those that emit. `stop` waits for a bounded time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SHARE: Final = 0.25
+"""Of one processor's time, beside an application."""
+
+_TICK: Final = 0.2
+_RETRY_SECONDS: Final = 1.0
+_LOG_SECONDS: Final = 60.0
+_PATIENCE: Final = 5.0
+_LEAST_PATIENCE: Final = 1.0
+
+_logger = logging.getLogger("otel_audit.agent")
+
+
+class Beside:
+    """Calls ``work`` again and again; it returns whether there is more to do at once."""
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[], bool],
+        *,
+        share: float = SHARE,
+        rest: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``share``: of one processor's time, what ``work`` may take through `breathe`.
+
+        ``rest`` is called in the thread before it ends, to let go of files.
+        """
+        self.name = name
+        self.errors = 0
+        self.last_error: str | None = None
+        self._work = work
+        self._rest = rest
+        self._share = share
+        self._began = 0.0
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._logged_at: float | None = None
+
+    def start(self) -> None:
+        """Start the thread; harmless when it runs."""
+        if self._thread is not None:
+            return
+        stopping = self._stopping = threading.Event()
+        self._thread = threading.Thread(
+            target=self._serve,
+            args=(stopping,),
+            name=f"otel-audit-{self.name.replace(' ', '-')}",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def stop(self, timeout: float = _PATIENCE) -> None:
+        """Let the thread end, and wait for it for at most ``timeout`` seconds."""
+        thread, self._thread = self._thread, None
+        self._stopping.set()
+        if thread is not None and thread is not threading.current_thread():
+            # One that still works must not meet its successor.
+            thread.join(max(timeout, _LEAST_PATIENCE))
+
+    def forget(self) -> None:
+        """Know nothing of the thread: it stayed in the process that forked."""
+        self._thread = None
+
+    def breathe(self) -> None:
+        """Rest for as long as the share asks; to be called by ``work`` every few milliseconds."""
+        if self._share < 1:
+            used = time.thread_time() - self._began
+            self._stopping.wait(max(0.0, used) * (1 - self._share) / self._share)
+        self._began = time.thread_time()
+
+    def _serve(self, stopping: threading.Event) -> None:
+        while not stopping.is_set():
+            stopping.wait(self._turn())
+        self._rest()
+
+    def _turn(self) -> float:
+        """Work once; return how many seconds to rest."""
+        self._began = time.thread_time()
+        try:
+            more = self._work()
+        except Exception as error:  # noqa: BLE001 - whatever fails, it is tried again
+            self._failed(error)
+            return _RETRY_SECONDS
+        if self.last_error is not None:
+            _logger.warning("the %s works again", self.name)
+            self.last_error = self._logged_at = None
+        return 0.0 if more else _TICK
+
+    def _failed(self, error: Exception) -> None:
+        self.errors += 1
+        self.last_error = f"{self.name}: {error}"
+        now = time.monotonic()
+        if self._logged_at is None or now - self._logged_at >= _LOG_SECONDS:
+            self._logged_at = now
+            _logger.error(
+                "the %s failed (%d times by now), it tries again each %g s: %s",
+                self.name,
+                self.errors,
+                _RETRY_SECONDS,
+                error,
+                exc_info=error,
+            )

@@ -1,0 +1,172 @@
+"""Who may query over HTTP, and what of the records they may see.
+
+`Access` is the answer; who gives it is an `Authorize`: tokens from a file
+(`tokens.py`), an OpenID provider (`Oidc`), or a hook of the application.
+Promises: without any of them nobody has access; whatever goes wrong while it is
+decided, the answer is no. What a scope opens is decided in `events.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from otel_audit.errors import AuditSettingsError
+from otel_audit.web.asgi import Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable, Mapping
+
+READ: Final = "read"
+PERSONAL_DATA: Final = "read:pii"
+PROOF: Final = "proof"
+SCOPES: Final = (READ, PERSONAL_DATA, PROOF)
+
+_ALGORITHMS: Final = ("EdDSA", "ES256", "ES384", "ES512", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")  # fmt: skip
+_CALLERS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Somebody who was recognised: ``name`` is the actor of what they ask."""
+
+    name: str
+    scopes: frozenset[str]
+
+    @classmethod
+    def of(cls, name: str, scopes: Iterable[str]) -> Access:
+        """Check and make one. Raises `AuditSettingsError` for a scope that is none."""
+        return cls(name, frozenset(checked_scopes(scopes)))
+
+
+class RefusedError(Exception):
+    """The credentials do not hold; the message may be told to whoever sent them."""
+
+
+Authorize: TypeAlias = Callable[[Scope], "Access | Awaitable[Access | None] | None"]
+"""Recognises who asks: None when no credentials came, `RefusedError` when they do not hold."""
+
+
+def checked_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
+    """Return the scopes. Raises `AuditSettingsError` for one that is none."""
+    given = tuple(scopes)
+    for scope in given:
+        if scope not in SCOPES:
+            message = f"{scope!r} is no scope; there are {', '.join(SCOPES)}"
+            raise AuditSettingsError(message)
+    if not given:
+        message = f"name at least one scope: {', '.join(SCOPES)}"
+        raise AuditSettingsError(message)
+    return given
+
+
+def bearer(scope: Scope) -> str | None:
+    """Return the bearer token of a request (RFC 6750, section 2.1), None without one.
+
+    Raises `RefusedError` for two of them, and for other credentials.
+    """
+    found: list[bytes] = [value for name, value in scope["headers"] if name == b"authorization"]
+    if not found:
+        return None
+    kind, _, token = found[0].decode("latin-1").partition(" ")
+    if len(found) > 1 or kind.lower() != "bearer" or not token.strip():
+        message = "send one header: Authorization: Bearer TOKEN"
+        raise RefusedError(message)
+    return token.strip()
+
+
+class Oidc:
+    """Accepts access tokens (JWT) that an OpenID provider signed.
+
+    Needs PyJWT (``pip install 'otel-audit[oidc]'``). Signature, issuer, audience
+    and expiry MUST hold, and only signatures with public keys count, so that
+    nobody can sign with what everybody may know. The actor is ``sub``.
+    """
+
+    def __init__(
+        self,
+        *,
+        issuer: str,
+        audience: str,
+        jwks_url: str,
+        scopes: Mapping[str, str] | None = None,
+        leeway: float = 10.0,
+    ) -> None:
+        """``scopes`` maps the provider's scopes to ours (default: the same names).
+
+        They are read from the claims ``scope`` and ``scp``. ``leeway``: seconds
+        that clocks may differ. Raises `AuditSettingsError`.
+        """
+        try:
+            import jwt  # noqa: PLC0415 - an extra; others need no PyJWT
+        except ImportError:
+            message = "OIDC needs PyJWT: pip install 'otel-audit[oidc]'"
+            raise AuditSettingsError(message) from None
+        self._jwt = jwt
+        self._issuer = issuer
+        self._audience = audience
+        self._leeway = leeway
+        self._scopes = dict(scopes) if scopes else {scope: scope for scope in SCOPES}
+        checked_scopes(self._scopes.values())
+        self._keys = jwt.PyJWKClient(jwks_url, cache_keys=True, timeout=5)
+
+    async def __call__(self, scope: Scope) -> Access | None:
+        """Recognise who asks. The provider's keys are fetched in a thread."""
+        token = bearer(scope)
+        return None if token is None else await asyncio.to_thread(self._check, token)
+
+    def _check(self, token: str) -> Access:
+        jwt = self._jwt
+        try:
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                self._keys.get_signing_key_from_jwt(token).key,
+                algorithms=list(_ALGORITHMS),
+                audience=self._audience,
+                issuer=self._issuer,
+                leeway=self._leeway,
+                options={"require": ["exp", "iss", "aud", "sub"]},
+            )
+        except jwt.ExpiredSignatureError:
+            message = "the token has expired"
+            raise RefusedError(message) from None
+        except jwt.PyJWTError:
+            message = "the token does not hold"
+            raise RefusedError(message) from None
+        given = {self._scopes[name] for name in _claimed(claims) if name in self._scopes}
+        return Access(str(claims["sub"]), frozenset(given))
+
+
+def _claimed(claims: Mapping[str, Any]) -> list[str]:
+    found: list[str] = []
+    for name in ("scope", "scp"):
+        value = claims.get(name)
+        found += value.split() if isinstance(value, str) else value or []
+    return [str(name) for name in found]
+
+
+class RateLimit:
+    """So many requests a minute for each caller, a sixth of them at once."""
+
+    def __init__(self, per_minute: int) -> None:
+        """0 is no limit."""
+        self._per_second = per_minute / 60
+        self._burst = max(1.0, per_minute / 6)
+        self._callers: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def wait(self, caller: str) -> float:
+        """Count one request; return the seconds until there may be one, 0 when it may be now."""
+        if not self._per_second:
+            return 0.0
+        now = time.monotonic()
+        left, seen = self._callers.pop(caller, (self._burst, now))
+        left = min(self._burst, left + (now - seen) * self._per_second)
+        allowed = left >= 1
+        self._callers[caller] = (left - allowed, now)
+        if len(self._callers) > _CALLERS:
+            self._callers.popitem(last=False)
+        return 0.0 if allowed else (1 - left) / self._per_second

@@ -1,0 +1,568 @@
+"""The audit trail over HTTP: a plain ASGI application, and a router for FastAPI.
+
+`AuditEvents` promises: nobody gets an answer who was not recognised and may
+have it; what a caller may not see takes part in nothing that the caller asks;
+each query, and each stream that is opened, is a record of its own, durable
+before the answer begins; every error is a problem document (RFC 9457); emits
+are never held up. What a query means is left to `readers/query.py`, who may
+ask to `access.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import re
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl, urlencode
+
+import apsw
+import orjson
+
+from otel_audit.api.context import acting_as
+from otel_audit.api.logger import AuditLogger
+from otel_audit.api.provider import get_audit_provider
+from otel_audit.errors import (
+    AuditSettingsError,
+    AuditUnavailableError,
+    OtelAuditError,
+    ProofError,
+    QueryError,
+    TrailError,
+)
+from otel_audit.readers.export import as_json
+from otel_audit.readers.query import (
+    OWN_QUERIES,
+    PERSONAL,
+    Condition,
+    CursorSigner,
+    Query,
+    duration,
+    parse,
+    stamp,
+    where,
+)
+from otel_audit.record.event import AuditEvent
+from otel_audit.trail.proof import prove
+from otel_audit.web import problem
+from otel_audit.web.access import PERSONAL_DATA, PROOF, READ, Access, RateLimit, RefusedError
+from otel_audit.web.answer import (
+    JSON,
+    TEXT,
+    Answer,
+    ProblemError,
+    is_known,
+    respond,
+    tag_of,
+    wanted_form,
+    written,
+)
+from otel_audit.web.desk import Desk
+from otel_audit.web.stream import HEARTBEAT, Follower, as_event
+from otel_audit.web.tokens import FILE, TokenFile
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable
+
+    from otel_audit.api.provider import AuditProvider
+    from otel_audit.readers.query import Entry, Page
+    from otel_audit.readers.search import TrailSearch
+    from otel_audit.trail.reader import Leaf
+    from otel_audit.web.access import Authorize
+    from otel_audit.web.asgi import Receive, Scope, Send
+
+_LONGEST_QUERY: Final = 16_384
+_MOST_PARAMETERS: Final = 100
+_SECONDS: Final = 5.0
+"""What one request may look for; then it answers with what it has, and where it goes on."""
+
+_AT_A_TIME: Final = 200
+_ID: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
+
+_logger = logging.getLogger("otel_audit.web")
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One request that was recognised."""
+
+    scope: Scope
+    access: Access
+    hidden: frozenset[str]
+    parameters: tuple[tuple[str, str], ...]
+
+    def header(self, name: bytes) -> str:
+        """Return a header's value, empty without one."""
+        found = [value for key, value in self.scope["headers"] if key == name]
+        return found[0].decode("latin-1").strip() if found else ""
+
+    def need(self, *scopes: str) -> None:
+        """Raise unless the caller has one of these scopes."""
+        if not self.access.scopes.intersection(scopes):
+            detail = f"{self.access.name} lacks the scope {' or '.join(scopes)}"
+            challenge = f'Bearer error="insufficient_scope", scope="{scopes[0]}"'
+            raise ProblemError(403, "not-allowed", detail, ("www-authenticate", challenge))
+
+
+class AuditEvents:
+    """Answers queries about one trail; mount it where you like, for example at ``/audit``."""
+
+    def __init__(
+        self,
+        *,
+        provider: AuditProvider | None = None,
+        authorize: Authorize | None = None,
+        prefix: str = "/audit",
+        personal: Iterable[str] = PERSONAL,
+        per_minute: int = 120,
+        max_streams: int = 200,
+        heartbeat: float = HEARTBEAT,
+    ) -> None:
+        """Check nothing and open nothing yet.
+
+        ``provider``: default is the global one. ``prefix`` is what paths may begin with.
+
+        ``authorize``: who may ask (`access.py`); default is the token file that
+        OTEL_AUDIT_READ_TOKEN_FILE names, or ``tokens.json`` beside the trail.
+        ``personal``: fields for whoever has the scope ``read:pii`` only.
+        ``per_minute``: requests of one caller, 0 for any number. ``max_streams``:
+        open at a time in one process. ``heartbeat``: seconds between signs of
+        life in a stream, at which its owner's rights are looked at again.
+        """
+        self._provider = provider
+        self._authorize = authorize
+        self._prefix = prefix
+        self._personal = frozenset(personal)
+        self._limit = RateLimit(per_minute)
+        self._max_streams = max_streams
+        self._heartbeat = heartbeat
+        self._tokens: TokenFile | None = None
+        self._desk = Desk(lambda: self.provider)
+        self._follower: tuple[asyncio.AbstractEventLoop, Follower] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection (ASGI 3.0)."""
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        path: str = scope["path"].removeprefix(scope.get("root_path") or "")
+        await self.answer(path.removeprefix(self._prefix), scope, receive, send)
+
+    async def answer(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request for ``path`` below the prefix."""
+        try:
+            answer = await self._answer(path, scope)
+        except ProblemError as refused:
+            answer = refused.answer
+        except AuditUnavailableError as error:
+            body = problem.not_confirmed(error, None)
+            answer = Answer(503, body, problem.MEDIA_TYPE, [("retry-after", "5")])
+        except QueryError as error:
+            answer = ProblemError(400, "bad-query", str(error), parameter=error.parameter).answer
+        except (OtelAuditError, apsw.Error, OSError):
+            _logger.exception("a query could not be answered")
+            detail = "The trail cannot be read at present; the server's log says why."
+            answer = ProblemError(503, "unavailable", detail, ("retry-after", "5")).answer
+        await respond(answer, scope, receive, send)
+
+    @property
+    def provider(self) -> AuditProvider:
+        """The provider whose trail is asked."""
+        return self._provider or get_audit_provider()
+
+    # who asks
+
+    async def _answer(self, path: str, scope: Scope) -> Answer:
+        if scope["method"] not in ("GET", "HEAD"):
+            detail = "Only GET and HEAD: nothing can be changed here."
+            raise ProblemError(405, "not-found", detail, ("allow", "GET, HEAD"))
+        access = await self._recognised(scope)
+        self._count_against(f"name {access.name}")
+        hidden = frozenset[str]() if PERSONAL_DATA in access.scopes else self._personal
+        request = _Request(scope, access, hidden, _parameters(scope["query_string"]))
+        return await self._routed(path, request)
+
+    async def _recognised(self, scope: Scope) -> Access:
+        client = scope.get("client")
+        caller = f"address {client[0] if client else ''}"
+        authorize = self._authorize or await self._token_file()
+        try:
+            found = authorize(scope)
+            access = await found if isinstance(found, Awaitable) else found
+        except RefusedError as error:
+            self._count_against(caller)
+            challenge = ("www-authenticate", 'Bearer error="invalid_token"')
+            raise ProblemError(401, "not-authenticated", f"{error}", challenge) from None
+        except AuditSettingsError:
+            raise
+        except Exception as error:
+            _logger.exception("authorize= failed, so nobody has access")
+            detail = "Who you are could not be found out; the server's log says why."
+            raise ProblemError(503, "unavailable", detail, ("retry-after", "5")) from error
+        if access is None:
+            self._count_against(caller)
+            challenge = ("www-authenticate", "Bearer")
+            detail = "Send a token: Authorization: Bearer TOKEN."
+            raise ProblemError(401, "not-authenticated", detail, challenge)
+        return access
+
+    async def _token_file(self) -> TokenFile:
+        settings = self.provider.settings
+        path = settings.read_token_file or self.provider.directory / FILE
+        if self._tokens is None or self._tokens.path != path:
+            self._tokens = TokenFile(path)
+        if not self._tokens.exists:
+            detail = (
+                "Nobody may query this trail over HTTP yet. Whoever runs the service opens it by "
+                "`otel-audit token create NAME --scope read`, by OTEL_AUDIT_READ_TOKEN_FILE, or "
+                "by authorize= in the application."
+            )
+            raise ProblemError(403, "closed", detail)
+        return self._tokens
+
+    def _count_against(self, caller: str) -> None:
+        wait = self._limit.wait(caller)
+        if wait:
+            seconds = str(math.ceil(wait))
+            detail = f"There were too many requests; the next one may come in {seconds} s."
+            raise ProblemError(429, "too-many", detail, ("retry-after", seconds))
+
+    # what is asked
+
+    async def _routed(self, path: str, request: _Request) -> Answer:
+        parts = path.strip("/").split("/")
+        if parts == ["events"]:
+            return await self._events(request)
+        if parts == ["stream"]:
+            return await self._stream(request)
+        if parts == ["stats"]:
+            return await self._stats(request)
+        if parts == ["checkpoint"]:
+            return await self._checkpoint(request)
+        if parts[0] == "events" and len(parts) == 2 and _ID.fullmatch(parts[1]):  # noqa: PLR2004 - events/ID
+            return await self._event(request, parts[1])
+        if parts[0] == "events" and parts[2:] == ["proof"] and _ID.fullmatch(parts[1]):
+            return await self._proof(request, parts[1])
+        detail = "There are events, events/ID, events/ID/proof, stats, checkpoint and stream."
+        raise ProblemError(404, "not-found", detail)
+
+    async def _events(self, request: _Request) -> Answer:
+        request.need(READ)
+        form = wanted_form(request.header(b"accept"))
+        query, cursor = parse(request.parameters, hidden=request.hidden)
+        position = None
+        if cursor is not None:
+            query, position = self._signer().open(query, cursor)
+        if form != JSON and not any(name == "limit" for name, _ in request.parameters):
+            return await self._export(request, query, position, form)
+        page = await self._desk.ask_anywhere(
+            lambda search: search.page(query, position, seconds=_SECONDS)
+        )
+        await self._record(request, "audit.query", len(page.entries))
+        link = None
+        if page.next_position is not None:
+            link = self._link(request, self._signer().sign(query, page.next_position))
+        return await self._page(request, query, page, form, link)
+
+    async def _page(
+        self, request: _Request, query: Query, page: Page, form: str, link: str | None
+    ) -> Answer:
+        headers = [("vary", "authorization, accept")]
+        if link is not None:
+            headers.append(("link", f'<{link}>; rel="next"'))
+        if form == JSON:
+            progress = await self._desk.ask_anywhere(lambda search: search.progress())
+            content = {
+                "records": [as_json(entry, query) for entry in page.entries],
+                "next": link,
+                "complete": page.complete,
+            }
+            tag = tag_of(orjson.dumps(content))
+            index = {"indexed": progress.indexed, "size": progress.size}
+            body = orjson.dumps(content | {"index": index})
+        else:
+            body = b"".join(written(page.entries, query, form))
+            tag = tag_of(body)
+        headers.append(("etag", tag))
+        if is_known(request.header(b"if-none-match"), tag):
+            return Answer(304, b"", form, headers)
+        return Answer(200, body, form, headers)
+
+    async def _export(
+        self, request: _Request, query: Query, position: int | None, form: str
+    ) -> Answer:
+        """Send all records, some at a time; they are counted before, for the record of it."""
+        number: int | None
+        try:
+            counts = await self._desk.ask_anywhere(
+                lambda search: search.count(query, seconds=_SECONDS)
+            )
+            number = sum(counts.values())
+        except QueryError:
+            number = None
+        await self._record(request, "audit.export", number)
+        return Answer(200, self._exported(query, position, form), form)
+
+    async def _exported(
+        self, query: Query, position: int | None, form: str
+    ) -> AsyncGenerator[bytes, None]:
+        search = await self._desk.open()
+        entries = search.stream(query, position)
+        first = True
+        try:
+            while True:
+                part = await self._desk.in_thread(lambda: list(islice(entries, _AT_A_TIME)))
+                if part or first:
+                    yield b"".join(written(part, query, form, head=first))
+                first = False
+                if not part:
+                    return
+        finally:
+            search.close()
+
+    async def _event(self, request: _Request, name: str) -> Answer:
+        request.need(READ)
+        _refuse_parameters(request)
+        leaf, entry, query = await self._found(request, name)
+        await self._record(request, "audit.query", 1, record=name)
+        content = as_json(entry, query) | {"leaf_hash": leaf.hash.hex()}
+        if not request.hidden:
+            content["bytes"] = leaf.record.decode(errors="backslashreplace")
+        body = orjson.dumps(content)
+        tag = tag_of(body)
+        headers = [("etag", tag), ("vary", "authorization")]
+        if is_known(request.header(b"if-none-match"), tag):
+            return Answer(304, b"", JSON, headers)
+        return Answer(200, body, JSON, headers)
+
+    async def _proof(self, request: _Request, name: str) -> Answer:
+        request.need(PROOF)
+        _refuse_parameters(request)
+        leaf, _, _ = await self._found(request, name)
+        await self._record(request, "audit.proof", 1, record=name)
+
+        def proved(search: TrailSearch) -> str | None:
+            reader = search.reader
+            checkpoint = reader.last_checkpoint()
+            if checkpoint is None or checkpoint.size <= leaf.sequence:
+                return None
+            proof = prove(leaf.sequence, leaf.record, checkpoint.note, reader.hash_at)
+            return (replace(proof, extra=None) if request.hidden else proof).text()
+
+        try:
+            text = await self._desk.ask(proved)
+        except ProofError as error:
+            raise TrailError(str(error)) from error
+        if text is None:
+            detail = "No checkpoint covers this record yet; one does within about a second."
+            raise ProblemError(503, "not-covered", detail, ("retry-after", "1"))
+        return Answer(200, text.encode(), TEXT)
+
+    async def _found(self, request: _Request, name: str) -> tuple[Leaf, Entry, Query]:
+        query = Query(hidden=request.hidden)
+
+        def find(search: TrailSearch) -> tuple[Leaf, Entry] | None:
+            if name.isdecimal():
+                place = int(name)
+            else:
+                page = search.page(Query(where({"record_id": name.lower()}), limit=1))
+                place = page.entries[0].sequence if page.entries else -1
+            entries = search.between(Query(), place, place + 1) if 0 <= place < 1 << 62 else []
+            leaf = search.reader.leaf(place) if entries else None
+            return (leaf, entries[0]) if leaf is not None else None
+
+        found = await self._desk.ask(find)
+        if found is None:
+            raise ProblemError(404, "not-found", f"There is no record {name}.")
+        return (*found, query)
+
+    async def _checkpoint(self, request: _Request) -> Answer:
+        request.need(PROOF, READ)
+        _refuse_parameters(request)
+        note = await self._desk.ask(lambda search: search.reader.last_checkpoint())
+        if note is None:
+            detail = "There is no checkpoint yet; the first one is signed after the first record."
+            raise ProblemError(404, "not-covered", detail)
+        return Answer(200, note.note.encode(), TEXT)
+
+    async def _stats(self, request: _Request) -> Answer:
+        request.need(READ)
+        own = dict(pair for pair in request.parameters if pair[0] in ("by", "per"))
+        query, _ = parse(
+            [pair for pair in request.parameters if pair[0] not in own], hidden=request.hidden
+        )
+        by = own.get("by")
+        per = None if "per" not in own else duration("per", own["per"])
+        counts = await self._desk.ask_anywhere(
+            lambda search: search.count(query, by=by, per=per, seconds=_SECONDS)
+        )
+        await self._record(request, "audit.count", sum(counts.values()))
+        progress = await self._desk.ask_anywhere(lambda search: search.progress())
+        rows = sorted(
+            counts.items(), key=lambda item: (item[0][0] or 0, -item[1], item[0][1] or "")
+        )
+        content = {
+            "origin": self.provider.trail.store.origin,
+            "index": {
+                "indexed": progress.indexed,
+                "size": progress.size,
+                "full_text": progress.full_text,
+            },
+            "by": by,
+            "per": own.get("per"),
+            "counts": [
+                {"start": None if start is None else stamp(start), "value": value, "count": number}
+                for (start, value), number in rows
+            ],
+        }
+        return Answer(200, orjson.dumps(content), JSON, [("vary", "authorization")])
+
+    async def _stream(self, request: _Request) -> Answer:
+        request.need(READ)
+        follower = self._following()
+        if follower.clients >= self._max_streams:
+            detail = f"{follower.clients} streams are open already; try again later."
+            raise ProblemError(503, "too-many", detail, ("retry-after", "10"))
+        queries = "true" in [value for name, value in request.parameters if name == "queries"]
+        query = _for_streams(request, queries=queries)
+        position = _last_event(request.header(b"last-event-id"))
+        await self._record(request, "audit.stream", None)
+        events = self._events_of(request, follower, query, position)
+        headers = [("x-accel-buffering", "no")]
+        return Answer(200, events, "text/event-stream", headers)
+
+    async def _events_of(
+        self, request: _Request, follower: Follower, query: Query, position: int | None
+    ) -> AsyncGenerator[bytes, None]:
+        yield b"retry: 2000\n\n"
+        stream = follower.stream(query, position, self._heartbeat)
+        try:
+            async for entries in stream:
+                if entries is None:
+                    # Rights that were taken away end the stream as well.
+                    if not await self._still(request):
+                        return
+                    yield b": still here\n\n"
+                elif entries:
+                    yield b"".join(as_event(entry, query) for entry in entries)
+        finally:
+            await stream.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+    async def _still(self, request: _Request) -> bool:
+        try:
+            return await self._recognised(request.scope) == request.access
+        except (ProblemError, OtelAuditError, OSError):
+            return False
+
+    # how it is answered
+
+    def _following(self) -> Follower:
+        loop = asyncio.get_running_loop()
+        if self._follower is None or self._follower[0] is not loop:
+            self._follower = (loop, Follower(self._desk.ask))
+        return self._follower[1]
+
+    def _signer(self) -> CursorSigner:
+        return CursorSigner(self.provider.session_salt)
+
+    def _link(self, request: _Request, cursor: str) -> str:
+        kept = [pair for pair in request.parameters if pair[0] != "cursor"]
+        path = request.scope.get("root_path") or ""
+        path += request.scope["path"].removeprefix(path)
+        return f"{path}?{urlencode([*kept, ('cursor', cursor)])}"
+
+    async def _record(
+        self, request: _Request, event: str, number: int | None, record: str | None = None
+    ) -> None:
+        """Leave the record of a query: who asked, for what, and how much there was."""
+        asked: dict[str, list[str]] = {}
+        for name, value in request.parameters:
+            if name != "cursor":
+                asked.setdefault(name, []).append(value)
+        fields: dict[str, Any] = {"query_filter": orjson.dumps(asked).decode()}
+        fields["personal_data"] = not request.hidden
+        if number is not None:
+            fields["returned"] = number
+        told = AuditEvent(
+            event,
+            "read",
+            event_type=OWN_QUERIES,
+            resource_type="record" if record else "audit_trail",
+            resource_name=record or "audit_trail",
+            fields=fields,
+        )
+        with acting_as(request.access.name):
+            await AuditLogger(provider=self.provider).aemit(told)
+
+
+def _parameters(query_string: bytes) -> tuple[tuple[str, str], ...]:
+    if len(query_string) > _LONGEST_QUERY:
+        detail = f"The query string has {len(query_string)} bytes; {_LONGEST_QUERY} can be asked."
+        raise ProblemError(414, "bad-query", detail)
+    try:
+        return tuple(
+            parse_qsl(
+                query_string.decode("latin-1"),
+                keep_blank_values=True,
+                max_num_fields=_MOST_PARAMETERS,
+            )
+        )
+    except ValueError:
+        detail = f"There are more than {_MOST_PARAMETERS} parameters."
+        raise ProblemError(400, "bad-query", detail) from None
+
+
+def _refuse_parameters(request: _Request) -> None:
+    if request.parameters:
+        message = "there are no parameters here; filters belong to events, stats and stream"
+        raise QueryError(message, parameter=request.parameters[0][0][:64])
+
+
+def _for_streams(request: _Request, *, queries: bool) -> Query:
+    own = ("queries", "limit", "cursor", "order", "end")
+    for name, value in request.parameters:
+        if name in own[1:] or (name == "queries" and value not in ("true", "false")):
+            message = f"{name} has no meaning for a stream, which begins now and does not end"
+            raise QueryError(message, parameter=name)
+    query, _ = parse(
+        [pair for pair in request.parameters if pair[0] != "queries"], hidden=request.hidden
+    )
+    conditions = query.conditions
+    if not queries:
+        conditions += (Condition(("event_type",), (OWN_QUERIES,), wanted=False),)
+    return replace(query, conditions=conditions, oldest_first=True, limit=_AT_A_TIME)
+
+
+def _last_event(text: str) -> int | None:
+    if not text:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        message = "Last-Event-ID is the id of the last event that came: a sequence number"
+        raise QueryError(message, parameter="Last-Event-ID")
+    return int(text) + 1
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+def audit_router(**options: Any) -> Any:  # noqa: ANN401 - an APIRouter, which is not imported here
+    """Return a router for ``app.include_router``, with everything documented in OpenAPI.
+
+    Takes what `AuditEvents` takes; ``authorize`` gets a
+    `starlette.requests.HTTPConnection`.
+    """
+    from otel_audit.web.router import make  # noqa: PLC0415 - only FastAPI's users need it
+
+    return make(options)

@@ -1,0 +1,164 @@
+"""New records as Server-Sent Events, for any number of clients at the cost of one reader.
+
+Promises: each client gets each record that matches, once, in the trail's order,
+from where it says on, whichever worker serves it and whichever wrote the
+record; a client that is slow or gone costs one waiting coroutine and no memory,
+and never holds up an emit, because nobody writes to it but its own coroutine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from itertools import takewhile
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+import orjson
+
+from otel_audit.errors import OtelAuditError
+from otel_audit.readers.export import as_json
+from otel_audit.readers.query import Entry, Query
+from otel_audit.readers.words import fields_of, moment_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from otel_audit.readers.search import TrailSearch
+
+_T = TypeVar("_T")
+
+
+class Asking(Protocol):
+    """Calls a function with a search, in a thread."""
+
+    async def __call__(self, work: Callable[[TrailSearch], _T], /) -> _T:
+        """Return what ``work`` returns."""
+        ...
+
+
+_POLL_SECONDS: Final = 0.2
+_KEPT: Final = 4_096
+"""Records that are kept parsed; a client that is further behind reads the trail itself."""
+
+_AT_A_TIME: Final = 200
+_SECONDS: Final = 1.0
+HEARTBEAT: Final = 15.0
+
+_logger = logging.getLogger("otel_audit.web")
+
+
+class Follower:
+    """Reads what is new in the trail, for all streams of one event loop."""
+
+    def __init__(self, ask: Asking) -> None:
+        """``ask`` calls a function with a search, in a thread."""
+        self._ask = ask
+        self._size = -1
+        self._recent: deque[tuple[Entry, int]] = deque(maxlen=_KEPT)
+        self._news = asyncio.Event()
+        self._clients = 0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def clients(self) -> int:
+        """How many streams are open."""
+        return self._clients
+
+    async def stream(
+        self, query: Query, position: int | None, heartbeat: float
+    ) -> AsyncIterator[list[Entry] | None]:
+        """Yield what matches from ``position`` on (default: what is new); None when nothing came.
+
+        Ends never; close it.
+        """
+        self._clients += 1
+        try:
+            if self._task is None:
+                self._task = asyncio.create_task(self._follow())
+            size = await self._known_size()
+            place = size if position is None else min(max(0, position), size)
+            while True:
+                news = self._news
+                if place >= self._size:
+                    yield None if not await _within(news, heartbeat) else []
+                    continue
+                entries, place = await self._next(query, place)
+                if entries:
+                    yield entries
+        finally:
+            self._clients -= 1
+            if self._clients == 0 and self._task is not None:
+                self._task.cancel()
+                self._task = None
+                self._size = -1
+                self._recent.clear()
+
+    async def _next(self, query: Query, place: int) -> tuple[list[Entry], int]:
+        """Return some of what follows, from memory when it is there."""
+        recent = self._recent
+        if recent and recent[0][0].sequence <= place:
+            held = list(takewhile(lambda kept: kept[0].sequence >= place, reversed(recent)))[::-1]
+            entries = [entry for entry, moment in held if query.matches(entry.fields, moment)]
+            return entries, self._size
+        page = await self._ask(lambda search: search.page(query, place, seconds=_SECONDS))
+        if page.next_position is not None:
+            return page.entries, page.next_position
+        # It may have seen more than is known here.
+        last = page.entries[-1].sequence + 1 if page.entries else 0
+        return page.entries, max(last, self._size)
+
+    async def _known_size(self) -> int:
+        while self._size < 0:
+            await _within(self._news, 1.0)
+        return self._size
+
+    async def _follow(self) -> None:
+        """Look for news until cancelled; trouble with the trail is logged once and outlived."""
+        troubled = False
+        while True:
+            try:
+                size, news = await self._ask(self._look)
+                troubled = False
+                self._take(size, news)
+            except (OtelAuditError, OSError) as error:
+                if not troubled:
+                    _logger.warning("streams wait, as the trail cannot be read: %s", error)
+                troubled = True
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _look(self, search: TrailSearch) -> tuple[int, list[tuple[Entry, int]]]:
+        """Return the trail's size and its newest records; in a thread."""
+        size = search.reader.tree().size
+        start = size if self._size < 0 else max(self._size, size - _KEPT)
+        news = []
+        for leaf in search.reader.leaves(start, size):
+            fields = fields_of(leaf.record)
+            entry = Entry(leaf.sequence, leaf.committed_unix_nano, leaf.record, fields)
+            news.append((entry, moment_of(fields, leaf.committed_unix_nano)))
+        return size, news
+
+    def _take(self, size: int, news: list[tuple[Entry, int]]) -> None:
+        if size == self._size:
+            return
+        if size - len(news) > self._size:
+            # Some were passed over: what is kept has to be without gaps.
+            self._recent.clear()
+        self._recent.extend(news)
+        self._size = size
+        told, self._news = self._news, asyncio.Event()
+        told.set()
+
+
+async def _within(news: asyncio.Event, seconds: float) -> bool:
+    try:
+        await asyncio.wait_for(news.wait(), seconds)
+    except asyncio.TimeoutError:
+        return False
+    return True
+
+
+def as_event(entry: Entry, query: Query) -> bytes:
+    """Write one record as an event; its id is what `Last-Event-ID` will say."""
+    data = orjson.dumps(as_json(entry, query))
+    return b"id: %d\nevent: record\ndata: %s\n\n" % (entry.sequence, data)

@@ -1,0 +1,189 @@
+"""`query` and `timeline`: the questions of an incident, answered in the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from otel_audit.readers.query import stamp
+from otel_audit.readers.segments import SMALL
+from tests.cli.conftest import Cli
+from tests.readers.ledger import BEGAN, SECOND, Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HOUR = 3_600 * SECOND
+
+
+@pytest.fixture
+def ledger(directory: Path) -> Iterator[Ledger]:
+    """Give a trail of some hours: log-ins, a credential that was read, and what else happened."""
+    ledger = Ledger(directory)
+    ledger.write(
+        {
+            "schema": "otel-audit/1",
+            "timestamp": stamp(BEGAN + number * 60 * SECOND),
+            "event": "credential_access" if number % 10 == 3 else "authentication",
+            "event_type": "security",
+            "record_id": f"{number:08x}-0000-4000-8000-000000000000",
+            "action": "read" if number % 10 == 3 else "login",
+            "outcome": "failure" if number % 10 == 4 else "success",
+            "actor_id": f"u-{number % 3}",
+            "resource_name": "openai" if number % 20 == 3 else "other",
+            "request_id": f"r-{number // 5}",
+            "=cmd": "=1+1",
+            "number": number,
+        }
+        for number in range(300)
+    )
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str], ledger: Ledger) -> Cli:
+    return Cli(capsys, ledger.directory)
+
+
+def numbers(text: str) -> list[int]:
+    return [orjson.loads(line)["number"] for line in text.splitlines()]
+
+
+def test_who_read_a_credential(ask: Cli) -> None:
+    shown = ask("query", "--action", "read", "--resource", "openai", "--start", "2026-02-02")
+    lines = shown.out.splitlines()
+    assert len(lines) == 15
+    assert lines[0].split()[0] == "283"
+    assert "u-1" in lines[0]
+    assert shown.err == ""
+
+
+def test_what_else_happened_in_a_request(ask: Cli) -> None:
+    lines = ask("timeline", "--request-id", "r-0").out.splitlines()
+    assert [line.split()[0] for line in lines] == ["0", "1", "2", "3", "4"]
+    assert "2026-02-02 02:40:00.000" in lines[0]
+    assert "+60.000 s" in lines[1]
+    stored = ask("timeline", "--request-id", "r-0", "--json").out
+    assert numbers(stored) == [0, 1, 2, 3, 4]
+    assert numbers(
+        ask("timeline", "--actor", "u-1", "--end", "2026-02-02T02:46:00Z", "--json").out
+    ) == [1, 4]
+    assert "--request-id, --trace-id or --actor" in ask("timeline", code=2).err
+
+
+def test_failed_log_ins_per_hour_are_bars(ask: Cli) -> None:
+    arguments = ("query", "--event", "authentication", "--outcome", "failure", "--per", "1h")
+    lines = ask(*arguments).out.splitlines()
+    assert lines[0].startswith("2026-02-02 02:00:00  2  █")
+    assert [line.split()[2] for line in lines] == ["2", "6", "6", "6", "6", "4"]
+    assert max(line.count("█") for line in lines) == 40
+    counts = json.loads(ask(*arguments, "--json").out)["counts"]
+    assert counts[0] == {"start": "2026-02-02T02:00:00Z", "value": None, "count": 2}
+    assert ask(*arguments, "--csv").out.splitlines()[:2] == [
+        "start,count",
+        "2026-02-02T02:00:00Z,2",
+    ]
+
+
+def test_hours_in_which_nothing_happened_are_shown(ask: Cli) -> None:
+    start = ("--start", "2026-02-02T00:00:00Z")
+    lines = ask("query", "--where", "number=299", "--per", "1h", *start).out.splitlines()
+    assert [line.split()[2] for line in lines] == ["0"] * 7 + ["1"]
+    many = ask("query", "--per", "1s").out.splitlines()
+    assert len(many) == 300
+
+
+def test_counts_by_a_field(ask: Cli) -> None:
+    lines = ask("query", "--count-by", "event").out.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["authentication", "270"],
+        ["credential_access", "30"],
+    ]
+    both = ask("query", "--count-by", "outcome", "--per", "24h", "--csv").out.splitlines()
+    assert both == [
+        "start,outcome,count",
+        "2026-02-02T00:00:00Z,success,270",
+        "2026-02-02T00:00:00Z,failure,30",
+    ]
+    assert ask("query", "--count-by", "event", "--actor", "nobody").out == "no record matches\n"
+    assert ask("query", "--count-by", "=cmd", "--csv").out.splitlines()[1] == "'=1+1,300"
+
+
+def test_the_order_the_limit_and_conditions_of_all_kinds(ask: Cli) -> None:
+    assert numbers(ask("query", "--json").out) == list(range(299, 249, -1))
+    assert numbers(ask("query", "--json", "--oldest", "-n", "3").out) == [0, 1, 2]
+    assert len(numbers(ask("query", "--json", "-n", "0").out)) == 300
+    found = ask("query", "--json", "--where", "number=29?", "--where", "outcome!=success").out
+    assert numbers(found) == [294]
+    found = ask("query", "--json", "--actor", "u-0", "--actor", "u-1", "-q", "openai read").out
+    assert numbers(found) == [283, 243, 223, 183, 163, 123, 103, 63, 43, 3]
+
+
+def test_csv_has_one_column_for_the_callers_own_fields_and_no_formulas(
+    ask: Cli, ledger: Ledger
+) -> None:
+    ledger.write([{"event": "=HYPERLINK(1)", "action": "@x", "actor_id": "-1", "note": "=2"}])
+    rows = list(csv.DictReader(io.StringIO(ask("query", "--csv", "-n", "2").out)))
+    assert (rows[0]["event"], rows[0]["action"], rows[0]["actor_id"]) == (
+        "'=HYPERLINK(1)",
+        "'@x",
+        "'-1",
+    )
+    assert rows[0]["fields"] == '{"note":"=2"}'
+    assert rows[1]["sequence"] == "299"
+    assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--start", "yesterday"), "start is 'yesterday'"),
+        (("--start", "-1h", "--end", "-2h"), "ends before it starts"),
+        (("--where", "nothing"), "FIELD=GLOB"),
+        (("--per", "often"), "length of time"),
+        (("-q", "..."), "no word"),
+        (("--event", "x" * 5_000), "at most 4096"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(ask: Cli, arguments: tuple[str, ...], said: str) -> None:
+    shown = ask("query", *arguments, code=2)
+    assert said in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+def test_a_copy_that_cannot_be_written_is_asked_with_and_without_its_index(
+    ask: Cli, ledger: Ledger, tmp_path: Path
+) -> None:
+    ledger.fill(2 * SMALL)
+    ledger.index()
+    copy = tmp_path / "copy"
+    shutil.copytree(ledger.directory, copy)
+    copy.chmod(0o500)
+    live = ask("query", "--outcome", "failure", "-n", "0", "--json").out
+    asked = ("query", "--outcome", "failure", "-n", "0", "--json", "--dir", str(copy))
+    assert ask.bare(*asked).out == live != ""
+    copy.chmod(0o700)
+    (copy / "index.db").unlink()
+    copy.chmod(0o500)
+    assert ask.bare(*asked).out == live
+    copy.chmod(0o700)
+
+
+def test_who_asks_without_an_index_is_told(
+    ask: Cli, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otel_audit.cli.questions._UNNOTICED", 100)
+    assert "300 of 300 records are not in the index (yet)" in ask("query").err
+    ledger.fill(SMALL)
+    ledger.index()
+    monkeypatch.setattr("otel_audit.cli.questions._UNNOTICED", SMALL)
+    assert ask("query").err == ""

@@ -1,0 +1,156 @@
+"""The same questions to the trail and to a real Loki that has its records: the same answers."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+import httpx
+import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+
+from otel_audit.errors import QueryError
+from otel_audit.readers.loki_search import LokiSearch
+from otel_audit.readers.query import parse, stamp
+from otel_audit.readers.search import TrailSearch
+from otel_audit.record.semconv import to_log_record
+from tests.readers.ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from otel_audit.readers.query import Backend, Query
+
+COUNT = 2_500
+SECOND = 1_000_000_000
+
+
+class Loki(Protocol):
+    """What is needed of the fixture `loki`: a real server, and its tenant."""
+
+    url: str
+    tenant: str
+
+
+class Shipped(Ledger):
+    """A ledger of the last hour, as Loki takes no older ones, with two records a moment."""
+
+    began = (time.time_ns() - 3_600 * SECOND) // SECOND * SECOND
+
+    def fields(self, number: int) -> dict[str, Any]:
+        fields = super().fields(number)
+        return {**fields, "timestamp": stamp(self.began + number // 2 * SECOND)}
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, loki: Loki) -> Iterator[tuple[TrailSearch, LokiSearch]]:
+    """Fill a trail, and send all of it to Loki, some of it twice."""
+    ledger = Shipped(tmp_path / "trail")
+    ledger.fill(COUNT)
+    ledger.index()
+    for first, last in ((0, COUNT), (100, 200)):
+        send(loki, ledger, first, last)
+    asked = LokiSearch(loki.url)
+    query, _ = parse([("start", "-2h")])
+    deadline = time.monotonic() + 60
+    while sum(1 for _ in asked.stream(query)) < COUNT:
+        assert time.monotonic() < deadline, "not all records arrived in Loki"
+        time.sleep(0.5)
+    yield TrailSearch(ledger.reader), asked
+    ledger.close()
+
+
+def send(loki: Loki, ledger: Ledger, first: int, last: int) -> None:
+    records = []
+    for leaf in ledger.reader.leaves(first, last):
+        mapped = to_log_record(
+            leaf.record,
+            sequence_number=leaf.sequence,
+            stream_id="ledger/1",
+            leaf_hash=leaf.hash,
+            committed_unix_nano=leaf.committed_unix_nano,
+            resource=None,
+        )
+        attributes = [
+            KeyValue(key=name, value=AnyValue(string_value=str(value)))
+            for name, value in mapped.attributes.items()
+        ]
+        records.append(
+            LogRecord(
+                time_unix_nano=mapped.timestamp,
+                body=AnyValue(string_value=mapped.body),
+                attributes=attributes,
+            )
+        )
+    named = [KeyValue(key="service.name", value=AnyValue(string_value="hub"))]
+    request = ExportLogsServiceRequest(
+        resource_logs=[
+            ResourceLogs(
+                resource=Resource(attributes=named), scope_logs=[ScopeLogs(log_records=records)]
+            )
+        ]
+    )
+    answer = httpx.post(
+        f"{loki.url}/otlp/v1/logs",
+        content=request.SerializeToString(),
+        headers={"content-type": "application/x-protobuf", "X-Scope-OrgID": loki.tenant},
+        timeout=30,
+    )
+    assert answer.status_code < 300, answer.text
+
+
+QUERIES = [
+    [("start", "-2h")],
+    [("start", "-2h"), ("order", "oldest"), ("limit", "900")],
+    [("start", "-2h"), ("outcome", "failure"), ("actor", "u-1")],
+    [("start", "-2h"), ("action", "server_lifecycle_event"), ("server_name", "obsidian")],
+    [("start", "-2h"), ("actor!", "u-1"), ("event", "authentication"), ("limit", "300")],
+    [("start", "-2h"), ("event", "server_*")],
+    [("start", "-2h"), ("field.tags", "t-3"), ("field.number", "3")],
+    [("start", "-2h"), ("q", "HANDSHAKE 42")],
+    [("start", "-2h"), ("q", "handsh*"), ("order", "oldest")],
+    [("start", "-55m"), ("end", "-50m")],
+    [("start", "-2h"), ("event", 'x" or `1`=`1`} | line_format "{{.}}"')],
+    [("actor", "nobody")],
+]
+
+
+def ids(search: Backend, query: Query) -> list[str]:
+    """Turn all pages; within one moment the order is nobody's promise."""
+    found: list[tuple[str, str]] = []
+    position: int | None = None
+    while True:
+        page = search.page(query, position)
+        found += [(entry.fields["timestamp"], entry.fields["record_id"]) for entry in page.entries]
+        position = page.next_position
+        if position is None:
+            return [name for _, name in sorted(found)]
+
+
+def test_loki_gives_the_same_answers(shipped: tuple[TrailSearch, LokiSearch]) -> None:
+    trail, loki = shipped
+    now = time.time_ns()
+    for parameters in QUERIES:
+        query, _ = parse(parameters, now=now)
+        expected = ids(trail, query)
+        assert ids(loki, query) == expected, parameters
+        streamed = [entry.fields["record_id"] for entry in loki.stream(query)]
+        assert sorted(streamed) == sorted(expected)
+        for by, per in ((None, None), ("event", None), ("outcome", 600 * SECOND)):
+            assert loki.count(query, by=by, per=per) == trail.count(query, by=by, per=per)
+    query, _ = parse([("start", "-2h"), ("limit", "10")])
+    times = [entry.fields["timestamp"] for entry in loki.page(query).entries]
+    assert times == sorted(times, reverse=True)
+    [entry] = loki.page(parse([("start", "-2h"), ("field.number", "7")])[0]).entries
+    assert entry.sequence == 7
+    leaf = trail.reader.leaf(7)
+    assert leaf is not None
+    assert entry.record == leaf.record
+    with pytest.raises(QueryError, match="too long"):
+        loki.count(query, seconds=0)
+    page = loki.page(parse([("start", "-2h"), ("event", "none")])[0], seconds=0)
+    assert page.entries == []

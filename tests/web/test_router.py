@@ -1,0 +1,93 @@
+"""The router for FastAPI: the same answers, and everything in OpenAPI with examples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+from fastapi import FastAPI
+from starlette.requests import HTTPConnection
+
+from otel_audit import AuditLogger, AuditProvider, instrument_app
+from otel_audit.readers.query import parse
+from otel_audit.web.access import Access
+from otel_audit.web.events import audit_router
+from otel_audit.web.tokens import FILE, TokenFile
+from tests.web.driving import http, request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Records = Callable[[], list[dict[str, Any]]]
+
+
+def bearer(token: str) -> list[tuple[bytes, bytes]]:
+    return [(b"authorization", f"Bearer {token}".encode())]
+
+
+async def test_the_routes_answer_in_an_audited_application(
+    provider: AuditProvider, records: Records
+) -> None:
+    await AuditLogger(provider=provider).audit_event(
+        "server.start", "start", server_name="obsidian"
+    )
+    await AuditLogger(provider=provider).audit_event("other", "other")
+    app = FastAPI()
+    app.include_router(audit_router(provider=provider))
+    instrument_app(app, provider=provider)
+    token, _ = TokenFile(provider.directory / FILE).create("ann", ["read", "proof"])
+    scope = http("/audit/events", headers=bearer(token), query_string=b"server_name=obsidian")
+    wire = await request(app, scope)
+    [found] = orjson.loads(wire.body)["records"]
+    assert found["record"]["server_name"] == "obsidian"
+    one = await request(app, http(f"/audit/events/{found['sequence']}", headers=bearer(token)))
+    assert orjson.loads(one.body)["record"] == found["record"]
+    provider.checkpoint()
+    proof = await request(
+        app, http(f"/audit/events/{found['sequence']}/proof", headers=bearer(token))
+    )
+    assert proof.body.startswith(b"c2sp.org/tlog-proof@v1")
+    assert (await request(app, http("/audit/stats", headers=bearer(token)))).status == 200
+    assert (await request(app, http("/audit/checkpoint", headers=bearer(token)))).status == 200
+    assert (await request(app, http("/audit/events"))).status == 401
+    queries = [record for record in records() if record["event_type"] == "audit.query"]
+    requests = [record for record in records() if record["event_type"] == "http.request"]
+    assert queries[0]["request_id"] == requests[0]["request_id"]
+    assert requests[1]["resource_name"] == "/audit/events/{record_id}"
+
+
+async def test_a_hook_sees_the_request_as_starlette_shows_it(provider: AuditProvider) -> None:
+    def authorize(connection: HTTPConnection) -> Access | None:
+        assert isinstance(connection, HTTPConnection)
+        return Access.of("ann", ["read"]) if connection.headers.get("x-user") else None
+
+    app = FastAPI()
+    app.include_router(audit_router(provider=provider, authorize=authorize))
+    assert (await request(app, http("/audit/events"))).status == 401
+    assert (await request(app, http("/audit/events", headers=[(b"x-user", b"ann")]))).status == 200
+
+
+def test_openapi_has_every_parameter_with_an_example_and_every_answer() -> None:
+    app = FastAPI()
+    app.include_router(audit_router(prefix="/trail"))
+    document = app.openapi()
+    assert set(document["paths"]) == {
+        "/trail/events",
+        "/trail/events/{record_id}",
+        "/trail/events/{record_id}/proof",
+        "/trail/checkpoint",
+        "/trail/stats",
+        "/trail/stream",
+    }
+    for path, item in document["paths"].items():
+        operation = item["get"]
+        assert operation["summary"]
+        assert operation["security"] == [{"audit token": []}]
+        assert {"200", "400", "401", "403", "429", "503"} <= set(operation["responses"])
+        content = operation["responses"]["200"]["content"]
+        assert any("example" in form for form in content.values()), path
+        for parameter in operation.get("parameters", []):
+            assert parameter["description"]
+            if parameter["in"] == "query" and parameter["name"] not in ("cursor", "by", "per"):
+                parse([(parameter["name"], parameter["example"])])
