@@ -237,4 +237,4 @@ def test_nothing_is_found_for_a_service_that_is_not_there(scene: Scene) -> None:
     assert len(absent) > 40
     for one in absent:
         text = one.text.replace('service_name=~".+"', 'service_name=~"nobody"')
-        assert not any(asked(scene, one._replace(text=text))), one.place
+        assert not any(asked(scene, replace(one, text=text))), one.place
