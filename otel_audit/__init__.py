@@ -43,6 +43,8 @@ if TYPE_CHECKING:
         ProofError,
         TrailError,
     )
+    from otel_audit.health.checker import HealthChecker, get_health_checker
+    from otel_audit.health.probe import HealthStatus, ProbeResult
     from otel_audit.record import classes as events
     from otel_audit.record.event import AuditEvent
     from otel_audit.record.redact import Redactor
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from otel_audit.trail.keys import TrailKeys
     from otel_audit.trail.reader import TrailReader
     from otel_audit.web.fastapi import instrument_app, uninstrument_app
+    from otel_audit.web.health import setup_health_check_routes
     from otel_audit.web.middleware import AuditMiddleware
 
 _WHERE = {
@@ -66,9 +69,12 @@ _WHERE = {
     "AuditSpan": "api.spans",
     "AuditTimeoutError": "errors",
     "AuditUnavailableError": "errors",
+    "HealthChecker": "health.checker",
+    "HealthStatus": "health.probe",
     "OtelAuditError": "errors",
     "PendingReceipt": "api.receipt",
     "Policy": "api.policy",
+    "ProbeResult": "health.probe",
     "ProofError": "errors",
     "Redactor": "record.redact",
     "Rule": "api.policy",
@@ -84,10 +90,12 @@ _WHERE = {
     "get_audit_context": "api.context",
     "get_audit_logger": "api.logger",
     "get_audit_provider": "api.provider",
+    "get_health_checker": "health.checker",
     "instrument_app": "web.fastapi",
     "is_configured": "api.provider",
     "reset": "api.provider",
     "set_actor": "api.context",
+    "setup_health_check_routes": "web.health",
     "uninstrument_app": "web.fastapi",
 }
 
@@ -105,9 +113,12 @@ __all__ = [
     "AuditSpan",
     "AuditTimeoutError",
     "AuditUnavailableError",
+    "HealthChecker",
+    "HealthStatus",
     "OtelAuditError",
     "PendingReceipt",
     "Policy",
+    "ProbeResult",
     "ProofError",
     "Redactor",
     "Rule",
@@ -124,10 +135,12 @@ __all__ = [
     "get_audit_context",
     "get_audit_logger",
     "get_audit_provider",
+    "get_health_checker",
     "instrument_app",
     "is_configured",
     "reset",
     "set_actor",
+    "setup_health_check_routes",
     "uninstrument_app",
 ]
 

@@ -1,0 +1,121 @@
+"""What a probe is, and what its answer means.
+
+A probe is a callable without parameters, plain or a coroutine function. It
+says that all is well by returning None, True or "healthy", that something is
+wrong by False, "degraded", "unhealthy", a `ProbeResult`, or by raising. What
+else it returns is a failure, whose message says so. Messages MUST NOT hold
+secrets: what looks like one is masked, and they are cut at 300 characters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+from otel_audit.record.redact import Redactor
+
+_LONGEST: Final = 300
+_USER_INFO: Final = re.compile(r"(?<=://)[^/\s@]*@")
+_redactor: Final = Redactor()
+
+
+class HealthStatus(str, Enum):
+    """How a component, or the whole, is."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+    UNKNOWN = "unknown"
+
+    @property
+    def severity(self) -> int:
+        """Rank: 0 for healthy, 1 for degraded, 2 for unhealthy, 3 for unknown."""
+        return _SEVERITY[self]
+
+
+_SEVERITY: Final = {status: rank for rank, status in enumerate(HealthStatus)}
+
+
+class ProbeResult(NamedTuple):
+    """What a probe found out; ``details`` are shown in ``/health/detailed`` and must be JSON."""
+
+    status: HealthStatus = HealthStatus.HEALTHY
+    message: str = ""
+    details: Mapping[str, Any] | None = None
+
+    @classmethod
+    def healthy(cls, message: str = "", **details: Any) -> ProbeResult:
+        """Say that all is well."""
+        return cls(HealthStatus.HEALTHY, message, details or None)
+
+    @classmethod
+    def degraded(cls, message: str, **details: Any) -> ProbeResult:
+        """Say that it works, but not as it should."""
+        return cls(HealthStatus.DEGRADED, message, details or None)
+
+    @classmethod
+    def unhealthy(cls, message: str, **details: Any) -> ProbeResult:
+        """Say that it does not work."""
+        return cls(HealthStatus.UNHEALTHY, message, details or None)
+
+
+Answer = ProbeResult | HealthStatus | str | bool | None
+Probe = Callable[[], Answer | Awaitable[Answer]]
+
+
+def judged(answer: object) -> ProbeResult:
+    """Return what a probe's answer means, whatever it is. Never raises."""
+    if answer is None or answer is True:
+        return ProbeResult()
+    if answer is False:
+        return ProbeResult.unhealthy("the probe returned False")
+    if isinstance(answer, ProbeResult):
+        return _checked(answer)
+    try:
+        return ProbeResult(_stated(answer))
+    except ValueError:
+        kind = type(answer).__name__
+        return ProbeResult.unhealthy(
+            f"the probe returned a {kind}, which means nothing: return a ProbeResult, a bool or None"
+        )
+
+
+def failed(error: BaseException) -> ProbeResult:
+    """Return what an exception out of a probe means. Never raises."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an exception's __str__ is somebody else's code
+        text = "its message cannot be shown"
+    name = type(error).__name__
+    return ProbeResult.unhealthy(shown(f"{name}: {text}" if text else name))
+
+
+def shown(message: str) -> str:
+    """Return a message in one line, without secrets, and of bounded length."""
+    line = " ".join(message[: 8 * _LONGEST].split())
+    line = _redactor.text(_USER_INFO.sub("***@", line))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
+
+
+def _stated(answer: object) -> HealthStatus:
+    status = HealthStatus(answer)
+    if status is HealthStatus.UNKNOWN:
+        # It was asked so that it be known.
+        message = "unknown is no answer"
+        raise ValueError(message)
+    return status
+
+
+def _checked(result: ProbeResult) -> ProbeResult:
+    """Return the result with a status, a message and details that can be relied on."""
+    status, message, details = result
+    try:
+        status = _stated(status)
+        message = shown(message) if message else ""
+        details = None if details is None else dict(details)
+    except Exception as error:  # noqa: BLE001 - what stands in there is somebody else's
+        reason = f"the probe returned a ProbeResult that means nothing: {error}"
+        return ProbeResult.unhealthy(shown(reason))
+    return ProbeResult(status, message, details)

@@ -1,0 +1,293 @@
+"""Running probes so that none of them can hold up anything.
+
+Promises: `Runner` never waits. A plain probe runs on a daemon thread, a
+coroutine in an event loop: the application's where there is one, because
+clients and pools belong to it, else one of ours. A run that exceeds its time is
+cancelled if it can be, and abandoned in any case; what it returns later is
+dropped. A run that was kept from running by somebody else, who blocks the
+event loop, says nothing about its component, and so is no observation.
+
+All methods are for one thread, the checker's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from weakref import WeakSet
+
+from otel_audit.health.loops import STALLED_SECONDS, LoopHandle, OwnLoop
+from otel_audit.health.probe import ProbeResult, failed, judged
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable
+
+    from otel_audit.health.component import Component
+
+_IDLE_WORKERS: Final = 4
+"""Daemon threads that wait for the next probe; others end when they have nothing to do."""
+
+
+class Outcome(NamedTuple):
+    """What a run found; ``seconds`` is None when it did not end, ``result`` when it says nothing."""
+
+    run: Run
+    result: ProbeResult | None
+    seconds: float | None
+
+
+class Run:
+    """One check of one component, under way."""
+
+    __slots__ = (
+        "abandoned", "asked", "awaitable", "begun", "blamed", "component", "handle", "launched", "loop_answers",
+        "returned", "task",
+    )  # fmt: skip
+
+    def __init__(self, component: Component, now: float) -> None:
+        self.component = component
+        self.launched = now
+        self.begun: float | None = None
+        """When the probe was called, which may be later where all threads are busy."""
+        self.awaitable: Awaitable[object] | None = None
+        """What a plain probe returned instead of an answer."""
+        self.handle: LoopHandle | None = None
+        """Of the loop that was asked to run it, if one was."""
+        self.task: asyncio.Task[None] | None = None
+        self.asked = False
+        self.loop_answers = False
+        """Whether its loop, asked after the time was up, has answered: it had its chance."""
+        self.abandoned = False
+        self.blamed = False
+        """Whether it was given up as a failure of its component."""
+        self.returned = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the probe can be called again without two of its calls being under way."""
+        if self.returned or self.handle is None:
+            return self.returned
+        return self.handle.loop.is_closed() or (self.handle.retired and not self.blocks_its_loop)
+
+    @property
+    def blocks_its_loop(self) -> bool:
+        """Whether its probe is what the event loop is busy with right now."""
+        handle, task = self.handle, self.task
+        return handle is not None and task is not None and handle.current_task() is task
+
+    def ask_loop(self) -> None:
+        """Have its loop answer, to learn whether it is the probe or the loop that hangs."""
+        self.asked = True
+        if self.handle is not None:
+            self.handle.call(setattr, self, "loop_answers", True)  # noqa: FBT003 - setattr's value
+
+    def abandon(self) -> None:
+        """Cancel it if that is possible; whatever comes of it does not count any more."""
+        self.abandoned = True
+        if self.handle is not None and self.task is not None:
+            self.handle.call(self.task.cancel)
+
+
+class Runner:
+    """Starts runs, and hands out what came of them."""
+
+    def __init__(self) -> None:
+        """Have nothing under way, and no thread."""
+        self.loop: LoopHandle | None = None
+        """The application's."""
+        self._own: OwnLoop | None = None
+        self._under_way: dict[Run, None] = {}
+        self._finished: deque[tuple[Run, ProbeResult | Awaitable[object], float]] = deque()
+        self._jobs: SimpleQueue[Run | None] = SimpleQueue()
+        self._idle: set[int] = set()
+        self._starved = False
+        self._coroutines: WeakSet[Component] = WeakSet()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way that has to be looked after."""
+        return bool(self._under_way)
+
+    def start(self, components: Iterable[Component], now: float) -> list[Run]:
+        """Start checks and return them."""
+        runs = [Run(component, now) for component in components]
+        in_loop = [run for run in runs if self._is_coroutine(run.component)]
+        self._under_way.update(dict.fromkeys(runs))
+        if in_loop:
+            self._call_in_loop(in_loop)
+        for run in runs:
+            if run not in in_loop:
+                self._jobs.put(run)
+        self._staff()
+        return runs
+
+    def outcomes(self, now: float) -> list[Outcome]:
+        """Return what ended, and what is overdue as of ``now``."""
+        self._beat(now)
+        found = list(self._ended())
+        overdue = [run for run in self._under_way if now > self._deadline(run)]
+        found += [outcome for run in overdue for outcome in self._given_up(run, now)]
+        self._staff()
+        return found
+
+    def stop(self) -> None:
+        """Cancel what can be cancelled, let threads go; waits for nothing."""
+        for run in self._under_way:
+            run.abandon()
+        self._under_way.clear()
+        self._jobs.put(None)
+        if self._own is not None:
+            self._own.retire()
+            self._own = None
+
+    # in the checker's thread
+
+    def _is_coroutine(self, component: Component) -> bool:
+        probe = component.probe
+        return (
+            component in self._coroutines
+            or inspect.iscoroutinefunction(probe)
+            or inspect.iscoroutinefunction(getattr(probe, "__call__", None))  # noqa: B004 - asks how it is called, not whether it can be
+        )
+
+    def _call_in_loop(self, runs: list[Run]) -> None:
+        """Have an event loop start the runs, at once for all: each call wakes it up."""
+        handle = self._handle()
+        for run in runs:
+            run.handle = handle
+        if not handle.call(self._begin, runs):
+            # Closed this very moment: there is another one the next time.
+            for run in runs:
+                self._finished.append((run, ProbeResult.unhealthy("its event loop ended"), 0.0))
+
+    def _handle(self) -> LoopHandle:
+        """Return the application's loop, or ours."""
+        if self.loop is not None:
+            return self.loop
+        if self._own is None:
+            self._own = OwnLoop()
+        return self._own
+
+    def _beat(self, now: float) -> None:
+        if self.loop is not None and not self.loop.beat(now):
+            self.loop = None
+        if self._own is not None:
+            self._own.beat(now)
+            if self._own.stalled(now):
+                # Whoever blocks it keeps it; the others go on in another one.
+                self._own.retire()
+                self._own = None
+
+    def _staff(self) -> None:
+        """Provide threads: one at first, one for each waiting probe when that one is held up."""
+        waiting = self._jobs.qsize()
+        if not waiting:
+            self._starved = False
+            return
+        wanted = waiting if self._starved else int(not self._idle)
+        self._starved = True
+        # Without threads left in the process, what waits becomes unknown with time.
+        with suppress(RuntimeError):
+            for _ in range(wanted):
+                name = "otel-audit-health-probe"
+                threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def _ended(self) -> Iterable[Outcome]:
+        while self._finished:
+            run, found, seconds = self._finished.popleft()
+            if not isinstance(found, ProbeResult):
+                self._await_elsewhere(run, found)
+                continue
+            run.returned = True
+            if run in self._under_way:
+                del self._under_way[run]
+                yield Outcome(run, found, seconds)
+
+    def _await_elsewhere(self, run: Run, answer: Awaitable[object]) -> None:
+        """Have an event loop await what a plain probe returned."""
+        if run.abandoned:
+            run.returned = True
+            _drop(answer)
+            return
+        # From now on it is called where its answer has to be awaited anyway.
+        self._coroutines.add(run.component)
+        run.awaitable = answer
+        self._call_in_loop([run])
+
+    def _deadline(self, run: Run) -> float:
+        return (run.launched if run.begun is None else run.begun) + run.component.timeout
+
+    def _given_up(self, run: Run, now: float) -> Iterable[Outcome]:
+        """Give up on a run that is overdue, once it is known whose fault that is."""
+        message = f"no answer within {run.component.timeout:g} s"
+        run.blamed = run.begun is not None
+        if run.blocks_its_loop:
+            message += "; it blocks its event loop: make the probe a plain function"
+        elif run.handle is not None and not run.loop_answers:
+            if not run.asked:
+                run.ask_loop()
+            if now - self._deadline(run) < STALLED_SECONDS:
+                return
+            run.blamed = False
+        del self._under_way[run]
+        run.abandon()
+        yield Outcome(run, ProbeResult.unhealthy(message) if run.blamed else None, None)
+
+    # in an event loop
+
+    def _begin(self, runs: list[Run]) -> None:
+        loop = asyncio.get_running_loop()
+        for run in runs:
+            if run.abandoned:
+                self._finished.append((run, ProbeResult(), 0.0))
+                continue
+            run.begun = run.begun or time.monotonic()
+            run.task = loop.create_task(self._await(run), name=f"health {run.component.name}")
+
+    async def _await(self, run: Run) -> None:
+        result = ProbeResult()
+        begun = time.monotonic()
+        try:
+            answer: Any = run.component.probe() if run.awaitable is None else run.awaitable
+            if inspect.isawaitable(answer):
+                answer = await answer
+            result = judged(answer)
+        except BaseException as error:  # noqa: BLE001 - a probe may raise what it likes
+            result = failed(error)
+        self._finished.append((run, result, time.monotonic() - begun))
+
+    # in a worker
+
+    def _work(self) -> None:
+        me = threading.get_ident()
+        while len(self._idle) < _IDLE_WORKERS:
+            self._idle.add(me)
+            run = self._jobs.get()
+            self._idle.discard(me)
+            if run is None:
+                # For the next one that waits, or will.
+                self._jobs.put(None)
+                return
+            self._finish(run)
+
+    def _finish(self, run: Run) -> None:
+        begun = run.begun = time.monotonic()
+        found: ProbeResult | Awaitable[object]
+        try:
+            answer = run.component.probe()
+            found = answer if inspect.isawaitable(answer) else judged(answer)
+        except BaseException as error:  # noqa: BLE001 - a probe may raise what it likes
+            found = failed(error)
+        self._finished.append((run, found, time.monotonic() - begun))
+
+
+def _drop(answer: Awaitable[object]) -> None:
+    """Let go of an answer that nobody will await, without a warning of Python's."""
+    if inspect.iscoroutine(answer):
+        answer.close()

@@ -1,0 +1,207 @@
+"""What the health routes answer: prebuilt bytes, from what the checker knows.
+
+| route | answers |
+|---|---|
+| `/health` | 200 while healthy or degraded, else 503; `{"status": ...}` |
+| `/health/live` | 200: whoever answers is alive |
+| `/health/ready` | as `/health`, and 503 when the checker does not run (any more) |
+| `/health/startup` | 200 once every critical component has been well, and ever after |
+| `/health/detailed` | everything that is known, for those who may see it |
+
+Promises: no answer does I/O or waits; none is cached by anybody on the way;
+GET and HEAD only. By ``Accept: application/health+json`` `/health` and
+`/health/detailed` speak that format.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from otel_audit.errors import AuditSettingsError
+from otel_audit.health.probe import HealthStatus
+from otel_audit.health.report import IETF
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from otel_audit.health.checker import HealthChecker
+    from otel_audit.web.asgi import Header, Scope
+
+    Authorize = Callable[[Scope], bool | Awaitable[bool]]
+
+_JSON: Final = b"application/json"
+_HEALTH_JSON: Final = b"application/health+json"
+_METHODS: Final = frozenset({"GET", "HEAD"})
+_DETAILS: Final = ("authorized", "open")
+
+
+class Answer(NamedTuple):
+    """A complete response."""
+
+    status: int
+    headers: tuple[Header, ...]
+    body: bytes
+
+    @classmethod
+    def of(cls, status: int, value: object, kind: bytes = _JSON, *more: Header) -> Answer:
+        """Build an answer from a JSON value."""
+        body = json.dumps(value, separators=(",", ":"), default=str).encode()
+        headers = (
+            (b"content-type", kind),
+            (b"content-length", b"%d" % len(body)),
+            (b"cache-control", b"no-store"),
+            *more,
+        )
+        return cls(status, headers, body)
+
+
+_VARIES: Final = (b"vary", b"accept")
+_CODES: Final = {
+    HealthStatus.HEALTHY: 200,
+    HealthStatus.DEGRADED: 200,
+    HealthStatus.UNHEALTHY: 503,
+    HealthStatus.UNKNOWN: 503,
+}
+_PLAIN: Final = {
+    status: Answer.of(code, {"status": status.value}, _JSON, _VARIES)
+    for status, code in _CODES.items()
+}
+_IETF: Final = {
+    status: Answer.of(code, {"status": IETF[status]}, _HEALTH_JSON, _VARIES)
+    for status, code in _CODES.items()
+}
+_ALIVE: Final = Answer.of(200, {"status": "alive"})
+_STARTED: Final = Answer.of(200, {"status": "started"})
+_STARTING: Final = Answer.of(503, {"status": "starting"})
+_STOPPED: Final = Answer.of(503, {"status": "stopped"})
+_NOT_ALLOWED: Final = Answer.of(
+    405, {"detail": "health is read with GET or HEAD"}, _JSON, (b"allow", b"GET, HEAD")
+)
+_CHALLENGED: Final = Answer.of(
+    401,
+    {"detail": "details are for authorized callers: send the bearer token"},
+    _JSON,
+    (b"www-authenticate", b"Bearer"),
+)
+_FORBIDDEN: Final = Answer.of(
+    403,
+    {
+        "detail": "details are for authorized callers: give setup_health_check_routes() a token, "
+        'authorize=, or details="open" where the network is trusted'
+    },
+)
+
+
+class HealthAnswers:
+    """Answers for one checker; ``routes`` is by path."""
+
+    def __init__(
+        self,
+        checker: HealthChecker,
+        path: str,
+        *,
+        details: str = _DETAILS[0],
+        authorize: Authorize | None = None,
+        token: str | None = None,
+    ) -> None:
+        """Check everything once. Raises `AuditSettingsError`."""
+        self.checker = checker
+        if not path.startswith("/") or path.endswith("/"):
+            _refuse(f"path={path!r} cannot be used: it begins, and does not end, with '/'")
+        if details not in _DETAILS:
+            _refuse(f"details={details!r} cannot be used: say {' or '.join(_DETAILS)}")
+        if token is not None and not token:
+            _refuse("token is empty, which everybody knows: give a secret, or None")
+        self.detailed_path = f"{path}/detailed"
+        self._open = details == "open"
+        self._authorize = authorize
+        self._token = None if token is None else token.encode()
+        self.routes: dict[str, Callable[[Scope], Answer]] = {
+            path: self.health,
+            f"{path}/live": self.live,
+            f"{path}/ready": self.ready,
+            f"{path}/startup": self.startup,
+        }
+
+    def health(self, scope: Scope) -> Answer:
+        """Answer how the whole is."""
+        answers = _IETF if _wants_health_json(scope["headers"]) else _PLAIN
+        return answers[self.checker.get_quick_status()]
+
+    def live(self, _scope: Scope) -> Answer:
+        """Answer that somebody answers."""
+        return _ALIVE
+
+    def ready(self, scope: Scope) -> Answer:
+        """Answer whether requests should be sent here."""
+        status = self.checker.get_quick_status()
+        # Asked in this order: reading the status starts a checker again after a fork.
+        return self.health(scope) if self.checker.running else _STOPPED_OR[status]
+
+    def startup(self, _scope: Scope) -> Answer:
+        """Answer whether the start is over."""
+        return _STARTED if self.checker.started else _STARTING
+
+    def detailed(self, scope: Scope) -> Answer:
+        """Answer everything that is known, to somebody who may see it."""
+        report = self.checker.report()
+        code = _CODES[report.status]
+        if _wants_health_json(scope["headers"]):
+            return Answer.of(code, report.as_health_json(), _HEALTH_JSON, _VARIES)
+        return Answer.of(code, report.as_dict(), _JSON, _VARIES)
+
+    def refusal(self, scope: Scope) -> Answer | Awaitable[bool] | None:
+        """Return why the caller may not see details, or None; what is to be awaited tells later."""
+        if self._open:
+            return None
+        if self._token is not None and hmac.compare_digest(_bearer(scope["headers"]), self._token):
+            return None
+        if self._authorize is not None:
+            verdict = self._authorize(scope)
+            if not isinstance(verdict, bool):
+                return verdict
+            if verdict:
+                return None
+        return self.refused
+
+    @property
+    def refused(self) -> Answer:
+        """The answer to those who may not see details."""
+        return _FORBIDDEN if self._token is None else _CHALLENGED
+
+    def blocked(self, seconds: float) -> Answer:
+        """Answer that the event loop has been blocked for so long."""
+        said = {
+            "status": HealthStatus.UNHEALTHY.value,
+            "event_loop_blocked_s": round(seconds, 3),
+            "message": "the event loop of this process does not answer",
+        }
+        return Answer.of(503, said)
+
+
+_STOPPED_OR: Final = dict.fromkeys(HealthStatus, _STOPPED)
+
+
+def allowed(scope: Scope) -> bool:
+    """Whether the method is one that reads."""
+    return scope["method"] in _METHODS
+
+
+NOT_ALLOWED: Final = _NOT_ALLOWED
+
+
+def _wants_health_json(headers: Iterable[Header]) -> bool:
+    return any(name == b"accept" and _HEALTH_JSON in value for name, value in headers)
+
+
+def _bearer(headers: Iterable[Header]) -> bytes:
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].strip()
+    return b""
+
+
+def _refuse(message: str) -> None:
+    raise AuditSettingsError(message)

@@ -1,0 +1,92 @@
+"""What a probe's answer means, whatever it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from otel_audit.health.probe import HealthStatus, ProbeResult, failed, judged, shown
+
+HEALTHY, DEGRADED, UNHEALTHY, UNKNOWN = HealthStatus
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (None, HEALTHY),
+        (True, HEALTHY),
+        (False, UNHEALTHY),
+        ("healthy", HEALTHY),
+        ("degraded", DEGRADED),
+        (UNHEALTHY, UNHEALTHY),
+        (ProbeResult.degraded("slow", queue=3), DEGRADED),
+        (ProbeResult.unhealthy("gone"), UNHEALTHY),
+        (ProbeResult(status="degraded"), DEGRADED),  # type: ignore[arg-type]
+    ],
+)
+def test_an_answer_means_what_it_says(answer: object, status: HealthStatus) -> None:
+    assert judged(answer).status is status
+
+
+class Unhashable(dict[str, Any]):
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        0,
+        1,
+        "fine",
+        "unknown",
+        UNKNOWN,
+        b"healthy",
+        {"status": "healthy"},
+        object(),
+        [],
+        ProbeResult(status="splendid"),  # type: ignore[arg-type]
+        ProbeResult(status=UNKNOWN),
+        ProbeResult(message=3),  # type: ignore[arg-type]
+        ProbeResult(details=7),  # type: ignore[arg-type]
+    ],
+    ids=repr,
+)
+def test_garbage_is_a_failure_that_says_so(garbage: object) -> None:
+    result = judged(garbage)
+    assert result.status is UNHEALTHY
+    assert "means nothing" in result.message
+    assert result.details is None
+
+
+def test_details_are_a_copy() -> None:
+    details = {"queue": 3}
+    result = judged(ProbeResult(details=details))
+    details["queue"] = 4
+    assert result.details == {"queue": 3}
+
+
+def test_a_message_has_one_line_no_secret_and_an_end() -> None:
+    url = "postgresql://shop:hunter2@db.example/shop"
+    assert shown(f"cannot\n reach {url}") == "cannot reach postgresql://***@db.example/shop"
+    token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9P"
+    assert token not in shown(f"refused: Bearer {token}")
+    assert len(shown("x" * 10_000)) == 300
+    assert judged(ProbeResult.unhealthy(url)).message == shown(url)
+
+
+def test_an_exception_is_named_and_its_secrets_are_not() -> None:
+    result = failed(OSError("amqp://u:p@broker refused"))
+    assert result == ProbeResult.unhealthy("OSError: amqp://***@broker refused")
+    assert failed(TimeoutError()).message == "TimeoutError"
+
+
+def test_an_exception_that_cannot_be_shown_is_named_all_the_same() -> None:
+    class RudeError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    assert failed(RudeError()).message == "RudeError: its message cannot be shown"
