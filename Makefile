@@ -52,6 +52,7 @@ wheel-test: $(INSTALLED) ## the wheel, in an environment that has nothing else
 
 test-stack: $(INSTALLED) ## tests with real tools (logrotate, Go); as root it installs what is missing
 	tests/stack/setup
+	$(PIP) install --quiet --constraint constraints.txt --group stack
 	$(BIN)/python -m pytest tests/stack
 
 run: $(INSTALLED) ## start the example application, and say where to click

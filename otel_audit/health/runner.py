@@ -226,7 +226,7 @@ class Runner:
     def _given_up(self, run: Run, now: float) -> Iterable[Outcome]:
         """Give up on a run that is overdue, once it is known whose fault that is."""
         message = f"no answer within {run.component.timeout:g} s"
-        run.blamed = run.begun is not None
+        blamed = run.begun is not None
         if run.blocks_its_loop:
             message += "; it blocks its event loop: make the probe a plain function"
         elif run.handle is not None and not run.loop_answers:
@@ -234,8 +234,9 @@ class Runner:
                 run.ask_loop()
             if now - self._deadline(run) < STALLED_SECONDS:
                 return
-            run.blamed = False
+            blamed = False
         del self._under_way[run]
+        run.blamed = blamed
         run.abandon()
         yield Outcome(run, ProbeResult.unhealthy(message) if run.blamed else None, None)
 

@@ -22,7 +22,7 @@ HEALTHY, DEGRADED, UNHEALTHY, UNKNOWN = HealthStatus
         (UNHEALTHY, UNHEALTHY),
         (ProbeResult.degraded("slow", queue=3), DEGRADED),
         (ProbeResult.unhealthy("gone"), UNHEALTHY),
-        (ProbeResult(status="degraded"), DEGRADED),  # type: ignore[arg-type]
+        (ProbeResult(status=DEGRADED), DEGRADED),
     ],
 )
 def test_an_answer_means_what_it_says(answer: object, status: HealthStatus) -> None:
@@ -33,7 +33,7 @@ class Unhashable(dict[str, Any]):
     def __eq__(self, other: object) -> bool:
         raise RuntimeError
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,7 @@ class Unhashable(dict[str, Any]):
         b"healthy",
         {"status": "healthy"},
         object(),
+        Unhashable(),
         [],
         ProbeResult(status="splendid"),  # type: ignore[arg-type]
         ProbeResult(status=UNKNOWN),

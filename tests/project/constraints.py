@@ -34,7 +34,7 @@ def frozen(python: str, work: Path) -> tuple[str, dict[str, str]]:
     subprocess.run([python, "-m", "venv", environment], check=True)
     pip = [str(environment / "bin" / "python"), "-m", "pip"]
     subprocess.run([*pip, "install", "--quiet", "--upgrade", "pip"], check=True)
-    wanted = [".[fastapi,example]", "--group", "dev"]
+    wanted = [".[fastapi,health,example]", "--group", "dev", "--group", "stack"]
     subprocess.run([*pip, "install", "--quiet", *wanted], check=True, cwd=work / "source")
     lines = subprocess.check_output([*pip, "freeze", "--all"], text=True).splitlines()
     pairs = (line.split("==") for line in lines if "==" in line)

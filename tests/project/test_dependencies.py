@@ -28,7 +28,7 @@ def rows(title: str) -> list[list[str]]:
 
 
 def packages(cell: str) -> set[str]:
-    return {normal(name) for name in re.findall(rf"`({NAME})(?:\[\w+\])?`", cell)}
+    return {normal(name) for name in re.findall(rf"`({NAME})(?:\[[\w,]+\])?`", cell)}
 
 
 def declared(extra: str | None) -> set[str]:
@@ -66,11 +66,11 @@ def test_the_development_groups_are_as_their_table_says() -> None:
     listed: dict[str, set[str]] = {}
     for group, cell, _ in rows("For development only"):
         listed.setdefault(group.strip("`"), set()).update(packages(cell))
-    assert listed == {group: grouped(group) for group in ("lint", "test", "build")}
+    assert listed == {group: grouped(group) for group in ("lint", "test", "stack", "build")}
 
 
 def test_all_of_them_are_pinned() -> None:
     pinned = {normal(line.split("==")[0]) for line in CONSTRAINTS.splitlines() if "==" in line}
-    wanted = set().union(*(declared(extra) for extra in (None, "fastapi", "example")))
-    wanted |= grouped("lint") | grouped("test") | grouped("build")
+    wanted = set().union(*(declared(extra) for extra in (None, "fastapi", "health", "example")))
+    wanted |= grouped("lint") | grouped("test") | grouped("stack") | grouped("build")
     assert wanted - pinned == set()

@@ -29,6 +29,6 @@ def redis_probe(client: Any) -> Callable[[], Answer | Awaitable[Answer]]:  # noq
 
 
 def _result(pong: object) -> ProbeResult:
-    if pong in {True, b"PONG", "PONG"}:
+    if pong in (True, b"PONG", "PONG"):
         return ProbeResult.healthy()
     return ProbeResult.unhealthy(f"PING was answered by {pong!r}")
