@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PARTS = ("record_stages", "emit", "web", "verify")
+PARTS = ("record_stages", "emit", "web", "verify", "health")
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from tests.health.conftest import until, wait_until
 from tests.web.driving import Wire, http, request, websocket
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from otel_audit.api.provider import AuditProvider
     from otel_audit.web.asgi import ASGIApp, Message, Receive, Scope, Send
@@ -200,9 +200,9 @@ async def test_details_are_for_who_has_the_token(checker: HealthChecker) -> None
 
 async def test_details_are_for_whom_the_application_lets_through(checker: HealthChecker) -> None:
     async def ask(scope: Scope) -> bool:
-        return scope["client"][0] == "192.0.2.7"
+        return bool(scope["client"] == ("192.0.2.7", 50_000))
 
-    for authorize in (ask, lambda scope: scope["client"][0] == "192.0.2.7"):
+    for authorize in (ask, lambda scope: scope["client"] == ("192.0.2.7", 50_000)):
         app = setup_health_check_routes(plain, checker=running(checker), authorize=authorize)
         assert (await get(app, "/health/detailed")).status == 200
         refused = await get(app, "/health/detailed", client=("203.0.113.9", 1))
@@ -338,7 +338,7 @@ async def test_health_is_neither_traced_nor_recorded_whoever_came_first(
     tracers = TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(exporter))
     app = fastapi()
-    steps = {
+    steps: dict[str, Callable[[], object]] = {
         "health": lambda: setup_health_check_routes(app, checker=running(checker)),
         "audit": lambda: instrument_app(app, provider=provider),
         "traces": lambda: FastAPIInstrumentor.instrument_app(app, tracer_provider=tracers),
@@ -381,7 +381,7 @@ async def test_middleware_can_be_added_afterwards_and_does_not_see_health(
     seen: list[str] = []
 
     class Noting:
-        def __init__(self, app: ASGIApp) -> None:
+        def __init__(self, app: Any) -> None:
             self.app = app
 
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
