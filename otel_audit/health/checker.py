@@ -48,6 +48,9 @@ TRAIL: Final = "audit_trail"
 _TICK: Final = 0.05
 """How often is looked at what is under way; due checks of one tick start together."""
 
+_MANY: Final = 200
+"""Components above which ticks are twice as long: each tick wakes three threads up."""
+
 _JITTER: Final = 0.1
 _STARTING_SECONDS: Final = 1.0
 """The longest interval of a component that has not been well yet."""
@@ -68,7 +71,8 @@ class HealthChecker:
     _loop: LoopHandle | None
     """The application's event loop."""
     _thread: threading.Thread | None
-    _states: tuple[ComponentState, ...]
+    _all: tuple[_Watched, ...]
+    """The same as in ``_watched``, for readers that take no lock."""
     _overview: Overview
     _ages_at: float
     """Monotonic time until which no state becomes too old, as the checker's thread knows it."""
@@ -132,6 +136,7 @@ class HealthChecker:
             if watched is None:
                 return False
             watched.removed = True
+            self._all = tuple(self._watched.values())
             self._look(time.monotonic())
             return True
 
@@ -163,6 +168,7 @@ class HealthChecker:
         with self._mutex:
             thread, self._thread = self._thread, None
             self._loop = None
+        gauges.hide(self)
         self._wake.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join(_JOIN_SECONDS)
@@ -186,12 +192,12 @@ class HealthChecker:
     def report(self) -> HealthReport:
         """Return everything that is known now. Never blocks."""
         status = self.get_quick_status()
-        return HealthReport(status, self._overview.started, self._states, time.monotonic())
+        return HealthReport(status, self._overview.started, self.states, time.monotonic())
 
     @property
     def states(self) -> tuple[ComponentState, ...]:
         """The newest state of each component, immutable."""
-        return self._states
+        return tuple(watched.state for watched in self._all)
 
     @property
     def started(self) -> bool:
@@ -219,7 +225,7 @@ class HealthChecker:
         self._loop = None
         self._thread = None
         self._forked = False
-        self._states = ()
+        self._all = ()
         self._overview = _NOT_STARTED
         self._ages_at = inf
 
@@ -245,6 +251,7 @@ class HealthChecker:
     def _watch(self, component: Component) -> None:
         watched = _Watched(component)
         self._watched[component.name] = watched
+        self._all = tuple(self._watched.values())
         if self._thread is not None:
             self._schedule(watched, time.monotonic())
         self._look(time.monotonic())
@@ -260,14 +267,10 @@ class HealthChecker:
             for watched in self._watched.values()
             if watched.state.at(now) is not watched.visible
         ]
-        self._show_states()
         if self._thread is not None:
-            self._overview = overview_of(self._states, now)
+            self._overview = overview_of(self.states, now)
             self._ages_at = self._overview.fresh_until
         return changes
-
-    def _show_states(self) -> None:
-        self._states = tuple(watched.state for watched in self._watched.values())
 
     # by whoever reads
 
@@ -276,7 +279,7 @@ class HealthChecker:
         if self._forked:
             self.start()
         with self._mutex:
-            self._overview = overview_of(self._states, time.monotonic())
+            self._overview = overview_of(self.states, time.monotonic())
             return self._overview
 
     # in the checker's thread
@@ -307,8 +310,6 @@ class HealthChecker:
             changes = self._take(outcomes, due, now)
             if changes or now > self._ages_at:
                 changes += self._look(now)
-            elif outcomes:
-                self._show_states()
         ready = [watched for watched in due if watched.run is None]
         for watched, run in zip(
             ready, runner.start([one.component for one in ready], now), strict=True
@@ -320,11 +321,12 @@ class HealthChecker:
         return self._pause(runner, now)
 
     def _pause(self, runner: Runner, now: float) -> float:
+        tick = _TICK if len(self._all) < _MANY else 2 * _TICK
         if runner.busy:
-            return _TICK
+            return tick
         with self._mutex:
             next_due = self._due[0][0] - now if self._due else BEAT_SECONDS
-        return min(max(next_due, _TICK), BEAT_SECONDS)
+        return min(max(next_due, tick), BEAT_SECONDS)
 
     def _take_due(self, now: float) -> list[_Watched]:
         """Return the components to check now, and schedule the check after that."""

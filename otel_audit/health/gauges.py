@@ -41,12 +41,18 @@ _instrumented: list[object] = []
 
 
 def show(checker: HealthChecker) -> None:
-    """Have the meters show a checker from now on, for as long as it lives."""
+    """Have the meters show a checker from now on."""
     with _mutex:
         _shown.add(checker)
         if not _instrumented:
             # The API's meter passes on to whichever MeterProvider is set later.
             _instrumented.extend(instruments(metrics.get_meter("otel_audit", __version__)))
+
+
+def hide(checker: HealthChecker) -> None:
+    """Show a checker no longer."""
+    with _mutex:
+        _shown.discard(checker)
 
 
 def instruments(meter: Meter) -> list[object]:

@@ -117,13 +117,15 @@ class Runner:
     def start(self, components: Iterable[Component], now: float) -> list[Run]:
         """Start checks and return them."""
         runs = [Run(component, now) for component in components]
-        in_loop = [run for run in runs if self._is_coroutine(run.component)]
-        self._under_way.update(dict.fromkeys(runs))
+        in_loop = []
+        for run in runs:
+            self._under_way[run] = None
+            if run.component.is_coroutine or run.component in self._coroutines:
+                in_loop.append(run)
+            else:
+                self._jobs.put(run)
         if in_loop:
             self._call_in_loop(in_loop)
-        for run in runs:
-            if run not in in_loop:
-                self._jobs.put(run)
         self._staff()
         return runs
 
@@ -147,14 +149,6 @@ class Runner:
             self._own = None
 
     # in the checker's thread
-
-    def _is_coroutine(self, component: Component) -> bool:
-        probe = component.probe
-        return (
-            component in self._coroutines
-            or inspect.iscoroutinefunction(probe)
-            or inspect.iscoroutinefunction(getattr(probe, "__call__", None))  # noqa: B004 - asks how it is called, not whether it can be
-        )
 
     def _call_in_loop(self, runs: list[Run]) -> None:
         """Have an event loop start the runs, at once for all: each call wakes it up."""
@@ -249,7 +243,7 @@ class Runner:
                 self._finished.append((run, ProbeResult(), 0.0))
                 continue
             run.begun = run.begun or time.monotonic()
-            run.task = loop.create_task(self._await(run), name=f"health {run.component.name}")
+            run.task = loop.create_task(self._await(run), name=run.component.name)
 
     async def _await(self, run: Run) -> None:
         result = ProbeResult()
