@@ -1,6 +1,6 @@
 """The command `otel-audit`.
 
-One file a command group: `doctor`, `records` (tail, show), `verification`
+One file a command group: `doctor`, `health`, `records` (tail, show), `verification`
 (verify), `proofs` (prove, check-proof), `publication` (checkpoint, keys),
 `upkeep` (agent, new-origin). Commands promise: one clear line on stderr
 instead of a traceback, and an exit code of `outcome.ExitCode`; nothing but the

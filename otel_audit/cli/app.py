@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from typer.main import get_command
 
-from otel_audit.cli import doctor, outcome, proofs, publication, records, upkeep, verification
+from otel_audit.cli import (
+    doctor,
+    health,
+    outcome,
+    proofs,
+    publication,
+    records,
+    upkeep,
+    verification,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,6 +61,12 @@ _add(
     _LOOK,
     "otel-audit show 17",
     "otel-audit show 5f0c4b0e-8a34-4d8e-9f6b-0d6a6a3c1f11 --json",
+)
+_add(
+    health.health,
+    _LOOK,
+    "otel-audit health",
+    "otel-audit health --watch http://127.0.0.1:9000/health",
 )
 _add(
     verification.verify,

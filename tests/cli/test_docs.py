@@ -98,7 +98,7 @@ def test_every_option_is_explained(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_json_is_everywhere(name: str) -> None:
     assert "--json" in options(name)
-    assert ("--dir" in options(name)) is (name != "check-proof")
+    assert ("--dir" in options(name)) is (name not in {"check-proof", "health"})
 
 
 def test_the_exit_codes_are_those_of_the_page() -> None:
