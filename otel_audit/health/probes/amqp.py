@@ -47,7 +47,7 @@ class _AmqpProbe:
             self._give_up()
             if isinstance(error, self._pika.exceptions.AMQPError):
                 # Its text is often empty, or a repr of what it wraps.
-                cause = error.args[0] if error.args else error.__cause__ or ""
+                cause = " ".join(map(str, error.args)) or str(error.__cause__ or "")
                 return ProbeResult.unhealthy(f"{type(error).__name__}: {cause}".rstrip(": "))
             raise
 

@@ -103,17 +103,23 @@ class Server:
 
     def pause(self) -> None:
         for process in self._family():
-            process.suspend()
+            # A child may end at this very moment.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
 
     def resume(self) -> None:
         for process in self._family():
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def _family(self, process: subprocess.Popen[bytes] | None = None) -> list[psutil.Process]:
         process = process or self.process
         assert process is not None
         parent = psutil.Process(process.pid)
         return [parent, *parent.children(recursive=True)]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.port})"
 
     def _up(self) -> bool:
         assert self.process is not None

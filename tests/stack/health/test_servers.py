@@ -15,6 +15,8 @@ import redis
 import redis.asyncio
 import sqlalchemy
 from confluent_kafka.admin import AdminClient, NewTopic
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from otel_audit.health.checker import HealthChecker
@@ -129,7 +131,8 @@ async def test_redis_by_both_clients(checker: HealthChecker) -> None:
 async def test_a_redis_that_loads_or_wants_a_password_is_unhealthy(checker: HealthChecker) -> None:
     """PING answers with an error then, although the port accepts."""
     with started(Redis) as server:
-        client = redis.Redis(port=server.port)
+        # By default redis-py tries again for seconds, which is a time-out here.
+        client = redis.Redis(port=server.port, retry=Retry(NoBackoff(), 0))
         checker.register("redis", redis_probe(client), **OPTIONS)
         checker.register("port", tcp_probe("127.0.0.1", server.port), **OPTIONS)
         checker.start()
