@@ -105,6 +105,7 @@ def _banner(config: Config, address: str, password: str | None) -> str:
         f"  The trail     {programs}/otel-audit tail -f --dir {directory}",
         f"                tail -f {_short(mirror)}" if mirror else "",
         f"  Verify it     {programs}/otel-audit verify --dir {directory}",
+        f"  Health        {programs}/otel-audit health --watch {address}/health",
         f"  Play traffic  AGENTHUB_PASSWORD={given} {programs}/python -m examples.agenthub.driver --url {address} --check {directory}",
         "",
         f"  Data in {config.data}; Ctrl-C stops the hub and its servers.",

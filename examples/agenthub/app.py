@@ -19,7 +19,7 @@ from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from pydantic import BaseModel, Field
 
-from examples.agenthub import page
+from examples.agenthub import health, page
 from examples.agenthub.access import COOKIE, Allow, Parts, SignedIn, Token, Visitor
 from examples.agenthub.accounts import AccountError, LoginError, Role, User
 from examples.agenthub.config import Config
@@ -265,7 +265,8 @@ def verify(user: SignedIn, parts: Parts) -> HTMLResponse:
 
 def create_app(config: Config | None = None) -> FastAPI:
     """Build the application; uvicorn calls this once in each worker."""
-    parts = Services.build(config or Config.from_env())
+    config = config or Config.from_env()
+    parts = Services.build(config)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -281,6 +282,7 @@ def create_app(config: Config | None = None) -> FastAPI:
         app.add_exception_handler(kind, _answer_with(status))
     instrument_app(app, session_cookie=COOKIE)
     _give_traces(app)
+    health.watch(app, parts, config)
     return app
 
 

@@ -17,15 +17,22 @@ class Config:
     """Failed logins in a row after which an account is locked."""
     lock_seconds: float = 60.0
     session_seconds: float = 8 * 3600.0
+    health_ports: tuple[int, ...] = ()
+    """Ports of which each worker takes one for health alone; without any there is none."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Config:
-        """Read AGENTHUB_DATA, AGENTHUB_ATTEMPTS, AGENTHUB_LOCK_SECONDS, AGENTHUB_SESSION_SECONDS."""
+        """Read AGENTHUB_DATA, _ATTEMPTS, _LOCK_SECONDS, _SESSION_SECONDS and _HEALTH_PORTS.
+
+        The last is a port, or the first and the last of several: ``9000-9003``.
+        """
+        first, _, last = environ.get("AGENTHUB_HEALTH_PORTS", "").partition("-")
         return cls(
             data=Path(environ.get("AGENTHUB_DATA", cls.data)).absolute(),
             attempts=int(environ.get("AGENTHUB_ATTEMPTS", cls.attempts)),
             lock_seconds=float(environ.get("AGENTHUB_LOCK_SECONDS", cls.lock_seconds)),
             session_seconds=float(environ.get("AGENTHUB_SESSION_SECONDS", cls.session_seconds)),
+            health_ports=tuple(range(int(first), int(last or first) + 1)) if first else (),
         )
 
     @property

@@ -170,7 +170,7 @@ class Postgres(Server):
         return [str(self.bin / "postgres"), "-D", str(self.directory / "data"), *flags]
 
     def ready(self) -> bool:
-        command = [self.bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        command = [str(self.bin / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(command, check=False).returncode == 0
 
     def stop(self, number: int = signal.SIGINT) -> None:

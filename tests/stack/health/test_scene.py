@@ -181,13 +181,10 @@ def test_the_whole_scene(tmp_path: Path) -> None:
         def see(**wanted: str) -> None:
             """Wait until detail, gauge and trail all say the same."""
             wait_until(lambda: wanted.items() <= scene.states().items(), 30, f"{wanted}")
-            for name, status in wanted.items():
-                wait_until(
-                    lambda n=name, s=status: prometheus.state_of(n) == s, 15, f"gauge {name}"
-                )  # type: ignore[misc]
-                wait_until(
-                    lambda n=name, s=status: scene.changes(n)[-1][1] == s, 15, f"record {name}"
-                )  # type: ignore[misc]
+            wait_until(lambda: {n: prometheus.state_of(n) for n in wanted} == wanted, 15, "gauges")
+            wait_until(
+                lambda: {n: scene.changes(n)[-1][1] for n in wanted} == wanted, 15, "records"
+            )
 
         with Load(scene.url) as load:
             see(database="healthy", pool="healthy", cache="healthy", **{TRAIL: "healthy"})
