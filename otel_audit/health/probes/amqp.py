@@ -8,26 +8,27 @@ from typing import TYPE_CHECKING, Any, Final
 from otel_audit.health.probe import ProbeResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 _HEARTBEAT: Final = 10
 _TIMEOUT: Final = 3.0
 
 
-def amqp_probe(url: str, *, queues: Mapping[str, int] | None = None) -> Callable[[], ProbeResult]:
+def amqp_probe(url: str, *, queues: Mapping[str, int] | None = None) -> AmqpProbe:
     """Keep a connection to ``url`` and open a channel on it each time; needs pika.
 
     ``queues``: names, with the number of messages above which the queue counts
     as degraded; one that is not there is unhealthy. The connection is the
     probe's own, because pika's may be used by one thread only.
     """
-    return _AmqpProbe(url, queues or {})
+    return AmqpProbe(url, queues or {})
 
 
-class _AmqpProbe:
+class AmqpProbe:
     """One connection, made when it is needed and again after each failure."""
 
     def __init__(self, url: str, queues: Mapping[str, int]) -> None:
+        """Remember where to connect; nothing is opened yet."""
         import pika  # noqa: PLC0415 - optional
 
         self._pika: Any = pika
@@ -41,10 +42,11 @@ class _AmqpProbe:
         self._connection: Any = None
 
     def __call__(self) -> ProbeResult:
+        """Open a channel, and look at the queues."""
         try:
             return self._ask()
         except Exception as error:
-            self._give_up()
+            self.close()
             if isinstance(error, self._pika.exceptions.AMQPError):
                 # Its text is often empty, or a repr of what it wraps.
                 cause = " ".join(map(str, error.args)) or str(error.__cause__ or "")
@@ -70,7 +72,8 @@ class _AmqpProbe:
     def _length(self, channel: Any, name: str) -> int:  # noqa: ANN401 - a channel of pika's
         return int(channel.queue_declare(name, passive=True).method.message_count)
 
-    def _give_up(self) -> None:
+    def close(self) -> None:
+        """Close the connection; a later check would open another one."""
         connection, self._connection = self._connection, None
         if connection is not None and connection.is_open:
             with suppress(Exception):

@@ -172,6 +172,8 @@ async def test_rabbitmq_and_the_length_of_its_queues(checker: HealthChecker) -> 
         await become(checker, HEALTHY)
         await life(checker, server, back=120)
         checker.stop()
+        await asyncio.sleep(1)
+        probe.close()
 
 
 async def test_a_queue_that_is_not_there_is_unhealthy(checker: HealthChecker) -> None:
@@ -182,6 +184,8 @@ async def test_a_queue_that_is_not_there_is_unhealthy(checker: HealthChecker) ->
         await become(checker, UNHEALTHY)
         assert "no queue 'jobs'" in state_of(checker, "rabbitmq").message
         checker.stop()
+        await asyncio.sleep(1)
+        probe.close()
 
 
 async def test_kafka_and_its_topics(checker: HealthChecker) -> None:
