@@ -28,7 +28,20 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[2]
 RUN: Final = frozenset({"python", "console", "bash"})
 SHOWN: Final = frozenset(
-    {"css", "diff", "go", "html", "http", "ini", "javascript", "json", "jsonl", "logql", "mermaid"}
+    {
+        "css",
+        "diff",
+        "dockerfile",
+        "go",
+        "html",
+        "http",
+        "ini",
+        "javascript",
+        "json",
+        "jsonl",
+        "logql",
+        "mermaid",
+    }
     | {"nginx", "promql", "sql", "text", "toml", "xml", "yaml"}
 )
 DIRECTIVES: Final = frozenset({"not run", "file", "from"})
