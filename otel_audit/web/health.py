@@ -170,7 +170,7 @@ class HealthLayer:
         await self.app(scope, receiving, sending)
 
     def _open_port(self) -> None:
-        if self._ports and self._port is None:
+        if self._ports:
             self._port = HealthPort(self._answers, self._host, self._ports)
 
     def _stop(self) -> None:

@@ -132,6 +132,23 @@ def test_a_time_out_holds_and_others_go_on(
     assert state(checker, "coroutine").at(now) is HEALTHY
 
 
+def test_a_coroutine_is_cancelled_when_its_time_is_up(checker: HealthChecker) -> None:
+    cancelled = threading.Event()
+
+    async def patient() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    checker.register("patient", patient, **FAST)
+    checker.start()
+    assert cancelled.wait(5)
+    wait_until(lambda: state(checker, "patient").status is UNHEALTHY)
+    assert "still hangs" not in state(checker, "patient").message
+
+
 def test_a_component_that_hangs_is_called_once_until_it_returns(
     checker: HealthChecker, release: threading.Event
 ) -> None:
