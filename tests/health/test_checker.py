@@ -146,7 +146,6 @@ def test_a_coroutine_is_cancelled_when_its_time_is_up(checker: HealthChecker) ->
     checker.start()
     assert cancelled.wait(5)
     wait_until(lambda: state(checker, "patient").status is UNHEALTHY)
-    assert "still hangs" not in state(checker, "patient").message
 
 
 def test_a_component_that_hangs_is_called_once_until_it_returns(
