@@ -81,6 +81,7 @@ class AmqpProbe:
 
 def _cause(error: BaseException) -> str:
     """Return what the innermost error says: pika wraps it twice, and its own text is empty."""
-    while error.args and isinstance(error.args[0], BaseException):
-        error = error.args[0]
+    inside = getattr(error, "exception", error.args[0] if error.args else None)
+    if isinstance(inside, BaseException):
+        return _cause(inside)
     return " ".join(map(str, error.args))
