@@ -56,6 +56,7 @@ _STARTING_SECONDS: Final = 1.0
 """The longest interval of a component that has not been well yet."""
 
 _JOIN_SECONDS: Final = 2.0
+_FLUSH_SECONDS: Final = 0.5
 _OK: Final = 200
 _UNAVAILABLE: Final = 503
 
@@ -164,7 +165,10 @@ class HealthChecker:
         gauges.show(self)
 
     def stop(self) -> None:
-        """Check no more. States are kept, and become unknown with time; waits for no probe."""
+        """Check no more. States are kept, and become unknown with time; waits for no probe.
+
+        Changes that are not in the trail yet get half a second; what is left is logged.
+        """
         with self._mutex:
             thread, self._thread = self._thread, None
             self._loop = None
@@ -172,6 +176,12 @@ class HealthChecker:
         self._wake.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join(_JOIN_SECONDS)
+            if self._configured() is not None and not self._announcer.flush(_FLUSH_SECONDS):
+                _logger.error(
+                    "%d changes of health are not in the audit trail, which does not take them; "
+                    "they are lost when the process ends now",
+                    self._announcer.waiting,
+                )
 
     @property
     def running(self) -> bool:

@@ -136,9 +136,9 @@ class HealthAnswers:
 
     def ready(self, scope: Scope) -> Answer:
         """Answer whether requests should be sent here."""
-        status = self.checker.get_quick_status()
-        # Asked in this order: reading the status starts a checker again after a fork.
-        return self.health(scope) if self.checker.running else _STOPPED_OR[status]
+        # In this order: reading the status starts a checker again after a fork.
+        answer = self.health(scope)
+        return answer if self.checker.running else _STOPPED
 
     def startup(self, _scope: Scope) -> Answer:
         """Answer whether the start is over."""
@@ -179,9 +179,6 @@ class HealthAnswers:
             "message": "the event loop of this process does not answer",
         }
         return Answer.of(503, said)
-
-
-_STOPPED_OR: Final = dict.fromkeys(HealthStatus, _STOPPED)
 
 
 def allowed(scope: Scope) -> bool:

@@ -109,7 +109,10 @@ def test_what_changed_before_there_was_a_trail_is_recorded_later(
 
 
 def test_a_trail_that_takes_nothing_gets_the_records_when_it_can(
-    provider: AuditProvider, records: Records, monkeypatch: pytest.MonkeyPatch
+    provider: AuditProvider,
+    records: Records,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from otel_audit.errors import AuditUnavailableError
 
@@ -127,9 +130,10 @@ def test_a_trail_that_takes_nothing_gets_the_records_when_it_can(
     wait_until(lambda: state(checker, "db").status is HEALTHY)
     assert not checker.flush(0.2)
     assert records() == []
+    checker.stop()
+    assert "1 changes of health are not in the audit trail" in caplog.text
     refusing.clear()
     assert checker.flush(10)
-    checker.stop()
     assert of(records, "db") == [("unknown", "healthy")]
 
 

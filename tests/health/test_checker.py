@@ -322,6 +322,20 @@ def test_a_loop_that_is_gone_is_replaced(checker: HealthChecker) -> None:
     assert checker.get_quick_status() is HEALTHY
 
 
+def test_checks_are_spread_out(checker: HealthChecker) -> None:
+    """What started together does not go on together, and no interval is far from what was said."""
+    checker.register("db", works)
+    watched = checker._watched["db"]
+    starting = {watched.next_interval() for _ in range(100)}
+    assert all(0.9 <= interval <= 1.1 for interval in starting)
+    watched.state = watched.state._replace(status=HEALTHY, checks=1)
+    assert all(1 <= watched.next_interval() <= 5 for _ in range(100))
+    watched.state = watched.state._replace(checks=2)
+    usual = {watched.next_interval() for _ in range(100)}
+    assert all(4.5 <= interval <= 5.5 for interval in usual)
+    assert len(usual) > 90
+
+
 def test_it_can_be_stopped_and_started_again(checker: HealthChecker) -> None:
     checker.register("db", works, **FAST)
     checker.register("hangs", swallow_cancellation(), critical=False, **FAST)

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import pika
 import pytest
 import sqlalchemy
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -22,6 +23,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from otel_audit.api.logger import AuditLogger
 from otel_audit.health.probe import HealthStatus, ProbeResult, judged
 from otel_audit.health.probes.agents import agents_probe
+from otel_audit.health.probes.amqp import amqp_probe
 from otel_audit.health.probes.collector import collector_probe
 from otel_audit.health.probes.disk import disk_probe
 from otel_audit.health.probes.http import http_probe
@@ -357,6 +359,68 @@ async def test_kafka_topics_need_leaders() -> None:
     assert found.message == (
         "no leader for partition 1 of headless; there is no topic bad; there is no topic absent"
     )
+
+
+async def test_a_message_queue_that_does_not_answer_is_unhealthy_and_keeps_its_secret() -> None:
+    probe = amqp_probe("amqp://shop:hunter2@127.0.0.1:1/%2F", queues={"jobs": 1})
+    found = await answer(probe)
+    assert found.status is UNHEALTHY
+    assert found.message.startswith("AMQPConnectionError")
+    assert "refused" in found.message
+    assert "hunter2" not in found.message
+    probe.close()
+
+
+class FakeChannel:
+    """What the probe uses of a channel of pika's."""
+
+    is_open = True
+
+    def __init__(self, waiting: int) -> None:
+        self._waiting = waiting
+
+    def queue_declare(self, _name: str, *, passive: bool) -> Any:
+        assert passive
+        return SimpleNamespace(method=SimpleNamespace(message_count=self._waiting))
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+async def test_the_length_of_a_queue_counts_and_a_broken_connection_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[FakeChannel] = []
+
+    def channel() -> FakeChannel:
+        if len(made) == 2:
+            made.append(FakeChannel(0))
+            raise ZeroDivisionError
+        made.append(FakeChannel(len(made) * 5))
+        return made[-1]
+
+    closed: list[bool] = []
+    connections: list[object] = []
+
+    def connect(_parameters: object) -> object:
+        connection = SimpleNamespace(
+            is_open=True, channel=channel, close=lambda: closed.append(True)
+        )
+        connections.append(connection)
+        return connection
+
+    monkeypatch.setattr(pika, "BlockingConnection", connect)
+    probe = amqp_probe("amqp://127.0.0.1/", queues={"jobs": 4})
+    assert (await answer(probe)).details == {"messages": {"jobs": 0}}
+    assert not made[0].is_open
+    long = await answer(probe)
+    assert (long.status, long.message) == (DEGRADED, "too many messages wait in jobs (5)")
+    assert len(connections) == 1
+    with pytest.raises(ZeroDivisionError):
+        await answer(probe)
+    assert closed == [True]
+    await answer(probe)
+    assert len(connections) == 2
 
 
 # the trail

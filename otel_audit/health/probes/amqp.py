@@ -48,9 +48,8 @@ class AmqpProbe:
         except Exception as error:
             self.close()
             if isinstance(error, self._pika.exceptions.AMQPError):
-                # Its text is often empty, or a repr of what it wraps.
-                cause = " ".join(map(str, error.args)) or str(error.__cause__ or "")
-                return ProbeResult.unhealthy(f"{type(error).__name__}: {cause}".rstrip(": "))
+                said = f"{type(error).__name__}: {_cause(error)}".rstrip(": ")
+                return ProbeResult.unhealthy(said)
             raise
 
     def _ask(self) -> ProbeResult:
@@ -78,3 +77,11 @@ class AmqpProbe:
         if connection is not None and connection.is_open:
             with suppress(Exception):
                 connection.close()
+
+
+def _cause(error: BaseException) -> str:
+    """Return what the innermost error says: pika wraps it twice, and its own text is empty."""
+    inside = getattr(error, "exception", error.args[0] if error.args else None)
+    if isinstance(inside, BaseException):
+        return _cause(inside)
+    return " ".join(map(str, error.args))
