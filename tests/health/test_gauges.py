@@ -83,7 +83,8 @@ while checker.get_http_status_code() != 200:
     time.sleep(0.01)
 for resource in reader.get_metrics_data().resource_metrics:
     for scope in resource.scope_metrics:
-        print(scope.scope.name, *sorted(metric.name for metric in scope.metrics))
+        names = sorted(metric.name for metric in scope.metrics)
+        print(scope.scope.name, *(name for name in names if ".health." in name))
 """
 
 
