@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_audit.readers.standing import cursor_name
+from otel_audit.trail.merkle import leaf_hash
 from tests.readers.farend import HttpFarEnd, Reply, partial
 from tests.readers.place import record
 
@@ -317,3 +318,60 @@ def test_what_was_removed_before_it_was_shipped_is_told(
     assert "records 0 to 1 were removed" in caplog.text
     assert "records 4 to 4 were removed" in caplog.text
     assert place.position() == 6
+
+
+def test_a_checkpoint_that_is_refused_is_set_aside_and_sent_again(place: Place) -> None:
+    records = place.fill(2)
+    place.trail.signer.sign()
+    place.far_end.refuses = lambda bodies: (
+        Reply(400) if any(b"audit.checkpoint" in body for body in bodies) else None
+    )
+    shipper = place.shipper()
+    shipper.step()
+    assert place.far_end.records == records
+    assert shipper.step() == (0, 0, False, None)
+    [item] = shipper.quarantine.items(wanted=False, limit=9)
+    assert (item.kind, item.number) == ("checkpoint", 1)
+    place.far_end.refuses = lambda _: None
+    assert shipper.quarantine.want() == 1
+    place.shipper().step()
+    assert json.loads(place.far_end.bodies[-1])["size"] == 2
+    assert shipper.quarantine.count() == 0
+
+
+def test_a_checkpoint_that_is_none_is_set_aside(place: Place) -> None:
+    place.fill(1)
+    place.trail.store.add_checkpoint(1, 5, "no checkpoint")
+    progress = place.shipper().step()
+    assert (progress.delivered, progress.set_aside) == (1, 1)
+
+
+def test_a_checkpoint_of_an_empty_trail_has_a_resource(place: Place) -> None:
+    place.trail.signer.sign()
+    place.shipper().step()
+    [resource] = place.far_end.requests[0].resource_logs
+    assert resource.resource.attributes[0].value.string_value == "unknown_service"
+
+
+def test_what_is_to_be_sent_again_but_gone_is_told(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.fill(1)
+    shipper = place.shipper()
+    shipper.quarantine.add([("record", 99), ("checkpoint", 7)], "refused", wanted=True)
+    shipper.step()
+    assert shipper.quarantine.count(wanted=True) == 0
+    assert "before they could be sent again" in caplog.text
+
+
+def test_resources_of_many_processes_are_told_apart(place: Place) -> None:
+    for number in range(70):
+        entry = record(number, resource=f"r{number}")
+        place.trail.store.append(
+            [(leaf_hash(entry), entry)], {f"r{number}": b'{"service.name":"s%d"}' % number}
+        )
+    place.append(record(70, resource="unknown", service_name="known"))
+    place.shipper().step()
+    [request] = place.far_end.requests
+    found = [each.resource.attributes[0].value.string_value for each in request.resource_logs]
+    assert found == [*(f"s{number}" for number in range(70)), "known"]
