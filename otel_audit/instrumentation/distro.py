@@ -34,6 +34,7 @@ class AuditDistro(BaseDistro):  # type: ignore[misc]  # see above
         start()
         # Ours configures by means of the other one, and survives it.
         give_defaults(OTEL_PYTHON_CONFIGURATOR=_OURS)
+        _hush()
         self._other: BaseDistro | None = None
         other = _other("opentelemetry_distro")
         if other is None:
@@ -64,6 +65,7 @@ class AuditConfigurator(_BaseConfigurator):
 
     def _configure(self, **kwargs: Any) -> None:
         start()
+        _hush()
         other = _other("opentelemetry_configurator")
         try:
             kind = _OTelSDKConfigurator if other is None else other.load()
@@ -72,8 +74,6 @@ class AuditConfigurator(_BaseConfigurator):
             _logger.exception(
                 "OpenTelemetry cannot be configured, so there may be no traces; audit goes on"
             )
-        # The loader now says of the others that they are not loaded, which is not so.
-        logging.getLogger(_LOADER).addFilter(_is_true)
 
 
 def _other(group: str) -> EntryPoint | None:
@@ -84,5 +84,11 @@ def _other(group: str) -> EntryPoint | None:
     return others[0] if others else None
 
 
+def _hush() -> None:
+    """Drop what the loader says of other configurators because of ours: that they are not loaded."""
+    logging.getLogger(_LOADER).addFilter(_is_true)
+
+
 def _is_true(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Configuration of ")
+    instead = record.args[1] if isinstance(record.args, tuple) and len(record.args) > 1 else None
+    return not (record.msg.startswith("Configuration of ") and instead == _OURS)

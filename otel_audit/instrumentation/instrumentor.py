@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 _logger: Final = logging.getLogger("otel_audit.instrumentation")
 
 
+_LAUNCHER: Final = frozenset({"skip_dep_check", "raise_exception_on_conflict"})
+"""Options by which OpenTelemetry's launcher is known: applications do not pass them."""
+
+left_out: Final[set[str]] = set()
+"""Instrumentors that OpenTelemetry's launcher must not use: disabled, or nothing is audited."""
+
+
 class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its parameters are untyped
     """Changes one library; ``name`` is what OTEL_AUDIT_DISABLED_INSTRUMENTATIONS calls it."""
 
@@ -43,6 +50,8 @@ class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its paramete
         """Instrument the library, now or when it is imported; once is enough."""
         if self.is_instrumented_by_opentelemetry:
             return
+        if self.name in left_out and not _LAUNCHER.isdisjoint(options):
+            return
         conflict = get_dependency_conflicts(self.instrumentation_dependencies())
         if conflict is not None:
             log = _logger.warning if conflict.found else _logger.debug
@@ -53,7 +62,8 @@ class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its paramete
                 conflict.found or "nothing",
             )
             return
-        super().instrument(**{**options, "skip_dep_check": True})
+        said = {name: value for name, value in options.items() if name not in _LAUNCHER}
+        super().instrument(**said, skip_dep_check=True)
 
     def uninstrument(self, **options: Any) -> None:
         """Restore the library; harmless when it is not instrumented."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from otel_audit.api.provider import get_audit_provider
 from otel_audit.errors import OtelAuditError
+from otel_audit.instrumentation.instrumentor import left_out
 from otel_audit.settings import Settings
 
 if TYPE_CHECKING:
@@ -71,8 +72,10 @@ def post_instrument() -> None:
 def _instrument(provider: AuditProvider) -> None:
     """Instrument every library that is not disabled by name."""
     if provider.disabled:
+        left_out.update(INSTRUMENTORS)
         return
     off = provider.settings.disabled_instrumentations
+    left_out.update(off)
     unknown = sorted(set(off) - set(INSTRUMENTORS))
     if unknown:
         _logger.warning(
@@ -90,6 +93,7 @@ def _refuse(error: Exception) -> None:
     """End the process, or go on without an audit trail where that is what was asked for."""
     settings, _ = Settings.salvage()
     if settings.on_failure == "continue":
+        left_out.update(INSTRUMENTORS)
         _logger.error(
             "the audit trail cannot be used, and OTEL_AUDIT_ON_FAILURE=continue: NOTHING is "
             "audited in process %d: %s",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from otel_audit.errors import OtelAuditError
+from otel_audit.readers.cursors import Cursors
 from otel_audit.record.event import RESERVED
 from otel_audit.trail.lock import FileLock
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from otel_audit.trail.reader import TrailReader
 
 LOCK: Final = "console.lock"
+CURSOR: Final = "console"
 
 _logger: Final = logging.getLogger("otel_audit.console")
 
@@ -47,11 +49,13 @@ class Console:
     ) -> None:
         """Print to ``stream``, by default to stderr as it is at that moment."""
         self._lease = FileLock(directory / LOCK)
+        self._cursors = Cursors(directory)
         self._reader_factory = reader_factory
         self._stream = stream
         self._position = -1
         self._leading = False
         self._closing = threading.Event()
+        self._looked = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -61,7 +65,7 @@ class Console:
         with self._reader_factory() as reader:
             self._position = reader.tree().size
         self._leading = False
-        self._closing = threading.Event()
+        self._closing, self._looked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="otel-audit-console", daemon=True)
         self._thread.start()
 
@@ -70,6 +74,7 @@ class Console:
         deadline = time.monotonic() + timeout
         with self._reader_factory() as reader:
             target = reader.tree().size
+        self._looked.wait(timeout)
         while self._leading and self._position < target:
             if time.monotonic() >= deadline:
                 return False
@@ -94,14 +99,20 @@ class Console:
         finally:
             self._leading = False
             self._lease.close()
+            self._cursors.close()
 
     def _step(self, reader: TrailReader) -> None:
         size = reader.tree().size
-        self._leading = self._leading or self._lease.try_acquire()
-        if self._leading:
+        if not self._leading and self._lease.try_acquire():
+            # Whoever printed before may have got further than we have looked.
+            self._position = max(self._position, self._cursors.get(CURSOR))
+            self._leading = True
+        if self._leading and size > self._position:
             for leaf in reader.leaves(self._position, size):
                 self._print(leaf.record)
-        self._position = size
+            self._cursors.set(CURSOR, size)
+            self._position = size
+        self._looked.set()
 
     def _print(self, record: bytes) -> None:
         stream = self._stream or sys.stderr

@@ -84,13 +84,12 @@ def test_an_unusable_configuration_ends_with_78_before_the_application(
 
 
 def test_it_runs_unaudited_where_that_is_asked_for(tmp_path: Path) -> None:
+    code = "import keyring; print(type(keyring.get_keyring()).__module__)"
     ended = launched(
-        "print('the application')",
-        tmp_path,
-        OTEL_AUDIT_DIR=unusable(tmp_path),
-        OTEL_AUDIT_ON_FAILURE="continue",
+        code, tmp_path, OTEL_AUDIT_DIR=unusable(tmp_path), OTEL_AUDIT_ON_FAILURE="continue"
     )
-    assert (ended.returncode, ended.stdout) == (0, "the application\n")
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("keyring.")
     assert "NOTHING is audited" in ended.stderr
 
 
@@ -153,3 +152,60 @@ def asked(url: str, server: subprocess.Popen[bytes]) -> str:
         connection.request("POST", address.path)
         text: str = orjson.loads(connection.getresponse().read())
         return text
+
+
+OTHER = """
+from opentelemetry.instrumentation.distro import BaseDistro
+
+
+class Distro(BaseDistro):
+    def _configure(self, **kwargs):
+        print("the other distribution")
+
+    def load_instrumentor(self, entry_point, **kwargs):
+        print("instrumentor", entry_point.name)
+
+
+class Configurator:
+    def configure(self, **kwargs):
+        print("the other configurator")
+        raise OSError("it cannot be configured")
+
+
+class Broken(Distro):
+    def _configure(self, **kwargs):
+        raise OSError("it is broken")
+"""
+
+
+@pytest.mark.parametrize("distro", ["Distro", "Broken"])
+def test_another_distribution_does_its_work_and_may_fail(tmp_path: Path, distro: str) -> None:
+    """Ours is chosen, the other one configures; what it raises does not cost the audit."""
+    place = tmp_path / "site"
+    metadata = place / "other-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        f"[opentelemetry_distro]\nother = other:{distro}\n"
+        "[opentelemetry_configurator]\nother = other:Configurator\n"
+    )
+    (place / "other.py").write_text(OTHER)
+    ended = launched(EMITS, tmp_path, PYTHONPATH=str(place))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.endswith("True\n")
+    assert "the other configurator" in ended.stdout
+    assert "OpenTelemetry cannot be configured" in ended.stderr
+    assert "not loaded" not in ended.stderr
+    if distro == "Distro":
+        assert "the other distribution" in ended.stdout
+        assert "instrumentor otel_audit_keyring" in ended.stdout
+    else:
+        assert "cannot be used; audit goes on" in ended.stderr
+    assert [record["event"] for record in records(tmp_path)] == ["ran"]
+
+
+def test_instrumentations_can_be_left_out_by_name(tmp_path: Path) -> None:
+    code = "import keyring; print(type(keyring.get_keyring()).__module__)"
+    ended = launched(code, tmp_path, OTEL_AUDIT_DISABLED_INSTRUMENTATIONS="keyring, guitar")
+    assert ended.stdout.startswith("keyring.")
+    assert "names 'guitar'; known are starlette, " in ended.stderr

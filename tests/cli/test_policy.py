@@ -1,0 +1,92 @@
+"""`init` and `policy`: a file that is written, checked, and asked."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Cli
+
+RULES = """
+rules:
+  - match: {event: login, actor: "u-*"}
+    record: no
+  - match: {event_type: phi_access}
+    redact: [diagnosis]
+"""
+
+
+def test_what_init_writes_is_in_order_and_says_nothing(fresh: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    assert f"wrote {file}" in fresh.bare("init", str(file)).out
+    shown = json.loads(fresh.bare("policy", "check", "--file", str(file), "--json").out)
+    assert (shown["rules"], shown["routes"], shown["spans"]) == (0, 0, 0)
+
+
+def test_every_line_that_init_comments_out_is_in_order(fresh: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    fresh.bare("init", str(file))
+    lines = file.read_text().splitlines()
+    said = [line.removeprefix("# ") if _is_yaml(line) else line for line in lines]
+    file.write_text("\n".join(said))
+    out = fresh.bare("policy", "check", "--file", str(file)).out
+    assert f"{file} is in order" in out
+    assert "rules          3" in out
+
+
+def _is_yaml(line: str) -> bool:
+    """Whether a comment is an example: a key, or indented."""
+    text = line.removeprefix("# ")
+    return line.startswith("# ") and (text.startswith(" ") or text.split(" ")[0].endswith(":"))
+
+
+def test_init_replaces_nothing_unasked(fresh: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text("on_failure: fail")
+    assert "--force" in fresh.bare("init", str(file), code=2).err
+    fresh.bare("init", str(file), "--force")
+    assert "version: 1" in file.read_text()
+    assert "cannot be written" in fresh.bare("init", str(file / "below"), code=2).err
+
+
+def test_check_names_the_place(fresh: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text("rules:\n- record: no\n  match: {evnt: x}")
+    assert (
+        f"{file}:3:11: unknown key 'evnt'"
+        in fresh.bare("policy", "check", "--file", str(file), code=2).err
+    )
+    monkeypatch.setenv("OTEL_AUDIT_POLICY_FILE", str(file))
+    assert "unknown key" in fresh.bare("policy", "check", code=2).err
+    monkeypatch.delenv("OTEL_AUDIT_POLICY_FILE")
+    assert "there is no policy file" in fresh.bare("policy", "check", code=2).err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--event", "login"), ("record      yes", "none matches")),
+        (("--event", "login", "--actor", "u-1"), ("NO: this event", ":3:5 record=False")),
+        (
+            ("--event", "seen", "--event-type", "phi_access"),
+            ("retention   3y", "redact      diagnosis", ":5:5 redact="),
+        ),
+    ],
+)
+def test_explain(
+    fresh: Cli, tmp_path: Path, arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(RULES)
+    out = fresh.bare("policy", "explain", "--file", str(file), *arguments).out
+    for part in parts:
+        assert part in out
+
+
+def test_explain_needs_an_event(fresh: Cli) -> None:
+    assert "--event" in fresh.bare("policy", "explain", code=2).err
