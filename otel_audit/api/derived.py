@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from otel_audit.record.event import AuditEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from otel_audit.api.template import Template
 
@@ -148,6 +148,10 @@ class SpanRule:
         return (not self.kinds or kind in self.kinds) and (
             self.scope is None or fnmatchcase(scope, self.scope)
         )
+
+    def asks_for(self, names: Collection[str]) -> bool:
+        """Whether a span with these attributes has all that the rule looks at."""
+        return all(any(one in names for one in either) for either in self.attributes)
 
     def matches(self, name: str, status: str, attributes: Mapping[str, Any]) -> bool:
         """Whether a span is meant of which `could_match` holds."""

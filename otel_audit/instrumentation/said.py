@@ -13,9 +13,6 @@ from otel_audit.record.event import AuditEvent
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-_WORDS: Final = (
-    "event_type", "resource_type", "resource_name", "retention",
-)  # fmt: skip
 _GRAVE: Final = frozenset({"error", "critical"})
 _UNNAMED: Final = "log"
 
@@ -31,16 +28,20 @@ def audit_event(
     The action is the event's name where nobody says another, the status is
     ``failed`` from level error on and after an exception, else ``success``.
     """
-    name = str(event) or _UNNAMED
-    failed = error is not None or level in _GRAVE
-    said = {word: fields.pop(word) for word in _WORDS if word in fields}
-    status = fields.pop("status", None)
+    name = event if type(event) is str and event else str(event) or _UNNAMED
+    take = fields.pop
+    status = take("status", None)
+    if status is None:
+        status = "failed" if error is not None or level in _GRAVE else "success"
     return AuditEvent(
         name,
-        str(fields.pop("action", None) or name),
-        level=level,
-        status=("failed" if failed else "success") if status is None else status,
-        error=fields.pop("error", None) or error,
-        fields=fields,
-        **said,
+        str(take("action", None) or name),
+        take("event_type", None),
+        status,
+        level,
+        take("resource_type", None),
+        take("resource_name", None),
+        take("error", None) or error,
+        take("retention", None),
+        fields,
     )

@@ -58,7 +58,9 @@ class RuleProcessor(SpanProcessor):
     def __init__(self, rules: tuple[SpanRule, ...], audit: AuditLogger) -> None:
         self._rules = rules
         self._audit = audit
+        # Which rules there are for a tracer's spans, and which for those with certain attributes.
         self._candidates: dict[tuple[str, Any], tuple[SpanRule, ...]] = {}
+        self._named: dict[tuple[tuple[str, Any], tuple[str, ...]], tuple[SpanRule, ...]] = {}
 
     @property
     def kinds(self) -> frozenset[SpanKind]:
@@ -80,10 +82,16 @@ class RuleProcessor(SpanProcessor):
             rules = self._candidates_for(*key)
         if not rules:
             return
-        status = _STATUSES[span.status.status_code]
         # Once: each look into a span's own attributes takes a lock.
         attributes = dict(span.attributes or {})
-        for rule in rules:
+        named = (key, tuple(attributes))
+        some = self._named.get(named)
+        if some is None:
+            some = self._named_for(named, rules)
+        if not some:
+            return
+        status = _STATUSES[span.status.status_code]
+        for rule in some:
             if rule.matches(span.name, status, attributes):
                 self._record(span, rule, _facts(span, status, key[0], attributes))
 
@@ -91,6 +99,7 @@ class RuleProcessor(SpanProcessor):
         """Match nothing any more."""
         self._rules = ()
         self._candidates.clear()
+        self._named.clear()
 
     def _candidates_for(self, scope: str, kind: SpanKind) -> tuple[SpanRule, ...]:
         name = _KINDS[kind]
@@ -100,6 +109,15 @@ class RuleProcessor(SpanProcessor):
         if len(self._candidates) >= _CACHED:
             self._candidates.clear()
         self._candidates[scope, kind] = found
+        return found
+
+    def _named_for(
+        self, named: tuple[tuple[str, Any], tuple[str, ...]], rules: tuple[SpanRule, ...]
+    ) -> tuple[SpanRule, ...]:
+        found = tuple(rule for rule in rules if rule.asks_for(named[1]))
+        if len(self._named) >= _CACHED:
+            self._named.clear()
+        self._named[named] = found
         return found
 
     def _record(self, span: ReadableSpan, rule: SpanRule, facts: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ _LEVELS: Final = {
     "warn": "warning",
     "warning": "warning",
 }
-_INTERNAL: Final = ("_record", "_from_structlog", "positional_args", "stack_info")
+_INTERNAL: Final = frozenset({"_record", "_from_structlog", "positional_args", "stack_info"})
 
 
 class AuditProcessor:
@@ -81,14 +81,17 @@ class AuditProcessor:
             return event_dict
         fields = dict(event_dict)
         event = fields.pop("event", None)
-        level = str(fields.pop("level", None) or "info")
-        level = _LEVELS.get(method, level)
-        for name in _INTERNAL:
-            fields.pop(name, None)
-        error = _exception(fields.pop("exc_info", None) or (method == "exception"))
-        said_by = _name(logger)
-        if said_by:
-            fields.setdefault("logger", said_by)
+        said = fields.pop("level", None)
+        level = _LEVELS.get(method) or str(said or "info")
+        if not _INTERNAL.isdisjoint(fields):
+            for name in _INTERNAL:
+                fields.pop(name, None)
+        error = None
+        if method == "exception" or "exc_info" in fields:
+            error = _exception(fields.pop("exc_info", None) or method == "exception")
+        said_by = getattr(logger, "name", None)
+        if type(said_by) is str and "logger" not in fields:
+            fields["logger"] = said_by
         self._audit.emit(audit_event("" if event is None else event, level, fields, error))
         if not self._keep:
             raise structlog.DropEvent
@@ -177,15 +180,12 @@ def _replace(logger: logging.Logger, handler: logging.Handler) -> None:
 
 
 def _is_audit(logger: WrappedLogger, event_dict: EventDict) -> bool:
-    name = _name(logger) or event_dict.get("logger")
-    if name is None:
-        return "action" in event_dict
-    return name == AUDIT or str(name).startswith(f"{AUDIT}.")
-
-
-def _name(logger: WrappedLogger) -> str | None:
     name = getattr(logger, "name", None)
-    return name if isinstance(name, str) else None
+    if type(name) is not str:
+        name = event_dict.get("logger")
+        if name is None:
+            return "action" in event_dict
+    return name == AUDIT or str(name).startswith(f"{AUDIT}.")
 
 
 def _exception(said: object) -> BaseException | None:
