@@ -68,9 +68,10 @@ def unusable(directory: Path) -> str:
     [
         {"OTEL_AUDIT_DIR": "{unusable}"},
         {"OTEL_AUDIT_TIMEOUT": "soon"},
+        {"OTEL_AUDIT_POLICY_FILE": "{unusable}"},
         {"OTEL_AUDIT_DIR": "{unusable}", "OTEL_SDK_DISABLED": "true"},
     ],
-    ids=["directory", "setting", "without the SDK"],
+    ids=["directory", "setting", "policy", "without the SDK"],
 )
 def test_an_unusable_configuration_ends_with_78_before_the_application(
     tmp_path: Path, environment: dict[str, str]
