@@ -367,6 +367,14 @@ class Lookup:
         segment = Segment._make(rows[0]) if rows else None
         return segment if segment is not None and sequence < segment.stop else None
 
+    def next_in_time(
+        self, sequence: int, times: tuple[int, int], *, descending: bool
+    ) -> Segment | None:
+        """Return the next segment from a sequence number on with records of these times, or None."""
+        query = _NEXT_BELOW if descending else _NEXT_ABOVE
+        rows = fetch(self._connection, query, (sequence, *times))
+        return Segment._make(rows[0]) if rows else None
+
     def rows(self, segment: Segment, field: str, value: str) -> int:
         """Return the rows whose field has this value, as a bitmap."""
         term = self._terms(field, value)
@@ -466,6 +474,14 @@ class _Built:
 
 
 _SEGMENT_AT: Final = "SELECT * FROM segment WHERE start <= ? ORDER BY start DESC LIMIT 1"
+_NEXT_BELOW: Final = (
+    "SELECT * FROM segment WHERE start <= ? AND present > 0 AND last_ns >= ? AND first_ns < ? "
+    "ORDER BY start DESC LIMIT 1"
+)
+_NEXT_ABOVE: Final = (
+    "SELECT * FROM segment WHERE start + span > ? AND present > 0 AND last_ns >= ? "
+    "AND first_ns < ? ORDER BY start LIMIT 1"
+)
 _SEGMENTS_IN: Final = "SELECT * FROM segment WHERE start >= ? AND start < ? ORDER BY start"
 _TABLES: Final = "SELECT name FROM sqlite_schema"
 

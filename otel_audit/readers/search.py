@@ -42,8 +42,14 @@ if TYPE_CHECKING:
 _FETCHED: Final = 512
 """Records that are read at a time, when the first few were not enough."""
 
+_LOOKED_AT: Final = 64
+"""Segments that are looked at in one view of the index, before somebody looks at the clock."""
+
 _CHEAPER: Final = 4
 """To read a record costs as much as to look this many values up."""
+
+
+_Found = tuple["Segment | None", "Iterator[Sequence[int]]", int]
 
 
 class TrailSearch:
@@ -126,14 +132,11 @@ class TrailSearch:
         position = self.reader.tree().size
         while position > 0:
             counting.check_time()
-            segment = None
             try:
                 with self._index.use() as lookup:
-                    segment = None if lookup is None else lookup.segment_at(position - 1)
-                    if lookup is not None and segment is not None and segment.stop <= position:
-                        rows = _rows(lookup, segment, query)
-                        counting.segment(lookup, segment, rows)
-                        position = segment.start
+                    covering = lookup and lookup.segment_at(position - 1)
+                    if lookup and covering and covering.stop <= position:
+                        position = counting.next_segment(lookup, position)
                         continue
                     start = self._unindexed_from(lookup, position)
             except (apsw.Error, DamagedError):
@@ -170,32 +173,47 @@ class TrailSearch:
     ) -> Iterator[tuple[list[Entry], int]]:
         """Look through the next segment of a range, or through as many records without one."""
         oldest = query.oldest_first
-        segment, found = self._looked_up(query, low, high)
-        if segment is None:
+        looked_up = self._looked_up(query, low, high)
+        if looked_up is None:
             start, stop = (
                 (low, min(high, low + SMALL)) if oldest else (max(low, high - SMALL), high)
             )
             entries = _matching(self.reader.leaves(start, stop), query)
             yield (entries, stop) if oldest else (entries[::-1], start)
             return
-        yield from self._fetched(query, segment, found, first)
-        yield [], min(segment.stop, high) if oldest else max(segment.start, low)
+        segment, found, then = looked_up
+        if segment is not None:
+            yield from self._fetched(query, segment, found, first)
+        yield [], then
 
-    def _looked_up(
-        self, query: Query, low: int, high: int
-    ) -> tuple[Segment | None, Iterator[Sequence[int]]]:
-        """Return the next segment of a range and its rows that may match; None without one."""
+    def _looked_up(self, query: Query, low: int, high: int) -> _Found | None:
+        """Go from segment to segment until one has rows that may match; None without an index.
+
+        Segments in which nothing is of the query's time are passed over at once.
+        """
+        oldest, times = query.oldest_first, _bounds(query)
+        place = low if oldest else high - 1
         try:
             with self._index.use() as lookup:
-                segment = lookup and lookup.segment_at(low if query.oldest_first else high - 1)
-                if not lookup or not segment:
-                    return None, iter(())
-                rows = _rows(lookup, segment, query)
-                rows = _clipped(rows, low - segment.start, high - segment.start)
-                times = lookup.times(segment) if rows and not _within(segment, query) else None
-                return segment, _in_time(rows, times, query)
+                if lookup is None or lookup.segment_at(place) is None:
+                    return None
+                end = min(high, lookup.position) if oldest else low
+                for _ in range(_LOOKED_AT):
+                    segment = lookup.next_in_time(place, times, descending=not oldest)
+                    if segment is None or segment.start >= high or segment.stop <= low:
+                        return None, iter(()), end
+                    clip = low - segment.start, high - segment.start
+                    rows = _clipped(_rows(lookup, segment, query), *clip)
+                    if rows:
+                        needed = None if _within(segment, query) else lookup.times(segment)
+                        then = min(high, segment.stop) if oldest else max(low, segment.start)
+                        return segment, _in_time(rows, needed, query), then
+                    place = segment.stop if oldest else segment.start - 1
+                    if place >= end if oldest else place < low:
+                        return None, iter(()), end
+                return None, iter(()), place if oldest else place + 1
         except (apsw.Error, DamagedError):
-            return None, iter(())
+            return None
 
     def _fetched(
         self, query: Query, segment: Segment, found: Iterator[Sequence[int]], first: int
@@ -342,8 +360,15 @@ class _Counting:
             )
             raise QueryError(message)
 
-    def segment(self, lookup: Lookup, segment: Segment, rows: int) -> None:
-        """Add a segment's rows; all of them, or none when the index turns out to be damaged."""
+    def next_segment(self, lookup: Lookup, position: int) -> int:
+        """Add the next segment below with records of the query's time; return where it begins.
+
+        All of it is added, or nothing when the index turns out to be damaged.
+        """
+        segment = lookup.next_in_time(position - 1, _bounds(self._query), descending=True)
+        if segment is None:
+            return 0
+        rows = _rows(lookup, segment, self._query)
         total, self.counts = self.counts, {}
         try:
             if rows:
@@ -352,6 +377,7 @@ class _Counting:
                 total[key] = total.get(key, 0) + number
         finally:
             self.counts = total
+        return segment.start
 
     def _segment(self, lookup: Lookup, segment: Segment, rows: int) -> None:
         by, query = self._by, self._query
