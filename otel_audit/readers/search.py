@@ -240,15 +240,23 @@ def _after(query: Query, sequence: int) -> int:
 def _matching(leaves: Iterable[Leaf], query: Query) -> list[Entry]:
     """Return those that the query asks for; what each has to contain is looked for first."""
     wanted = needles(query)
+    # Letters beyond ASCII have more than one form, and are left to the thorough look.
+    words = [word.removesuffix("*").encode() for word in query.words if word.isascii()]
     entries = []
     for leaf in leaves:
         record = _as_bytes(leaf.record)
         if any(needle not in record for needle in wanted):
             continue
+        if words and not _has_all(words, record.lower()):
+            continue
         fields = fields_of(record)
         if query.matches(fields, moment_of(fields, leaf.committed_unix_nano)):
             entries.append(Entry(leaf.sequence, leaf.committed_unix_nano, record, fields))
     return entries
+
+
+def _has_all(words: Iterable[bytes], lowered: bytes) -> bool:
+    return all(word in lowered for word in words)
 
 
 def _as_bytes(record: object) -> bytes:
