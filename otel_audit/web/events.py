@@ -332,8 +332,10 @@ class AuditEvents:
         _refuse_parameters(request)
         leaf, entry, query = await self._found(request, name)
         await self._record(request, "audit.query", 1, record=name)
-        content = as_json(entry, query) | {"leaf_hash": leaf.hash.hex()}
+        content = as_json(entry, query)
         if not request.hidden:
+            # The hash would confirm a guess of what is hidden.
+            content["leaf_hash"] = leaf.hash.hex()
             content["bytes"] = leaf.record.decode(errors="backslashreplace")
         body = orjson.dumps(content)
         tag = tag_of(body)
