@@ -117,6 +117,8 @@ class QueryIndex:
         Raises `TrailError`; the next call then begins again, with a new index
         if this one is of no use.
         """
+        if size < SMALL and not self.path.exists():
+            return False  # a small trail needs no index, and no file for one
         self._origin = reader.origin
         self._check_place()
         try:
