@@ -216,9 +216,7 @@ class Settings:
     query_loki: str | None = _setting(
         "OTEL_AUDIT_QUERY_LOKI", _text, None, "a Loki to ask instead of this host's trail"
     )
-    query_loki_tenant: str = _setting(
-        "OTEL_AUDIT_QUERY_LOKI_TENANT", _text, "audit", "the tenant there"
-    )
+    query_loki_tenant: str = _setting("OTEL_AUDIT_LOKI_TENANT", _text, "audit", "the tenant there")
     trusted_proxies: tuple[str, ...] = _setting(
         "OTEL_AUDIT_TRUSTED_PROXIES", _networks, (), "networks whose X-Forwarded-For is believed"
     )
