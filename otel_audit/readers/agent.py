@@ -51,6 +51,7 @@ _GRACE_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.005
 _HOPELESS: Final = 2
 """Failures of the mirror after which a flush need not wait for a third."""
+_SPACE_SECONDS: Final = 5.0
 
 _logger = logging.getLogger("otel_audit.agent")
 
@@ -114,6 +115,7 @@ class Agent:
         self._cursors = Cursors(directory)
         self._checkpoints = _Checkpoints(sign_checkpoint, heartbeat)
         self._wal = _WriteAheadLog(empty_wal)
+        self._space = _Space(directory)
         self._mirror = _Mirroring(
             mirror_path,
             lambda reader, path: Mirror(
@@ -126,7 +128,8 @@ class Agent:
             ),
         )
         self._watches = {
-            name: _Watch(name) for name in ("trail", "checkpoint", "log", "mirror", "attendants")
+            name: _Watch(name)
+            for name in ("trail", "checkpoint", "log", "mirror", "attendants", "space")
         }
         self._mutex = threading.Lock()
         self._run: _Run | None = None
@@ -159,12 +162,14 @@ class Agent:
         return "; ".join(failing) or None
 
     def observe(self) -> Iterator[tuple[str, float, Mapping[str, str]]]:
-        """Tell how far checkpoints are behind, while this process serves the trail."""
+        """Tell how checkpoints and the disk are, while this process serves the trail."""
         last = self._checkpoints.last
         if self._leading and last is not None:
             size, unix_nano = last
             yield "otel_audit.checkpoint.age", self._age(unix_nano), {}
             yield "otel_audit.checkpoint.pending", max(0, self._size - size), {}
+        if self._leading and self._space.free is not None:
+            yield "otel_audit.trail.disk.free", self._space.free, {}
 
     def start(self) -> None:
         """Make the mirror's file and start the thread; harmless when it runs.
@@ -323,6 +328,7 @@ class Agent:
         self._try("checkpoint", lambda: self._checkpoints.step(reader, self._size))
         self._try("log", lambda: self._wal.step(self._size))
         self._try("attendants", self._attend)
+        self._try("space", self._space.step)
         return self._try("mirror", lambda: self._mirror.step(reader, self._size))
 
     def _attend(self) -> bool:
@@ -422,6 +428,25 @@ class _Run:
         self.stopping = False
         self.patience = 5.0
         self.thread: threading.Thread | None = None
+
+
+class _Space:
+    """Looks every few seconds how much room the trail has left."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._next = 0.0
+        self.free: int | None = None
+        """Bytes that a user without privileges may still use; None before the first look."""
+
+    def step(self) -> bool:
+        """Look if it is time to; there is never more to do."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _SPACE_SECONDS
+            facts = os.statvfs(self._directory)
+            self.free = facts.f_bavail * facts.f_frsize
+        return False
 
 
 class _Checkpoints:

@@ -61,6 +61,7 @@ _GAUGES = (
     ("otel_audit.quarantine.size", "{record}", "Records that a destination refused."),
     ("otel_audit.checkpoint.age", "s", "Age of the last signed checkpoint."),
     ("otel_audit.checkpoint.pending", "{record}", "Records that no checkpoint covers yet."),
+    ("otel_audit.trail.disk.free", "By", "Bytes that are free where the trail is kept."),
     ("otel_audit.reconcile.age", "s", "Time since Loki was last compared with the trail."),
     ("otel_audit.reconcile.checked", "{record}", "Records that the last comparison looked for."),
     ("otel_audit.reconcile.missing", "{record}", "... that were not in Loki."),

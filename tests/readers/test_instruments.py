@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,11 @@ def test_checkpoints_are_watched(run: dict[str, Any]) -> None:
     [pending] = points(run, "otel_audit.checkpoint.pending", "{record}")
     assert 0 <= age["value"] < 60
     assert pending["value"] == 0
+
+
+def test_the_disk_is_watched(run: dict[str, Any], tmp_path: Path) -> None:
+    [free] = points(run, "otel_audit.trail.disk.free", "By")
+    assert free["value"] == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
 
 
 def test_exemplars_lead_to_the_traces_of_records(run: dict[str, Any]) -> None:
