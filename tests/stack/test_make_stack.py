@@ -92,7 +92,6 @@ def test_it_answers_where_it_says_and_leaves_no_process_behind(
 
 
 def test_what_people_do_in_the_example_is_in_loki_and_on_the_meters(stack: Stack) -> None:
-    pytest.importorskip("otel_audit.readers.shipping", reason="the shipper is not merged yet")
     driver = [sys.executable, "-m", "examples.agenthub.driver", "--rounds", "1", "--url"]
     played = subprocess.run(
         [*driver, stack.address("AgentHub"), "--check", stack.word("reconcile --dir")],
