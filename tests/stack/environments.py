@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from functools import cache
@@ -10,6 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache"
+# Outside of the checkout, like what collector/stack/build.py builds: the next one finds them there.
+VENVS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "otel-audit" / "venvs"
 LISTS = Path(__file__).parent / "environments"
 
 
@@ -46,7 +49,7 @@ def environment(name: str) -> Path:
     # everything else as others need it.
     constraints = "\n".join(pin for pin in pins if pin.startswith("opentelemetry-"))
     key = hashlib.sha256(f"{sys.version}{text}{constraints}".encode()).hexdigest()[:12]
-    place = CACHE / "venvs" / f"{name}-{key}"
+    place = VENVS / f"{name}-{key}"
     pip = place / "bin" / "pip"
     install = [pip, "--quiet", "--disable-pip-version-check", "install"]
     if not (place / "complete").exists():
