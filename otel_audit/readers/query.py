@@ -2,7 +2,7 @@
 
 Python, HTTP and the command line make a `Query` - the latter two by `parse`,
 from the same parameters - and every backend (the trail on this host in
-`search.py`, Loki in `loki.py`) answers it with the same types. Promises: a
+`search.py`, Loki in `loki_search.py`) answers it with the same types. Promises: a
 `Query` says everything that an answer depends on; a cursor that `Cursors` signed
 continues that very query and no other, for whoever may see the same fields;
 what cannot be used is a `QueryError` that says why.

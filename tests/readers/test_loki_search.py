@@ -1,19 +1,25 @@
-"""What is said when Loki cannot be asked; tests/stack asks a real one."""
+"""Paging, repetition and failures of Loki's answers; tests/stack asks a real one."""
 
 from __future__ import annotations
 
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+from urllib.parse import parse_qs, urlsplit
 
+import orjson
 import pytest
 
-from otel_audit.errors import AuditSettingsError, TrailError
+from otel_audit.errors import AuditSettingsError, QueryError, TrailError
 from otel_audit.readers.loki_search import LokiSearch
-from otel_audit.readers.query import Query
+from otel_audit.readers.query import Entry, Query, parse, stamp
+from otel_audit.readers.search import TrailSearch
 from tests.cli.conftest import Cli
+from tests.readers.ledger import SECOND, Ledger
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -56,3 +62,88 @@ def test_a_loki_that_does_not_answer_well_is_an_error_that_says_so(
         list(LokiSearch(url).stream(Query()))
     shown = Cli(capsys, tmp_path).bare("query", "--loki", url, code=3)
     assert "is the address right" in shown.err
+
+
+class Shelf(BaseHTTPRequestHandler):
+    """Gives the lines of a range as Loki does: so many, in the direction that is asked for."""
+
+    lines: ClassVar[list[tuple[int, str]]] = []
+
+    def do_GET(self) -> None:
+        asked = {name: value[0] for name, value in parse_qs(urlsplit(self.path).query).items()}
+        found = [
+            [str(moment), line]
+            for moment, line in sorted(self.lines, reverse=asked["direction"] == "backward")
+            if int(asked["start"]) <= moment < int(asked["end"])
+        ][: int(asked["limit"])]
+        stream = {"service_name": "hub", "audit_sequence_number": "7"}
+        body = orjson.dumps({"data": {"result": [{"stream": stream, "values": found}]}})
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[tuple[TrailSearch, LokiSearch]]:
+    """Put a trail's records on a shelf, some twice, and several of one moment."""
+    ledger = Ledger(tmp_path / "trail")
+    began = time.time_ns() - 3_600 * SECOND
+    ledger.write(
+        {**ledger.fields(number), "timestamp": stamp(began + number // 3 * SECOND)}
+        for number in range(2_300)
+    )
+    Shelf.lines = []
+    for leaf in ledger.reader.leaves():
+        moment = began + leaf.sequence // 3 * SECOND
+        Shelf.lines += [(moment, leaf.record.decode())] * (1 + (leaf.sequence % 50 == 0))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Shelf)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield TrailSearch(ledger.reader), LokiSearch(f"http://127.0.0.1:{server.server_port}/")
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    ledger.close()
+
+
+@pytest.mark.parametrize("order", ["newest", "oldest"])
+@pytest.mark.parametrize("more", [[], [("outcome", "failure")], [("q", "handshake*")]])
+def test_the_same_query_has_the_same_answer(
+    shelf: tuple[TrailSearch, LokiSearch], order: str, more: list[tuple[str, str]]
+) -> None:
+    trail, loki = shelf
+    query, _ = parse([("start", "-2h"), ("limit", "70"), ("order", order), *more])
+    expected = sorted(entry.record for entry in trail.stream(query))
+    assert sorted(entry.record for entry in loki.stream(query)) == expected
+    found: list[Entry] = []
+    position: int | None = None
+    while True:
+        page = loki.page(query, position)
+        found += page.entries
+        position = page.next_position
+        if position is None:
+            break
+        assert 70 <= len(page.entries) < 74
+    assert sorted(entry.record for entry in found) == expected
+    times = [entry.fields["timestamp"] for entry in found]
+    assert times == sorted(times, reverse=order == "newest")
+    assert found[0].sequence == 7
+    for by, per in ((None, None), ("event", None), (None, 60 * SECOND)):
+        assert loki.count(query, by=by, per=per) == trail.count(query, by=by, per=per)
+
+
+def test_a_search_without_time_says_where_it_goes_on(
+    shelf: tuple[TrailSearch, LokiSearch],
+) -> None:
+    _, loki = shelf
+    query, _ = parse([("start", "-2h"), ("event", "none")])
+    page = loki.page(query, seconds=0)
+    assert (page.entries, page.complete) == ([], False)
+    assert page.next_position is not None
+    with pytest.raises(QueryError, match="too long"):
+        loki.count(parse([("start", "-2h")])[0], seconds=0)
+    assert loki.progress().size == 0
