@@ -452,12 +452,21 @@ _global: AuditProvider | None = None
 _global_mutex = threading.RLock()
 
 
-def configure(settings: Settings | None = None, **overrides: object) -> AuditProvider:
+def configure(
+    settings: Settings | None = None,
+    *,
+    policy: Policy | None = None,
+    redactor: Redactor | None = None,
+    keys: TrailKeys | None = None,
+    **overrides: object,
+) -> AuditProvider:
     """Set up the global provider; ``overrides`` are settings by name.
 
     They win over the environment; beside ``settings``, which are complete, there
-    can be none. A provider that was configured before is closed. Raises
-    `AuditSettingsError` and `TrailError`, and then changes nothing.
+    can be none. ``policy`` stands for the one of the settings, ``redactor`` for
+    the built-in rules, ``keys`` for a signing key that is kept elsewhere. A
+    provider that was configured before is closed. Raises `AuditSettingsError`
+    and `TrailError`, and then changes nothing.
     """
     if settings is not None and overrides:
         message = (
@@ -466,7 +475,9 @@ def configure(settings: Settings | None = None, **overrides: object) -> AuditPro
         )
         raise AuditSettingsError(message)
     with _global_mutex:
-        provider = AuditProvider(settings or Settings.from_env(**overrides))
+        provider = AuditProvider(
+            settings or Settings.from_env(**overrides), policy=policy, redactor=redactor, keys=keys
+        )
         before = set_audit_provider(provider)
     if before is not None:
         before.close()

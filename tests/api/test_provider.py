@@ -39,6 +39,7 @@ from otel_audit.errors import (
     TrailKeyError,
 )
 from otel_audit.record.event import AuditEvent
+from otel_audit.record.redact import Redactor
 from otel_audit.settings import Settings
 from otel_audit.trail import proof
 from otel_audit.trail.checkpoint import read_checkpoint
@@ -388,6 +389,24 @@ def test_configure_again_closes_the_former_and_loggers_follow(tmp_path: Path) ->
     assert emit(latter).sequence_number == 0
     with pytest.raises(AuditClosedError):
         emit(former)
+
+
+def test_configure_takes_policy_rules_and_keys_of_the_application(tmp_path: Path) -> None:
+    keys = TrailKeys.generate("svc.example/1")
+    provider = configure(
+        log_dir=tmp_path,
+        agent="off",
+        policy=Policy(rules=(Rule(event="noise", record=False),)),
+        redactor=Redactor(keys=["nickname"]),
+        keys=keys,
+    )
+    audit = get_audit_logger()
+    assert not audit.log_event("noise", "a")
+    assert audit.log_event("login", "a", nickname="Bo")
+    assert provider.keys.origin == "svc.example/1"
+    with provider.reader() as reader:
+        (leaf,) = reader.leaves()
+    assert b'"nickname":"[REDACTED]"' in leaf.record
 
 
 def test_a_configure_that_fails_changes_nothing(tmp_path: Path) -> None:
