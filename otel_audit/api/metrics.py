@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import metrics
@@ -52,7 +53,9 @@ class MeasuredStore:
         """Commit a group durably or raise `TrailError`."""
         began = time.perf_counter()
         commit = self._store.append(entries, resources)
-        _commit.record(time.perf_counter() - began)
+        # Whatever somebody's MeterProvider raises: the records are committed.
+        with suppress(Exception):
+            _commit.record(time.perf_counter() - began)
         return commit
 
     def probe(self) -> None:
