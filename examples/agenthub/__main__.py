@@ -43,7 +43,8 @@ def main() -> None:
         # The trail has a record of each request already.
         access_log=False,
         log_level="warning",
-        timeout_graceful_shutdown=10,
+        # An open stream of records goes on until then.
+        timeout_graceful_shutdown=3,
     )
 
 
@@ -112,7 +113,8 @@ def _banner(config: Config, address: str, password: str | None, token: str) -> s
     mirror = provider.settings.mirror_file
     programs = _short(Path(sys.executable).parent)
     users = ", ".join(f"{name} ({role.value})" for name, role in DEMO_USERS.items())
-    known = password or "the one printed on the first start (--new-password makes another)"
+    another = f"{programs}/python -m examples.agenthub --new-password"
+    known = password or f"the one printed on the first start ({another} makes another)"
     given = password or "..."
     lines = [
         "",
@@ -123,7 +125,7 @@ def _banner(config: Config, address: str, password: str | None, token: str) -> s
         f"  The trail     {programs}/otel-audit tail -f --dir {directory}",
         f"                tail -f {_short(mirror)}" if mirror else "",
         f"  Verify it     {programs}/otel-audit verify --dir {directory}",
-        f"  Health        {programs}/otel-audit health --watch {address}/health",
+        f"  Health        echo {token} | {programs}/otel-audit health --token-file - {address}/health",
         "",
         f"  Ask it        curl -sH 'Authorization: Bearer {token}' '{address}/audit/events?event=authentication&outcome=failure&start=-24h'",
         f"                curl -sNH 'Authorization: Bearer {token}' '{address}/audit/stream?outcome=failure'",

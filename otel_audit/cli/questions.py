@@ -72,7 +72,7 @@ def query(  # noqa: PLR0913 - each filter is an option
     client: Annotated[_Texts, _filter("ID", "What the client called itself.")] = None,
     client_ip: Annotated[_Texts, _filter("ADDRESS", "From where.")] = None,
     resource_type: Annotated[_Texts, _filter("NAME", "On what kind of thing.")] = None,
-    resource: Annotated[_Texts, _filter("NAME", "On what.")] = None,
+    resource: Annotated[_Texts, _filter("NAME", "On what, by its name.")] = None,
     server_name: Annotated[_Texts, _filter("NAME", "The field server_name.")] = None,
     outcome: Annotated[_Texts, _filter("OUTCOME", "success, failure or unknown.")] = None,
     level: Annotated[_Texts, _filter("LEVEL", "debug, info, warning, error or critical.")] = None,
@@ -161,8 +161,7 @@ def timeline(  # noqa: PLR0913 - each filter is an option
     with _opened(directory, loki, loki_tenant) as search:
         entries = search.stream(asked)
         write = raw_writer() if as_json else line_writer(since=True)
-        for chunk in _chunks(entries):
-            write(chunk)
+        _write_chunks(entries, write, as_json=as_json)
 
 
 def _parsed(values: Mapping[str, Sequence[str] | None], where: Sequence[str] | None) -> Query:
@@ -223,8 +222,19 @@ def _write(entries: Iterator[Entry], asked: Query, *, as_json: bool, as_csv: boo
         sys.stdout.writelines(csv_line(entry, asked) for entry in entries)
         return
     write: Callable[[Sequence[Entry]], None] = raw_writer() if as_json else line_writer()
+    _write_chunks(entries, write, as_json=as_json)
+
+
+def _write_chunks(
+    entries: Iterator[Entry], write: Callable[[Sequence[Entry]], None], *, as_json: bool
+) -> None:
+    found = False
     for chunk in _chunks(entries):
+        found = True
         write(chunk)
+    if not (found or as_json):
+        # Not among the results: whoever counts lines counts none.
+        sys.stderr.write("no record matches\n")
 
 
 # counts

@@ -25,7 +25,7 @@ import orjson
 
 from otel_audit.errors import QueryError
 from otel_audit.readers.words import IDENTIFIERS, searchable, texts_of, words_in
-from otel_audit.record.event import KEYS
+from otel_audit.record.event import KEYS, LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,7 +51,16 @@ _ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
     "action": ("action", "event"),
     "actor": ("actor_id",),
     "client": ("client_id",),
+    # The record's own "resource" is the hash of an OpenTelemetry Resource, which nobody asks for;
+    # it is field.resource.
+    "resource": ("resource_name",),
 }
+_KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
+    "outcome": ("success", "failure", "unknown"),
+    "level": LEVELS,
+}
+"""Fields of which all values are known: another one is a mistake, not a search without a match."""
+
 _FIELDS: Final = (frozenset(KEYS) - {"schema", "timestamp"}) | {
     "server_name", "status_code", "method", "path", "route",
 }  # fmt: skip
@@ -349,6 +358,7 @@ class _Said:
             return
         plain = name.removesuffix("!")
         fields = _ALIASES.get(plain) or ((plain,) if plain in _FIELDS else _own(plain))
+        _check_known(plain, value)
         self._fields.setdefault((fields, plain == name), []).append(value)
 
     def query(self, hidden: frozenset[str]) -> Query:
@@ -369,6 +379,15 @@ class _Said:
             hidden=hidden,
             said=(start, end),
         )
+
+
+def _check_known(name: str, value: str) -> None:
+    known = _KNOWN.get(name)
+    if known is None or value in known or _WILD.search(value):
+        return
+    hint = f"; for what the record says itself, ask for status={value}" if name == "outcome" else ""
+    message = f"{name} is {value[:64]!r}, but it can only be {', '.join(known)}{hint}"
+    raise QueryError(message, parameter=name)
 
 
 def _own(name: str) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ _FILTERS: Final = (
     ("actor", "Who did it; takes read:pii.", "alice"),
     ("client_ip", "From where; takes read:pii.", "192.0.2.7"),
     ("resource_type", "On what kind of thing.", "credential"),
-    ("resource_name", "On what.", "openai"),
+    ("resource_name", "On what; `resource` means the same.", "openai"),
     ("outcome", "success, failure or unknown.", "failure"),
     ("level", "debug, info, warning, error or critical.", "warning"),
     ("request_id", "In which request.", "5f0c4b0e-8a34-4d8e-9f6b-0d6a6a3c1f11"),

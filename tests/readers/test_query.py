@@ -74,6 +74,9 @@ def test_a_time_that_is_none_is_explained(text: str) -> None:
         ([("q", "!!! ...")], "no word"),
         ([("actor", "x" * 5_000)], "at most 4096"),
         ([("x" * 10_000_000, "x")], "no parameter"),
+        ([("outcome", "failed")], "only be success, failure, unknown; .* ask for status=failed"),
+        ([("outcome!", "bad")], "'bad', but it can only be"),
+        ([("level", "warn")], "only be debug, info, warning, error, critical$"),
     ],
 )
 def test_what_cannot_be_asked_is_explained(parameters: list[tuple[str, str]], message: str) -> None:
@@ -84,14 +87,17 @@ def test_what_cannot_be_asked_is_explained(parameters: list[tuple[str, str]], me
 
 def test_parameters_become_conditions() -> None:
     query, cursor = parse(
-        [("client", "c"), ("field.server_name", "s"), ("outcome", "a"), ("outcome", "b"),
-         ("level!", "info"), ("q", "Some words some 0123456789abcdef")]
+        [("client", "c"), ("field.server_name", "s"), ("outcome", "success"),
+         ("outcome", "failure"), ("level!", "info"), ("resource", "r"), ("field.resource", "hash"),
+         ("q", "Some words some 0123456789abcdef")]
     )  # fmt: skip
     assert cursor is None
     assert set(query.conditions) == {
         Condition(("client_id",), ("c",)),
         Condition(("server_name",), ("s",)),
-        Condition(("outcome",), ("a", "b")),
+        Condition(("outcome",), ("success", "failure")),
+        Condition(("resource_name",), ("r",)),
+        Condition(("resource",), ("hash",)),
         Condition(("level",), ("info",), wanted=False),
         Condition(("record_id", "request_id", "trace_id", "span_id"), ("0123456789abcdef",)),
     }

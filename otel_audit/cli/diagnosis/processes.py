@@ -73,7 +73,7 @@ def mirror(subject: Subject) -> Iterator[Check]:
     """Whether the JSON lines copy is there and follows."""
     path, reader = subject.settings.mirror_file, subject.reader
     if path is None:
-        yield ok("mirror", "none is configured (LOG_DIR or AUDIT_LOG_LOCAL_FILE)")
+        yield ok("mirror", "none is configured here (LOG_DIR or AUDIT_LOG_LOCAL_FILE)")
         return
     if not path.exists():
         yield warn("mirror", f"{path} does not exist", "the application makes it when it starts")
