@@ -285,9 +285,12 @@ class TrailReader:
 
     def _connect(self) -> apsw.Connection:
         if not self.path.is_file():
+            # LOG_DIR holds the trail in a directory of its own.
+            below = self.directory / "trail"
+            hint = f"; there is one in {below}" if (below / DATABASE).is_file() else ""
             message = (
                 f"there is no trail in {self.directory} ({DATABASE} is missing); name its "
-                "directory with --dir or OTEL_AUDIT_DIR"
+                f"directory with --dir or OTEL_AUDIT_DIR{hint}"
             )
             raise TrailError(message)
         try:

@@ -225,6 +225,15 @@ def test_a_directory_without_a_trail_is_an_error_that_says_how_to_name_another(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_who_names_the_log_directory_is_told_where_the_trail_is(tmp_path: Path) -> None:
+    with pytest.raises(TrailError, match="there is no trail in") as nowhere:
+        TrailReader(tmp_path)
+    assert "there is one" not in str(nowhere.value)
+    TrailStore(tmp_path / "trail", new_origin=lambda: "x/y").close()
+    with pytest.raises(TrailError, match=f"; there is one in {tmp_path / 'trail'}$"):
+        TrailReader(tmp_path)
+
+
 def test_what_is_no_trail_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "trail.db"
     foreign = apsw.Connection(str(path))
