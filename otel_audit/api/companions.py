@@ -25,6 +25,10 @@ class Companion(Protocol):
         """Catch up with the trail within ``timeout`` seconds; False when time is up."""
         ...
 
+    def hand_over(self, timeout: float) -> None:
+        """Deliver what has to leave the machine, for at most ``timeout`` seconds."""
+        ...
+
     def close(self) -> None:
         """Finish and let go."""
         ...

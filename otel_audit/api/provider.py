@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from otel_audit.trail.ticket import Ticket
 
 _CLOSE_SECONDS: Final = 10.0
+_HAND_OVER_SECONDS: Final = 3.0
+"""A far end that hangs must not hold up the end of an application; the trail has everything."""
 
 _logger = logging.getLogger("otel_audit")
 
@@ -273,6 +275,8 @@ class AuditProvider:
         try:
             self.trail.sign_if_grown()
             self.flush(_CLOSE_SECONDS)
+            for companion in self._companions:
+                companion.hand_over(_HAND_OVER_SECONDS)
             self.trail.store.empty_wal(reset=True)
         except Exception:
             _logger.exception("the last checkpoint could not be signed; the next start will")

@@ -63,6 +63,10 @@ class Attendant(Protocol):
         """Begin, or begin again; harmless when it runs."""
         ...
 
+    def drain(self, timeout: float) -> None:
+        """Deliver now what has to leave the machine, for at most ``timeout`` seconds."""
+        ...
+
     def stop(self, timeout: float) -> None:
         """Finish what can be finished in ``timeout`` seconds, and end; harmless when it ended."""
         ...
@@ -241,6 +245,16 @@ class Agent:
             with self._mutex:
                 self._flushing -= 1
         return True
+
+    def hand_over(self, timeout: float) -> None:
+        """Deliver what is committed, for at most ``timeout`` seconds, if this process serves.
+
+        Else the process that serves does it, or the next one to start.
+        """
+        deadline = time.monotonic() + timeout
+        if self._leading:
+            for attendant in self._attendants:
+                attendant.drain(max(0.0, deadline - time.monotonic()))
 
     def close(self, timeout: float = 5.0) -> None:
         """Sign, let the mirror catch up for at most ``timeout`` seconds, and let go.

@@ -67,6 +67,9 @@ class Beside:
         )
         self._thread.start()
 
+    def drain(self, timeout: float) -> None:
+        """Do nothing: whoever comes next goes on where this one ended."""
+
     def stop(self, timeout: float = _PATIENCE) -> None:
         """Let the thread end, and wait for it for at most ``timeout`` seconds."""
         thread, self._thread = self._thread, None

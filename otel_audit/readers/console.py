@@ -81,6 +81,9 @@ class Console:
             time.sleep(_TICK / 10)
         return True
 
+    def hand_over(self, timeout: float) -> None:
+        """Do nothing: nothing leaves the machine."""
+
     def close(self) -> None:
         """Print the rest and let go."""
         self._closing.set()

@@ -147,6 +147,9 @@ class Reconciler:
             )
             self._thread.start()
 
+    def drain(self, timeout: float) -> None:
+        """Do nothing: what is compared is what has been there for a while."""
+
     def stop(self, timeout: float) -> None:
         """End; a comparison under way is not waited for longer than ``timeout`` seconds."""
         thread, self._thread = self._thread, None

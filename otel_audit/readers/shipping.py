@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from otel_audit.trail.reader import TrailReader
 
 _TICK: Final = 0.2
+_POLL_SECONDS: Final = 0.01
 SHARE: Final = 0.1
 """Of one processor's time: what a destination takes at most beside an application that works."""
 _IDLE_SHARE: Final = 0.5
@@ -91,6 +92,17 @@ class Shipping:
             for worker in self._workers:
                 worker.start()
 
+    def drain(self, timeout: float) -> None:
+        """Ship what is committed now, if the far ends take it, for at most ``timeout`` seconds."""
+        asked = time.monotonic()
+        workers = self._workers
+        for worker in workers:
+            worker.hurry()
+        while time.monotonic() < asked + timeout:
+            if all(worker.done_since >= asked for worker in workers):
+                return
+            time.sleep(_POLL_SECONDS)
+
     def stop(self, timeout: float) -> None:
         """Ship what is left if the far ends take it, for at most ``timeout`` seconds, and end."""
         workers, self._workers = self._workers, []
@@ -124,6 +136,8 @@ class _Worker:
         self._wake = threading.Event()
         self._ending = False
         self._abandoned = False
+        self.done_since = 0.0
+        """When the last step began (monotonic clock) that left nothing to do, or could do nothing."""
         self._backoff = Backoff()
         self._log = _Log(destination.name)
         self._shipper: Shipper | None = None
@@ -136,6 +150,10 @@ class _Worker:
 
     def start(self) -> None:
         self._thread.start()
+
+    def hurry(self) -> None:
+        """Make a step now."""
+        self._wake.set()
 
     def ask_to_end(self) -> None:
         self._ending = True
@@ -163,10 +181,15 @@ class _Worker:
 
     def _run(self) -> None:
         while not self._abandoned:
+            began = time.monotonic()
             pause, done = self._turn()
-            if self._ending and done:
-                break
+            if done:
+                self.done_since = began
+                if self._ending:
+                    break
             self._wake.wait(pause)
+            if not self._ending:
+                self._wake.clear()
         self._close()
 
     def _turn(self) -> tuple[float, bool]:

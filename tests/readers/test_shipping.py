@@ -112,6 +112,34 @@ def test_the_end_does_not_wait_for_a_far_end_that_does_not_answer(place: Place) 
     assert time.monotonic() - began < 1.0
 
 
+def test_what_is_committed_can_be_handed_over_at_once_and_shipping_goes_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "_TICK", 60.0)
+    one = served(place, to(place.far_end))
+    one.drain(5.0)  # not started: nobody to wait for
+    one.start()
+    wait_for(lambda: [name for worker in one._workers for name, _, _ in worker.observe()])
+    records: list[bytes] = []
+    for count in (2_500, 1):
+        records += place.fill(count)
+        one.drain(60.0)
+        assert place.far_end.records == records
+    one.stop(10.0)
+
+
+def test_handing_over_waits_for_no_far_end_that_does_not_answer(place: Place) -> None:
+    place.fill(1)
+    place.far_end.answers.append(Reply(200, wait=2.0))
+    one = served(place, to(place.far_end))
+    one.start()
+    wait_for(lambda: place.far_end.requests)
+    began = time.monotonic()
+    one.drain(0.1)
+    assert time.monotonic() - began < 1.0
+    one.stop(0.1)
+
+
 def gauge(gauges: instruments.Gauges, name: str) -> float:
     return next((value for found, value, _ in gauges.observe() if found == name), -1.0)
 
@@ -170,6 +198,24 @@ def test_an_application_ships_by_itself_and_its_last_checkpoint_too(
     assert attributes["otel_audit.checkpoint.size"].int_value == 21
     with provider.reader() as reader:
         assert standing(reader, "otlp").waiting == 0
+
+
+def test_an_application_that_ends_without_closing_has_shipped(
+    shop: tuple[AuditProvider, HttpFarEnd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uvicorn raises SIGTERM again after the lifespan's end, and nothing runs after that."""
+    monkeypatch.setattr(shipping, "_TICK", 60.0)
+    provider, far_end = shop
+    audit = AuditLogger(provider=provider)
+    audit.audit_event("document", "read", "document", "first")
+    wait_for(lambda: len(far_end.records) == 1)
+    for number in range(20):
+        audit.audit_event("document", "read", "document", f"d-{number}")
+    provider.settle_down()
+    assert far_end.records == stored(provider)
+    last = [each for each in far_end.stored if each.event_name == "audit.checkpoint"][-1]
+    attributes = {each.key: each.value for each in last.attributes}
+    assert attributes["otel_audit.checkpoint.size"].int_value == 21
 
 
 def test_a_forked_child_ships_when_it_serves_the_trail(
