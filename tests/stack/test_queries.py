@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 CHECKPOINT = "audit.checkpoint"
 VARIABLES = {
     "$service": ".+",
-    "$__rate_interval": "1m",
-    "$__auto": "1m",
-    "$__range": "10m",
+    # Long enough for all questions to be asked, however slow the machine is.
+    "$__rate_interval": "15m",
+    "$__auto": "15m",
+    "$__range": "15m",
 }
 MAY_BE_ZERO = {
     "Audit health: Degraded A",
