@@ -6,7 +6,6 @@ are chosen so that every panel has something to show and every alert a reason.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -16,6 +15,7 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterable, Mapping
 
 TO = {"otel_audit.destination": "otlp"}
@@ -51,8 +51,11 @@ def observe(name: str) -> Callable[[CallbackOptions], list[Observation]]:
     return lambda _: values
 
 
-def report(endpoint: str, service: str, *, times: int = 4, pause: float = 1.5) -> None:
-    """Report ``times`` times, everything that counts going up in between."""
+def report(endpoint: str, service: str, stop: threading.Event, *, pause: float = 1.5) -> None:
+    """Report once, and again until ``stop`` is set, everything that counts going up in between.
+
+    A server that begins to scrape late sees it go up, too.
+    """
     exporter = OTLPMetricExporter(endpoint=endpoint + "/v1/metrics")
     reader = PeriodicExportingMetricReader(exporter, export_interval_millis=1e9)
     resource = Resource({"service.name": service, "service.instance.id": "one"})
@@ -75,7 +78,8 @@ def report(endpoint: str, service: str, *, times: int = 4, pause: float = 1.5) -
     commit = meter.create_histogram("otel_audit.commit.duration", "s")
     export = meter.create_histogram("audit.export.duration", "s")
     try:
-        for rounds in range(times):  # noqa: B007 - the callback above reads it
+        while rounds == 0 or not stop.wait(pause):
+            rounds += 1
             emitted.add(100)
             exported.add(90, TO)
             dropped.add(1, {"otel_audit.reason": "failed"})
@@ -85,6 +89,5 @@ def report(endpoint: str, service: str, *, times: int = 4, pause: float = 1.5) -
             commit.record(0.002)
             export.record(0.02, TO)
             assert provider.force_flush()
-            time.sleep(pause)
     finally:
         provider.shutdown()

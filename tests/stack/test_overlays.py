@@ -6,6 +6,7 @@ import datetime as dt
 import ipaddress
 import re
 import ssl
+import threading
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -223,8 +224,10 @@ def test_mtls_asks_for_a_certificate_and_the_token(tmp_path: Path) -> None:
 
 def test_for_prometheus_2_nothing_is_sent_and_all_can_be_scraped(tmp_path: Path) -> None:
     overlay = OVERLAYS / "prometheus2.yaml"
+    once = threading.Event()
+    once.set()
     with Collector(tmp_path, overlays=[overlay]) as collector:
-        measured.report(collector.otlp_endpoint, traffic.SERVICE, times=1, pause=0)
+        measured.report(collector.otlp_endpoint, traffic.SERVICE, once)
         time.sleep(1.5)
         scraped = httpx.get(f"http://{collector.scrape_address}/metrics", trust_env=False).text
         assert "otlp_http/prometheus" not in collector.metrics()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -120,12 +121,16 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         }
         prometheus.scrape(scraped)
         prometheus2.scrape(scraped)
+        stop = threading.Event()
         with ThreadPoolExecutor() as others:
-            metrics = others.submit(measured.report, collector.otlp_endpoint, traffic.SERVICE)
-            play(collector, full, stuck)
+            metrics = others.submit(measured.report, collector.otlp_endpoint, traffic.SERVICE, stop)
+            try:
+                play(collector, full, stuck)
+                time.sleep(5)  # Loki's own metrics and the ruler's next turns
+                yield Scene(loki, prometheus, prometheus2)
+            finally:
+                stop.set()
             metrics.result()
-        time.sleep(5)  # Loki's own metrics and the ruler's next turns
-        yield Scene(loki, prometheus, prometheus2)
 
 
 def play(collector: Collector, full: Collector, stuck: Collector) -> None:
