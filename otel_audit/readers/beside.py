@@ -13,11 +13,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from otel_audit.readers.pace import Pace
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SHARE: Final = 0.25
-"""Of one processor's time, beside an application."""
+SHARE: Final = 0.05
+"""Of one processor's time, beside an application that works: nothing waits for this."""
 
 _TICK: Final = 0.2
 _RETRY_SECONDS: Final = 1.0
@@ -48,8 +50,7 @@ class Beside:
         self.last_error: str | None = None
         self._work = work
         self._rest = rest
-        self._share = share
-        self._began = 0.0
+        self._pace = Pace(share)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._logged_at: float | None = None
@@ -84,10 +85,10 @@ class Beside:
 
     def breathe(self) -> None:
         """Rest for as long as the share asks; to be called by ``work`` every few milliseconds."""
-        if self._share < 1:
-            used = time.thread_time() - self._began
-            self._stopping.wait(max(0.0, used) * (1 - self._share) / self._share)
-        self._began = time.thread_time()
+        pause = self._pace.due()
+        if pause > 0:
+            self._stopping.wait(pause)
+        self._pace.begin()
 
     def _serve(self, stopping: threading.Event) -> None:
         while not stopping.is_set():
@@ -96,7 +97,7 @@ class Beside:
 
     def _turn(self) -> float:
         """Work once; return how many seconds to rest."""
-        self._began = time.thread_time()
+        self._pace.begin()
         try:
             more = self._work()
         except Exception as error:  # noqa: BLE001 - whatever fails, it is tried again

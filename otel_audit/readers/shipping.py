@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from otel_audit.readers import instruments
 from otel_audit.readers.cursors import Cursors
 from otel_audit.readers.otlp.sender import sender
+from otel_audit.readers.pace import Pace
 from otel_audit.readers.shipper import Shipper
 
 if TYPE_CHECKING:
@@ -33,10 +34,6 @@ _TICK: Final = 0.2
 _POLL_SECONDS: Final = 0.01
 SHARE: Final = 0.1
 """Of one processor's time: what a destination takes at most beside an application that works."""
-_IDLE_SHARE: Final = 0.5
-"""... beside one that rests."""
-_BUSY: Final = 0.3
-"""Of one processor's time: what an application takes that is said to work."""
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 60.0
 _LOG_SECONDS: Final = 60.0
@@ -132,7 +129,7 @@ class _Worker:
         self._destination = destination
         self._directory = directory
         self._reader_factory = reader_factory
-        self._rest = _Rest(share)
+        self._pace = Pace(share)
         self._wake = threading.Event()
         self._ending = False
         self._abandoned = False
@@ -194,7 +191,7 @@ class _Worker:
 
     def _turn(self) -> tuple[float, bool]:
         """Make a step; return the pause after it, and whether it was the last for now."""
-        self._rest.begin()
+        self._pace.begin()
         try:
             shipper = self._shipper or self._open()
             progress = shipper.step()
@@ -210,7 +207,7 @@ class _Worker:
         self._log.succeeded()
         if not progress.more:
             return _TICK, True
-        return self._rest.due(), False
+        return self._pace.due(), False
 
     def _count(self, shipper: Shipper, *, at_once: bool) -> None:
         if at_once or time.monotonic() >= self._counted_at + _COUNT_SECONDS:
@@ -231,33 +228,6 @@ class _Worker:
         shipper, self._shipper = self._shipper, None
         if shipper is not None:
             shipper.close()
-
-
-class _Rest:
-    """How long to rest after a step, so that the share is kept. For one thread."""
-
-    def __init__(
-        self, share: float, clocks: Callable[[], tuple[float, float, float]] | None = None
-    ) -> None:
-        """Take clocks for this thread's processor time, the process's, and the wall's."""
-        self._share = share
-        self._clocks = clocks or _clocks
-        self._own = self._all = self._clock = 0.0
-        self._busy = True
-
-    def begin(self) -> None:
-        own, everything, clock = self._clocks()
-        others = (everything - self._all) - (own - self._own)
-        self._busy = others > _BUSY * (clock - self._clock)
-        self._own, self._all, self._clock = own, everything, clock
-
-    def due(self) -> float:
-        share = self._share if self._busy else max(self._share, _IDLE_SHARE)
-        return (self._clocks()[0] - self._own) * (1 - share) / share
-
-
-def _clocks() -> tuple[float, float, float]:
-    return time.thread_time(), time.process_time(), time.monotonic()
 
 
 class _Log:

@@ -11,6 +11,7 @@ import pytest
 from otel_audit import AuditLogger, AuditProvider, Settings
 from otel_audit.destinations import Destination
 from otel_audit.readers import instruments, shipping
+from otel_audit.readers.pace import Pace
 from otel_audit.readers.shipping import Backoff, Shipping
 from otel_audit.readers.standing import standing
 from otel_audit.trail.reader import TrailReader
@@ -242,7 +243,7 @@ def test_catching_up_takes_a_tenth_beside_an_application_that_works() -> None:
             now[index] += seconds
 
     def rested(share: float, others: float) -> float:
-        rest = shipping._Rest(share, lambda: (now[0], now[1], now[2]))
+        rest = Pace(share, lambda: (now[0], now[1], now[2]))
         rest.begin()
         goes_by(0.0, others, 1.0)
         rest.begin()
@@ -252,6 +253,6 @@ def test_catching_up_takes_a_tenth_beside_an_application_that_works() -> None:
     assert rested(0.1, others=0.5) == pytest.approx(0.09)
     assert rested(0.1, others=0.1) == pytest.approx(0.01)
     assert rested(1.0, others=0.5) == 0.0
-    real = shipping._Rest(0.1)
+    real = Pace(0.1)
     real.begin()
     assert 0 <= real.due() < 1
