@@ -19,9 +19,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from collector.stack.servers import Collector
 from otel_audit.health.checker import HealthChecker
 from otel_audit.health.probe import HealthStatus
 from otel_audit.health.probes.amqp import amqp_probe
+from otel_audit.health.probes.collector import collector_probe
 from otel_audit.health.probes.kafka import kafka_probe
 from otel_audit.health.probes.neo4j import neo4j_probe
 from otel_audit.health.probes.postgres import asyncpg_probe, psycopg_probe
@@ -32,6 +34,7 @@ from tests.stack.health.servers import Kafka, Postgres, Rabbit, Redis, Server, s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 HEALTHY, DEGRADED, UNHEALTHY, UNKNOWN = HealthStatus
 OPTIONS: dict[str, Any] = {"interval": 0.3, "timeout": 0.8}
@@ -220,3 +223,18 @@ async def test_a_graph_driver_that_reaches_nothing_is_unhealthy(checker: HealthC
         checker.stop()
         gone.close()
         await other.close()
+
+
+async def test_the_collector(checker: HealthChecker, tmp_path: Path) -> None:
+    with Collector(tmp_path) as collector:
+        checker.register("collector", collector_probe(f"{collector.url}/"), **OPTIONS)
+        checker.start()
+        await become(checker, HEALTHY)
+        await asyncio.to_thread(collector.stop)
+        await become(checker, UNHEALTHY)
+        await asyncio.to_thread(collector.start)
+        await become(checker, HEALTHY)
+        collector.freeze()
+        await become(checker, UNHEALTHY)
+        collector.thaw()
+        await become(checker, HEALTHY)
