@@ -138,7 +138,7 @@ def test_handing_over_waits_for_no_far_end_that_does_not_answer(place: Place) ->
     began = time.monotonic()
     one.drain(0.1)
     assert time.monotonic() - began < 1.0
-    one.stop(0.1)
+    one.stop(10.0)
 
 
 def gauge(gauges: instruments.Gauges, name: str) -> float:
