@@ -220,7 +220,7 @@ def _agent(provider: AuditProvider) -> Companion | None:
 
 
 def _attendants(provider: AuditProvider) -> list[Attendant]:
-    """Give a provider what ships its records and reconciles them, if that is configured."""
+    """Give a provider its index, and what ships its records and reconciles them, as configured."""
     settings = provider.settings
     if not (settings.index or settings.destinations or settings.reconcile_with):
         return []

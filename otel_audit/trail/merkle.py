@@ -289,7 +289,7 @@ def _parents(row: Sequence[bytes]) -> list[bytes]:
     """Hash the pairs of ``row``; a last one without partner is left out."""
     pairs = iter(row)
     parents = []
-    for left, right in zip(pairs, pairs):  # noqa: B905 (an odd one is dropped on purpose)
+    for left, right in zip(pairs, pairs):  # noqa: B905 - an odd one is dropped on purpose
         state = _new_node()
         state.update(left + right)
         parents.append(state.digest())

@@ -14,16 +14,13 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.api.logger import AuditLogger
-from otel_audit.api.provider import get_audit_provider
 from otel_audit.errors import AuditUnavailableError, OtelAuditError
-from otel_audit.web.activity import ACTIVITY_KEY, SAFE_METHODS, Activity
-from otel_audit.web.caller import CallerReader
+from otel_audit.web.activity import ACTIVITY_KEY
+from otel_audit.web.binding import Binding
 from otel_audit.web.http import HttpExchange
 from otel_audit.web.identity import Identify
 from otel_audit.web.lifespan import LifespanExchange, fail_start
-from otel_audit.web.paths import checked_activity, checked_paths
-from otel_audit.web.proxies import FORWARDED_HEADERS, TrustedProxies
+from otel_audit.web.proxies import FORWARDED_HEADERS
 from otel_audit.web.routes import route_template
 from otel_audit.web.websocket import WebSocketExchange
 
@@ -73,21 +70,17 @@ class AuditMiddleware:
         records and are never refused. Raises `AuditSettingsError`.
         """
         self.app = app
-        self._provider = provider
         self._identify = None if identify is None else Identify(identify)
-        self._http_activity = checked_activity(http_activity)
-        self._excluded = checked_paths(exclude)
-        self._below_excluded = tuple(f"{path}/" for path in self._excluded)
-        self._caller = partial(
-            CallerReader,
+        self._binding = Binding(
+            provider=provider,
+            trusted_proxies=trusted_proxies,
+            proxy_header=proxy_header,
             session_cookie=session_cookie,
+            http_activity=http_activity,
+            exclude=exclude,
             request_id_header=request_id_header,
             client_id_header=client_id_header,
         )
-        self._proxies = TrustedProxies(trusted_proxies or (), header=proxy_header)
-        self._proxies_from_settings = trusted_proxies is None
-        self._unbound = self._caller(proxies=self._proxies)
-        self._bound: _Bound | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI 3.0)."""
@@ -109,10 +102,10 @@ class AuditMiddleware:
         """Return who carries the request, and why it has to be refused, if it has to."""
         exchange = _EXCHANGES[kind]
         try:
-            bound = self._bind()
+            bound = self._binding.bind()
         except (OtelAuditError, OSError) as error:
             # Without lifespan this is the first that anybody hears of it.
-            caller = self._unbound
+            caller = self._binding.unbound
             request = caller.read(scope, secrets.token_bytes(32))
             refusal = AuditUnavailableError(f"the audit trail cannot be used: {error}")
             return exchange(scope, receive, send, request, None, caller.request_id_header), refusal
@@ -120,14 +113,11 @@ class AuditMiddleware:
         request = scope[SCOPE_KEY] = caller.read(scope, bound.salt)
         refused = bound.provider.refusal() if bound.refuses else None
         activity = None
-        if self._excluded and self._excludes(scope):
+        if self._binding.excludes(scope):
             refused = None
-        elif bound.audit is not None:
-            listed = bound.listed and not (
-                kind == "http" and scope["method"] in bound.silent_methods
-            )
-            if listed or bound.rules:
-                activity = Activity(bound.audit, scope, bound.rules, listed=listed)
+        else:
+            activity = bound.activity(scope)
+            if activity is not None:
                 scope[ACTIVITY_KEY] = activity
         if bound.asks_for_routes:
             request.route = partial(route_template, scope, scope.get("root_path") or "")
@@ -143,54 +133,12 @@ class AuditMiddleware:
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             # Opening a trail reads and syncs: not in the event loop.
-            bound = await asyncio.to_thread(self._bind)
+            bound = await asyncio.to_thread(self._binding.bind)
         except Exception as error:  # noqa: BLE001 - whatever it is, the server has to hear it
             await fail_start(receive, send, error)
             return
         scope[SCOPE_KEY] = None
         await LifespanExchange(bound.provider, receive, send).run(self.app, scope)
-
-    def _bind(self) -> _Bound:
-        """Return what the provider, which may be a new one, means for this middleware."""
-        provider = self._provider or get_audit_provider()
-        bound = self._bound
-        if bound is None or bound.provider is not provider:
-            caller = self._unbound
-            if self._proxies_from_settings and provider.settings.trusted_proxies:
-                header = self._proxies.header.decode("ascii")
-                proxies = TrustedProxies(provider.settings.trusted_proxies, header=header)
-                caller = self._caller(proxies=proxies)
-            activity = self._http_activity or provider.policy.http_activity
-            bound = self._bound = _Bound(provider, caller, activity)
-        return bound
-
-    def _excludes(self, scope: Scope) -> bool:
-        path: str = scope["path"]
-        root_path: str = scope.get("root_path") or ""
-        if root_path:
-            path = path.removeprefix(root_path)
-        return path in self._excluded or path.startswith(self._below_excluded)
-
-
-class _Bound:
-    """What a provider means for a middleware, worked out once."""
-
-    __slots__ = (
-        "asks_for_routes", "audit", "caller", "listed", "provider", "refuses", "rules", "salt",
-        "silent_methods",
-    )  # fmt: skip
-
-    def __init__(self, provider: AuditProvider, caller: CallerReader, http_activity: str) -> None:
-        self.provider = provider
-        self.caller = caller
-        self.listed = http_activity != "off"
-        self.rules = provider.policy.routes
-        self.asks_for_routes = provider.policy.asks_for_routes
-        recorded = not provider.disabled and (self.listed or self.rules)
-        self.audit = AuditLogger(provider=provider) if recorded else None
-        self.silent_methods = SAFE_METHODS if http_activity == "mutating" else frozenset[str]()
-        self.refuses = provider.policy.on_failure != "continue"
-        self.salt = secrets.token_bytes(32) if provider.disabled else provider.session_salt
 
 
 _EXCHANGES: Final[dict[str, type[Exchange]]] = {

@@ -17,15 +17,12 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from otel_audit.api.logger import AuditLogger
-from otel_audit.api.provider import get_audit_provider
 from otel_audit.errors import AuditUnavailableError, OtelAuditError
 from otel_audit.web import problem
-from otel_audit.web.activity import ACTIVITY_KEY, SAFE_METHODS, Activity, named
-from otel_audit.web.caller import CallerReader
+from otel_audit.web.activity import ACTIVITY_KEY, Activity, named
+from otel_audit.web.binding import Binding
 from otel_audit.web.identity import actor_from
-from otel_audit.web.paths import checked_activity, checked_paths
-from otel_audit.web.proxies import FORWARDED_HEADERS, TrustedProxies
+from otel_audit.web.proxies import FORWARDED_HEADERS
 from otel_audit.web.routes import route_template
 
 if TYPE_CHECKING:
@@ -34,6 +31,7 @@ if TYPE_CHECKING:
 
     from otel_audit.api.context import RequestScope
     from otel_audit.api.provider import AuditProvider
+    from otel_audit.web.caller import CallerReader
     from otel_audit.web.identity import IdentityHook
 
     Environ = dict[str, Any]
@@ -81,21 +79,17 @@ class AuditWSGIMiddleware:
         `AuditSettingsError`.
         """
         self.app = app
-        self._provider = provider
         self._identify = identify
-        self._http_activity = checked_activity(http_activity)
-        self._excluded = checked_paths(exclude)
-        self._below_excluded = tuple(f"{path}/" for path in self._excluded)
-        self._caller = partial(
-            CallerReader,
+        self._binding = Binding(
+            provider=provider,
+            trusted_proxies=trusted_proxies,
+            proxy_header=proxy_header,
             session_cookie=session_cookie,
+            http_activity=http_activity,
+            exclude=exclude,
             request_id_header=request_id_header,
             client_id_header=client_id_header,
         )
-        self._proxies = TrustedProxies(trusted_proxies or (), header=proxy_header)
-        self._proxies_from_settings = trusted_proxies is None
-        self._unbound = self._caller(proxies=self._proxies)
-        self._bound: _Bound | None = None
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Handle one request (PEP 3333)."""
@@ -103,17 +97,17 @@ class AuditWSGIMiddleware:
             return self.app(environ, start_response)
         scope = scope_of(environ)
         try:
-            bound = self._bind()
+            bound = self._binding.bind()
         except (OtelAuditError, OSError) as error:
-            request = self._unbound.read(scope, secrets.token_bytes(32))
+            request = self._binding.unbound.read(scope, secrets.token_bytes(32))
             refusal = AuditUnavailableError(f"the audit trail cannot be used: {error}")
-            exchange = _Exchange(scope, request, None, start_response, self._unbound)
+            exchange = _Exchange(scope, request, None, start_response, self._binding.unbound)
             return exchange.refuse(refusal)
         environ[SCOPE_KEY] = scope
         request = bound.caller.read(scope, bound.salt)
         refused = bound.provider.refusal() if bound.refuses else None
         activity = None
-        if self._excludes(scope["path"]):
+        if self._binding.excludes(scope):
             refused = None
         else:
             activity = bound.activity(scope)
@@ -124,52 +118,6 @@ class AuditWSGIMiddleware:
         if refused is not None:
             return exchange.refuse(refused)
         return exchange.run(self.app, environ, self._identify)
-
-    def _bind(self) -> _Bound:
-        provider = self._provider or get_audit_provider()
-        bound = self._bound
-        if bound is None or bound.provider is not provider:
-            caller = self._unbound
-            if self._proxies_from_settings and provider.settings.trusted_proxies:
-                header = self._proxies.header.decode("ascii")
-                proxies = TrustedProxies(provider.settings.trusted_proxies, header=header)
-                caller = self._caller(proxies=proxies)
-            activity = self._http_activity or provider.policy.http_activity
-            bound = self._bound = _Bound(provider, caller, activity)
-        return bound
-
-    def _excludes(self, path: str) -> bool:
-        return bool(self._excluded) and (
-            path in self._excluded or path.startswith(self._below_excluded)
-        )
-
-
-class _Bound:
-    """What a provider means for a middleware, worked out once."""
-
-    __slots__ = (
-        "_audit", "_listed", "_rules", "_silent", "asks_for_routes", "caller", "provider",
-        "refuses", "salt",
-    )  # fmt: skip
-
-    def __init__(self, provider: AuditProvider, caller: CallerReader, http_activity: str) -> None:
-        self.provider = provider
-        self.caller = caller
-        self.asks_for_routes = provider.policy.asks_for_routes
-        self.refuses = provider.policy.on_failure != "continue"
-        self.salt = secrets.token_bytes(32) if provider.disabled else provider.session_salt
-        self._rules = provider.policy.routes
-        self._listed = http_activity != "off"
-        self._silent = SAFE_METHODS if http_activity == "mutating" else frozenset[str]()
-        recorded = not provider.disabled and (self._listed or self._rules)
-        self._audit = AuditLogger(provider=provider) if recorded else None
-
-    def activity(self, scope: dict[str, Any]) -> Activity | None:
-        """Return who records the request, if anybody does."""
-        listed = self._listed and scope["method"] not in self._silent
-        if self._audit is None or not (listed or self._rules):
-            return None
-        return Activity(self._audit, scope, self._rules, listed=listed)
 
 
 class _Exchange:

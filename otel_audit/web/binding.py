@@ -1,0 +1,113 @@
+"""What a middleware was told, and what that means for the provider of the moment.
+
+Both middlewares, ASGI's and WSGI's, bind themselves to the global provider when
+the first request comes, and anew when it is exchanged. `Binding` promises that
+what follows from options, settings and policy is worked out once for each
+provider, and that options are checked when it is made.
+"""
+
+from __future__ import annotations
+
+import secrets
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from otel_audit.api.logger import AuditLogger
+from otel_audit.api.provider import get_audit_provider
+from otel_audit.web.activity import SAFE_METHODS, Activity
+from otel_audit.web.caller import CallerReader
+from otel_audit.web.paths import checked_activity, checked_paths
+from otel_audit.web.proxies import TrustedProxies
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from otel_audit.api.provider import AuditProvider
+
+
+class Bound:
+    """What a provider means for a middleware."""
+
+    __slots__ = (
+        "_audit", "_listed", "_rules", "_silent", "asks_for_routes", "caller", "provider",
+        "refuses", "salt",
+    )  # fmt: skip
+
+    def __init__(self, provider: AuditProvider, caller: CallerReader, http_activity: str) -> None:
+        self.provider = provider
+        self.caller = caller
+        self.asks_for_routes = provider.policy.asks_for_routes
+        self.refuses = provider.policy.on_failure != "continue"
+        self.salt = secrets.token_bytes(32) if provider.disabled else provider.session_salt
+        self._rules = provider.policy.routes
+        self._listed = http_activity != "off"
+        self._silent = SAFE_METHODS if http_activity == "mutating" else frozenset[str]()
+        recorded = not provider.disabled and (self._listed or self._rules)
+        self._audit = AuditLogger(provider=provider) if recorded else None
+
+    def activity(self, scope: Mapping[str, Any]) -> Activity | None:
+        """Return who records what becomes of a request or connection, if anybody does."""
+        if self._audit is None:
+            return None
+        # A WebSocket has no method, and is never a mere look.
+        listed = self._listed and scope.get("method") not in self._silent
+        if not (listed or self._rules):
+            return None
+        return Activity(self._audit, scope, self._rules, listed=listed)
+
+
+class Binding:
+    """The options of one middleware, and the provider that they are bound to."""
+
+    def __init__(
+        self,
+        *,
+        provider: AuditProvider | None,
+        trusted_proxies: Iterable[str] | None,
+        proxy_header: str,
+        session_cookie: str | None,
+        http_activity: str | None,
+        exclude: Iterable[str],
+        request_id_header: str,
+        client_id_header: str | None,
+    ) -> None:
+        """Check the options once. Raises `AuditSettingsError`."""
+        self._provider = provider
+        self._http_activity = checked_activity(http_activity)
+        self._excluded = checked_paths(exclude)
+        self._below_excluded = tuple(f"{path}/" for path in self._excluded)
+        self._caller = partial(
+            CallerReader,
+            session_cookie=session_cookie,
+            request_id_header=request_id_header,
+            client_id_header=client_id_header,
+        )
+        self._proxies = TrustedProxies(trusted_proxies or (), header=proxy_header)
+        self._proxies_from_settings = trusted_proxies is None
+        self.unbound = self._caller(proxies=self._proxies)
+        """Reads callers where no provider can be had."""
+        self._bound: Bound | None = None
+
+    def bind(self) -> Bound:
+        """Return what the provider, which may be a new one, means for this middleware."""
+        provider = self._provider or get_audit_provider()
+        bound = self._bound
+        if bound is None or bound.provider is not provider:
+            caller = self.unbound
+            if self._proxies_from_settings and provider.settings.trusted_proxies:
+                header = self._proxies.header.decode("ascii")
+                proxies = TrustedProxies(provider.settings.trusted_proxies, header=header)
+                caller = self._caller(proxies=proxies)
+            activity = self._http_activity or provider.policy.http_activity
+            bound = self._bound = Bound(provider, caller, activity)
+        return bound
+
+    def excludes(self, scope: Mapping[str, Any]) -> bool:
+        """Whether the path gets no activity records and is never refused."""
+        if not self._excluded:
+            return False
+        path: str = scope["path"]
+        root_path: str = scope.get("root_path") or ""
+        if root_path:
+            path = path.removeprefix(root_path)
+        return path in self._excluded or path.startswith(self._below_excluded)
