@@ -92,8 +92,8 @@ class RequestScope:
         """Restore what was before `attach`."""
         otel_context.detach(token)
 
-    async def barrier(self) -> None:
-        """Wait until all that was emitted in this scope is durable.
+    async def barrier(self, last: PendingReceipt | None = None) -> None:
+        """Wait until all that was emitted in this scope is durable; given ``last``, up to that.
 
         Raises `AuditUnavailableError` when a record is not confirmed whose
         policy is to fail, also when the code that emitted it swallowed the
@@ -103,6 +103,10 @@ class RequestScope:
         pending = self.pending
         while pending:
             batch = tuple(pending)
+            if last is not None:
+                if last not in batch:
+                    break
+                batch = batch[: batch.index(last) + 1]
             newest = batch[-1]
             if not newest.settled:
                 # Once it is settled, so are those before it: one wait is enough.

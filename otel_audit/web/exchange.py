@@ -65,11 +65,10 @@ class Exchange(ABC):
             if identify is not None:
                 await identify(self._scope, request)
             await app(self._scope, self.receive, self.send)
+            await self._finish()
         except (Exception, asyncio.CancelledError) as error:
             if not await self._replaces(error):
                 raise
-        else:
-            await self._finish()
         finally:
             request.detach(token)
             request.close()

@@ -4,6 +4,11 @@ No byte of a response leaves before everything that the request has emitted
 until then is durable. When that fails, a response that has not begun becomes
 a 503, and one that has begun is cut off, so that nobody can take it for
 complete. What the 503 says is worded in `problem`.
+
+An answer that comes in one piece is held back rather than the application that
+sent it: while the disk works, nothing is left of a request but its answer. A
+hundred suspended applications with their frames would cost each of them its
+place in the processor's cache, and the garbage collector a walk through all.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from otel_audit.api.context import RequestScope
+    from otel_audit.api.receipt import PendingReceipt
     from otel_audit.web.activity import Activity
     from otel_audit.web.asgi import Header, Message, Receive, Scope, Send
 
@@ -42,7 +48,7 @@ _CLIENT_LEFT: Final = "the client disconnected before the response"
 class HttpExchange(Exchange):
     """Carries one HTTP request through the application."""
 
-    __slots__ = ("_disconnected", "_started")
+    __slots__ = ("_disconnected", "_held", "_releasing", "_returned", "_started")
 
     def __init__(
         self,
@@ -56,6 +62,10 @@ class HttpExchange(Exchange):
         super().__init__(scope, receive, send, request, activity, id_header)
         self._started = False
         self._disconnected = False
+        self._returned = False
+        self._held: list[Message] = []
+        """The answer's beginning, or all of it, until its records are durable."""
+        self._releasing: asyncio.Task[None] | None = None
 
     async def refuse(self, error: AuditUnavailableError) -> None:
         """Answer with a 503 that says that nothing has happened."""
@@ -70,6 +80,11 @@ class HttpExchange(Exchange):
 
     async def send(self, message: Message) -> None:
         """Pass the application's message on, once what it answers for is durable."""
+        if self._held and self._completes(message):
+            self._held.append(dict(message))
+            asyncio.get_running_loop().call_soon(self._go_on)
+            return
+        await self._let_go()
         if self._failure is not None:
             self._swallow(message, self._failure)
             return
@@ -92,13 +107,47 @@ class HttpExchange(Exchange):
             if self._activity is not None:
                 status_code: int = message["status"]
                 self._activity.request(status_code, self._cause(status_code))
-            if request.pending or request.failure:
-                await request.barrier()
         except AuditUnavailableError as error:
             await self._fail(error, message.get("headers") or ())
             return
+        answer = self._with_request_id(message)
+        if request.pending or request.failure:
+            # ASGI: a response does not begin before the first part of its body comes.
+            self._held.append(answer)
+            return
         self._started = True
-        await self._send(self._with_request_id(message))
+        await self._send(answer)
+
+    def _completes(self, message: Message) -> bool:
+        """Whether this is all that was missing of the answer that is held."""
+        return (
+            message["type"] == _BODY
+            and not message.get("more_body", False)
+            and len(self._held) == 1
+            and not self._held[0].get("trailers", False)
+            # What is no bytes may be a buffer that is used again.
+            and type(message.get("body", b"")) is bytes
+        )
+
+    def _go_on(self) -> None:
+        """Answer while the application goes on: its background tasks may take long."""
+        if self._held and not self._returned:
+            # Not what the background emits from now on: that might never end.
+            pending = self._request.pending
+            release = self._release(pending[-1] if pending else None)
+            self._releasing = asyncio.get_running_loop().create_task(release)
+
+    async def _release(self, last: PendingReceipt | None = None) -> None:
+        """Send what is held when it is durable, or a 503 in its place."""
+        held, self._held = self._held, []
+        try:
+            await self._request.barrier(last)
+        except AuditUnavailableError as error:
+            await self._fail(error, held[0].get("headers") or ())
+            return
+        self._started = True
+        for message in held:
+            await self._send(message)
 
     def _cause(self, status_code: int) -> str | None:
         """Name what went wrong: the client left, or an exception is being answered."""
@@ -116,6 +165,14 @@ class HttpExchange(Exchange):
         if message["type"] == _BODY and message.get("more_body", False):
             reason = "the response was replaced by a 503: its audit records are not confirmed"
             raise GoneError(reason)
+
+    async def _let_go(self) -> None:
+        """See to it that nothing is held any more."""
+        if self._releasing is not None:
+            releasing, self._releasing = self._releasing, None
+            await releasing
+        elif self._held:
+            await self._release()
 
     async def _fail(self, error: AuditUnavailableError, swallowed: Iterable[Header] = ()) -> None:
         """Replace the response, or cut it off when it has begun."""
@@ -138,6 +195,8 @@ class HttpExchange(Exchange):
 
     async def _finish(self) -> None:
         """Settle what background tasks emitted, and responses that never began."""
+        self._returned = True
+        await self._let_go()
         if self._failure is not None:
             if self._started:
                 raise self._failure
@@ -152,6 +211,10 @@ class HttpExchange(Exchange):
             await self._fail(error)
 
     async def _settle(self, error: BaseException) -> None:
+        self._returned = True
+        await self._let_go()
+        if self._failure is not None:
+            return
         if isinstance(error, AuditUnavailableError):
             if not self._started:
                 await self._fail(error)

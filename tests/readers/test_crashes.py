@@ -32,14 +32,14 @@ def test_an_agent_killed_again_and_again(bench: Bench, max_bytes: int) -> None:
     with bench.process("write", str(RECORDS)) as writer:
         while writer.poll() is None:
             with bench.process("agent", str(max_bytes)) as agent:
-                wait_for(lambda: serving(agent.pid), 20)
+                wait_for(lambda: serving(agent.pid), 60)
                 time.sleep(kills * 0.037 % 0.25)
                 agent.kill()
                 agent.wait()
             kills += 1
     assert writer.returncode == 0
     with bench.process("agent", str(max_bytes)) as agent:
-        wait_for(lambda: serving(agent.pid) and cursors.get(name) == RECORDS, 20)
+        wait_for(lambda: serving(agent.pid) and cursors.get(name) == RECORDS, 60)
         agent.send_signal(signal.SIGTERM)
         assert agent.wait(10) == 0
     cursors.close()

@@ -268,3 +268,138 @@ async def test_two_requests_do_not_wait_for_each_other(
         assert passes().types == [START["type"], BODY["type"]]
     await asyncio.gather(*tasks)
     assert waits().types == [START["type"], BODY["type"]]
+
+
+# The answer waits, not the application
+
+
+async def test_the_application_ends_while_its_answer_waits(
+    provider: AuditProvider, audit: AuditLogger, hold: Hold
+) -> None:
+    """What is in memory of a request that waits for the disk is its answer, and no frame of it."""
+    ended: list[bool] = []
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        audit.audit_event("order", "place")
+        await send(START)
+        await send(BODY)
+        ended.append(True)
+
+    wire = Wire()
+    audited = AuditMiddleware(app, provider=provider, http_activity="off")
+    with hold():
+        task = asyncio.create_task(_call(audited, http(), wire))
+        await quiet()
+        assert ended == [True]
+        assert wire.types == []
+        assert not task.done()
+    await asyncio.wait_for(task, 5)
+    assert wire.types == [START["type"], BODY["type"]]
+    assert wire.body == BODY["body"]
+
+
+async def test_an_answer_does_not_wait_for_background_tasks(
+    provider: AuditProvider, audit: AuditLogger, records: Records
+) -> None:
+    """What the response's background tasks do, and emit without end, comes after it."""
+    wire = Wire()
+    seen: list[str] = []
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        audit.audit_event("order", "place")
+        await send(START)
+        await send(BODY)
+        number = 0
+        while not seen:
+            audit.audit_event("order", "follow_up", number=number)
+            number += 1
+            await asyncio.sleep(0)
+            seen.extend(wire.types)
+
+    audited = AuditMiddleware(app, provider=provider, http_activity="off")
+    await asyncio.wait_for(_call(audited, http(), wire), 5)
+    assert wire.types == seen == [START["type"], BODY["type"]]
+    actions = [record["action"] for record in records()]
+    assert actions[0] == "place"
+    assert len(actions) > 1  # nothing of the background is left when the call ends
+
+
+async def test_an_exception_after_the_answer_does_not_cost_the_answer(
+    provider: AuditProvider, audit: AuditLogger, hold: Hold, records: Records
+) -> None:
+    """A background task that fails has never taken back what the client was told."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        audit.audit_event("order", "place")
+        await send(START)
+        await send(BODY)
+        audit.audit_event("order", "follow_up")
+        raise KeyError
+
+    wire = Wire()
+    audited = AuditMiddleware(app, provider=provider, http_activity="off")
+    with hold():
+        task = asyncio.create_task(_call(audited, http(), wire))
+        await quiet()
+        assert wire.types == []
+        assert not task.done()
+    with pytest.raises(KeyError):
+        await asyncio.wait_for(task, 5)
+    assert wire.types == [START["type"], BODY["type"]]
+    assert [record["action"] for record in records()] == ["place", "follow_up"]
+
+
+async def test_who_is_cancelled_while_the_answer_waits_leaves_nothing_unsettled(
+    provider: AuditProvider, audit: AuditLogger, hold: Hold, records: Records
+) -> None:
+    """A server that gives a request up does not hear of it before its records are durable."""
+    wire = Wire()
+    audited = AuditMiddleware(
+        scripted(audit, [EMIT, START, BODY]), provider=provider, http_activity="off"
+    )
+    wire.incoming.put_nowait({"type": "http.request"})
+    with hold():
+        task = asyncio.create_task(_call(audited, http(), wire))
+        await quiet()
+        task.cancel()
+        await quiet()
+        assert not task.done()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)
+    assert len(records()) == 1
+    assert wire.types == []
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        [CHUNK, BODY],
+        [PATHSEND],
+        [{"type": "x.unknown", "value": 1}, BODY],
+        [{**BODY, "body": bytearray(b"used again")}],
+        [],
+    ],
+    ids=["stream", "pathsend", "unknown", "buffer", "nothing"],
+)
+async def test_what_follows_a_start_that_waited_follows_in_order(
+    provider: AuditProvider, audit: AuditLogger, hold: Hold, rest: list[Message]
+) -> None:
+    """Only an answer in one piece lets the application go on; all else waits where it stands."""
+    script: list[Any] = [EMIT, START, *rest]
+    app = AuditMiddleware(scripted(audit, script), provider=provider, http_activity="off")
+    wire = Wire({"type": "http.request"})
+    assert await until_released(app, http(), wire, hold) == []
+    assert wire.types == [START["type"], *(message["type"] for message in rest)]
+
+
+async def test_trailers_follow_the_body(
+    provider: AuditProvider, audit: AuditLogger, hold: Hold
+) -> None:
+    """A response that announces trailers is not complete with its body."""
+    start = {**START, "trailers": True}
+    app = AuditMiddleware(
+        scripted(audit, [EMIT, start, BODY, TRAILERS]), provider=provider, http_activity="off"
+    )
+    wire = Wire({"type": "http.request"})
+    assert await until_released(app, http(), wire, hold) == []
+    assert wire.types == [START["type"], BODY["type"], TRAILERS["type"]]
