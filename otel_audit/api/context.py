@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import context as otel_context
 
-from otel_audit.errors import AuditEventError, AuditUnavailableError
+from otel_audit.errors import AuditEventError, AuditTimeoutError, AuditUnavailableError
 from otel_audit.trail.ticket import timed_out
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
 
     from otel_audit.api.receipt import PendingReceipt
-    from otel_audit.errors import AuditTimeoutError
 
 _SCOPE: Final = otel_context.create_key("otel-audit-scope")
 _ACTOR: Final = otel_context.create_key("otel-audit-actor")
@@ -101,20 +100,17 @@ class RequestScope:
         """
         failure = None
         pending = self.pending
-        while pending:
-            batch = tuple(pending)
-            if last is not None:
-                if last not in batch:
-                    break
-                batch = batch[: batch.index(last) + 1]
+        while batch := _up_to(last, pending):
             newest = batch[-1]
-            if not newest.settled:
-                # Once it is settled, so are those before it: one wait is enough.
-                with suppress(AuditUnavailableError):
-                    await newest
+            # Once it is settled, so are those before it: one wait is enough.
+            settling = newest.settling()
+            if settling is not None:
+                with suppress(AuditTimeoutError):
+                    await settling
             expired = None if newest.settled else timed_out(newest.timeout)
             for receipt in batch:
-                failure = await self._failure_of(receipt, expired) or failure
+                if not receipt.settled or receipt.error is not None:
+                    failure = await self._failure_of(receipt, expired) or failure
                 # Only now: who comes meanwhile, or after we were cancelled, must wait as well.
                 if pending and pending[0] is receipt:
                     del pending[0]
@@ -151,6 +147,15 @@ class RequestScope:
             "user_agent": self.user_agent,
         }
         return {name: value for name, value in facts.items() if value is not None}
+
+
+def _up_to(
+    last: PendingReceipt | None, pending: list[PendingReceipt]
+) -> tuple[PendingReceipt, ...]:
+    """Return what is pending, until ``last`` if that is given and there."""
+    if last is None:
+        return tuple(pending)
+    return tuple(pending[: pending.index(last) + 1]) if last in pending else ()
 
 
 def current_scope(context: Context | None = None) -> RequestScope | None:

@@ -76,8 +76,17 @@ class Ticket:
         Raises `AuditTimeoutError` when that takes too long; the error of a
         failed commit is not raised but kept in ``error``.
         """
+        future = self.settling()
+        if future is not None:
+            yield from future
+
+    def settling(self) -> asyncio.Future[None] | None:
+        """Return what to await in the running event loop instead of the ticket; None if settled.
+
+        It ends as awaiting the ticket does, with no frame of ours in between.
+        """
         if self.settled:
-            return
+            return None
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         # The committer sets `settled` before it reads `loops`, we the other way
@@ -86,9 +95,9 @@ class Ticket:
             self.loops = []
         self.loops.append((loop, future))
         if self.settled:
-            return  # type: ignore[unreachable] # the committer's thread sets it
+            return None  # type: ignore[unreachable] # the committer's thread sets it
         _limit(loop, future, self.timeout)
-        yield from future
+        return future
 
     @property
     def attended(self) -> bool:

@@ -120,6 +120,7 @@ def fate(error: AuditUnavailableError | None = None) -> PendingReceipt:
 
     receipt = PendingReceipt(b"", b"", None, "r", "fail", settle)
     receipt.timeout = 5.0
+    receipt.error = error
     return receipt
 
 
