@@ -1,7 +1,7 @@
 """The mirror: the trail's records as JSON lines in a file, for tools that read files.
 
-`Mirror` promises: each line is a record's stored bytes and a newline, written
-by one write call; the lines of all its files, oldest file first, are the
+`Mirror` promises: each line is a record's stored bytes and a newline, and lies
+whole in one write call; the lines of all its files, oldest file first, are the
 trail's records in order, none missing and none twice, also after a crash and
 whoever rotates the file by renaming it (logrotate, or the mirror itself at a
 size). Rotation by copying (logrotate's ``copytruncate``) can lose lines
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _FLAGS: Final = os.O_RDWR | os.O_APPEND
 _DIRECTORY_MODE: Final = 0o750
+_TOGETHER: Final = 65_536
+"""Bytes of one write call: with a call for each line Python would go to and fro between threads."""
 _UNUSABLE: Final = (
     errno.EACCES,
     errno.EISDIR,
@@ -229,29 +231,37 @@ class Mirror:
         start = self._position
         stop = min(self._reader.tree().size, start + max_lines)
         lines = 0
+        together = bytearray()
         for leaf in records(self._reader, start, stop):
-            line = leaf.record + b"\n"
-            if 0 < self._max_bytes < self._size + len(line) and self._size:
+            length = len(leaf.record) + 1
+            full = 0 < self._max_bytes < self._size + len(together) + length
+            if together and (full or len(together) + length > _TOGETHER):
+                self._write(together, leaf.sequence)
+                together = bytearray()
+            if full and self._size:
                 self._rotate()
-            self._write(line)
-            self._position = leaf.sequence + 1
+            together += leaf.record
+            together += b"\n"
             lines += 1
             if time.monotonic() >= deadline:
+                self._write(together, leaf.sequence + 1)
                 break
         else:
-            # Retention may have removed records that were never mirrored.
-            self._position = stop
+            # Up to here also where retention removed records that were never mirrored.
+            self._write(together, stop)
         if self._position > start and not self._count():
             return 0
         return lines
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, lines: bytearray, position: int) -> None:
+        """Write whole lines; behind them the record ``position`` comes next."""
         number = self._open_file.number
-        written = os.write(number, line)
+        size = len(lines)
         # Only a full disk or a signal makes a write to a file short; the rest, or its error, follows.
-        while written < len(line):
-            written += os.write(number, line[written:])
-        self._size += len(line)
+        while lines:
+            del lines[: os.write(number, lines)]
+        self._size += size
+        self._position = position
 
     def _count(self) -> bool:
         """Sync the lines, then count them; False if they went into a deleted file.

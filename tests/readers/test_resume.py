@@ -31,7 +31,7 @@ def crash_at(
 ) -> Callable[[], bool]:
     """Make the call with this number of any of the functions the last one.
 
-    A write then writes half of its line when ``torn``. Returns whether it came to that.
+    A write then writes a part of its lines when ``torn``. Returns whether it came to that.
     """
     calls = itertools.count()
 
@@ -42,7 +42,7 @@ def crash_at(
                 raise Crash
             if current == number:
                 if name == "write" and torn:
-                    real(arguments[0], arguments[1][: len(arguments[1]) // 2])
+                    real(arguments[0], arguments[1][: number * 7_919 % len(arguments[1])])
                 raise Crash
             return real(*arguments, **options)
 
@@ -73,7 +73,7 @@ def test_a_crash_at_any_call(bench: Bench, max_bytes: int, *, torn: bool) -> Non
             with pytest.MonkeyPatch.context() as patch:
                 came = crash_at(life, patch, torn=torn, names=names)
                 with contextlib.suppress(Crash):
-                    while mirror.step(max_lines=10):
+                    while mirror.step(max_lines=2):
                         pass
                 crashed.append(came())
             abandon(mirror)
@@ -84,6 +84,31 @@ def test_a_crash_at_any_call(bench: Bench, max_bytes: int, *, torn: bool) -> Non
         if not crashed[0]:
             break
     assert number > 20
+
+
+def test_lines_that_were_torn_at_any_byte_are_completed(bench: Bench) -> None:
+    """Lines that are written together may end anywhere: in one, between two, behind the last."""
+    bench.append(4, size=20)
+    together = b"".join(record + b"\n" for record in bench.expected())
+    write = os.write
+    for end in range(len(together) + 1):
+        bench.path = bench.root / f"log{end}" / "audit.log"
+        mirror = bench.mirror()
+
+        def tear(descriptor: int, data: bytes, end: int = end) -> int:
+            assert bytes(data) == together
+            write(descriptor, data[:end])
+            raise Crash
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "write", tear)
+            with pytest.raises(Crash):
+                mirror.step()
+        abandon(mirror)
+        mirror = bench.mirror()
+        bench.catch_up(mirror)
+        abandon(mirror)
+        bench.check()
 
 
 def test_a_crash_after_which_logrotate_ran(bench: Bench) -> None:
