@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import threading
 import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -139,7 +142,8 @@ def test_the_collectors_queue_is_full(tmp_path: Path, loki: Loki) -> None:
         }
         with Shop(tmp_path / "shop", **environment, **reading(loki)) as shop:
             loki.stop()
-            for _ in range(20):
+            # A fast machine has two full batches of 2,000 on their way before anything waits.
+            for _ in range(60):
                 shop.order(100)
                 if shop.standing()["trouble"]:
                     break
@@ -152,6 +156,56 @@ def test_the_collectors_queue_is_full(tmp_path: Path, loki: Loki) -> None:
             wait_for(lambda: repaired(shop, loki), 120, what="repair")
             shop.check(loki)
             assert shop.standing()["set_aside"] == 0
+
+
+@contextmanager
+def disk(place: Path, size: str) -> Iterator[None]:
+    """Mount a file system of that size."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    place.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(place)]
+    subprocess.run(mount, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_the_disk_of_the_collectors_queue_is_full(tmp_path: Path, loki: Loki) -> None:
+    # Somebody else's file fills the file system, while the Collector believes that it has room.
+    queue = tmp_path / "gateway" / "queue"
+    with disk(queue, "24m"), Collector(tmp_path / "gateway", loki=loki) as gateway:
+        environment = through(gateway) | {
+            "OTEL_EXPORTER_OTLP_AUDIT_TIMEOUT": "2",
+            "SHOP_PAD": "1000",
+        }
+        with Shop(tmp_path / "shop", **environment, **reading(loki)) as shop:
+            shop.order(100)
+            loki.stop()
+            ballast = queue / "ballast"
+            fill_up(ballast)
+            for _ in range(20):
+                shop.order(100)
+                if shop.standing()["trouble"]:
+                    break
+            wait_for(lambda: shop.standing()["trouble"], what="a full disk")
+            assert shop.standing()["waiting"] > 0
+            loki.start()
+            ballast.unlink()
+            wait_for(lambda: shop.standing()["waiting"] == 0, 120, what="delivery")
+            # What the Collector had answered and could not write down, reconciliation finds.
+            wait_for(lambda: repaired(shop, loki), 120, what="repair")
+            shop.check(loki)
+            assert shop.standing()["set_aside"] == 0
+
+
+def fill_up(ballast: Path) -> None:
+    """Write until the file system has no byte left."""
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    assert os.statvfs(ballast.parent).f_bavail == 0
 
 
 def repaired(shop: Shop, loki: Loki) -> bool:
