@@ -30,6 +30,12 @@ from otel_audit.errors import AuditSettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+FORWARDED_HEADERS: Final = ("x-forwarded-for", "forwarded")
+"""What a proxy says the client's address in: the de-facto header, or RFC 7239's."""
+
+UNIX_PEER: Final = "unix"
+"""Stands among the trusted proxies for a peer without address (a Unix socket)."""
+
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off", ""})
 _SIZE: Final = re.compile(r"(\d+)\s*([kmg]?)i?b?", re.IGNORECASE)
@@ -113,7 +119,9 @@ def _tenant(value: str) -> str:
 
 def _networks(value: str) -> tuple[str, ...]:
     parts = [part.strip() for part in value.split(",") if part.strip()]
-    return tuple(str(ip_network(part, strict=False)) for part in parts)
+    return tuple(
+        part if part == UNIX_PEER else str(ip_network(part, strict=False)) for part in parts
+    )
 
 
 def _mirror(value: str) -> bool | Path:
@@ -218,7 +226,13 @@ class Settings:
     )
     query_loki_tenant: str = _setting("OTEL_AUDIT_LOKI_TENANT", _text, "audit", "the tenant there")
     trusted_proxies: tuple[str, ...] = _setting(
-        "OTEL_AUDIT_TRUSTED_PROXIES", _networks, (), "networks whose X-Forwarded-For is believed"
+        "OTEL_AUDIT_TRUSTED_PROXIES", _networks, (), "networks whose forwarding header is believed"
+    )
+    proxy_header: str = _setting(
+        "OTEL_AUDIT_PROXY_HEADER",
+        _choice(*FORWARDED_HEADERS),
+        FORWARDED_HEADERS[0],
+        "the header that those proxies write",
     )
     timeout: float = _setting(
         "OTEL_AUDIT_TIMEOUT", _seconds, 10.0, "seconds that a caller waits for a confirmation"

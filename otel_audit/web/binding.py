@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_audit.api.logger import AuditLogger
 from otel_audit.api.provider import get_audit_provider
+from otel_audit.settings import Settings
 from otel_audit.web.activity import SAFE_METHODS, Activity
 from otel_audit.web.caller import CallerReader
 from otel_audit.web.paths import checked_activity, checked_paths
@@ -64,7 +65,7 @@ class Binding:
         *,
         provider: AuditProvider | None,
         trusted_proxies: Iterable[str] | None,
-        proxy_header: str,
+        proxy_header: str | None,
         session_cookie: str | None,
         http_activity: str | None,
         exclude: Iterable[str],
@@ -82,9 +83,11 @@ class Binding:
             request_id_header=request_id_header,
             client_id_header=client_id_header,
         )
-        self._proxies = TrustedProxies(trusted_proxies or (), header=proxy_header)
-        self._proxies_from_settings = trusted_proxies is None
-        self.unbound = self._caller(proxies=self._proxies)
+        if trusted_proxies is not None and not isinstance(trusted_proxies, str):
+            trusted_proxies = tuple(trusted_proxies)
+        self._trusted_proxies = trusted_proxies
+        self._proxy_header = proxy_header
+        self.unbound = self._caller(proxies=self._proxies(Settings()))
         """Reads callers where no provider can be had."""
         self._bound: Bound | None = None
 
@@ -93,14 +96,18 @@ class Binding:
         provider = self._provider or get_audit_provider()
         bound = self._bound
         if bound is None or bound.provider is not provider:
-            caller = self.unbound
-            if self._proxies_from_settings and provider.settings.trusted_proxies:
-                header = self._proxies.header.decode("ascii")
-                proxies = TrustedProxies(provider.settings.trusted_proxies, header=header)
-                caller = self._caller(proxies=proxies)
+            caller = self._caller(proxies=self._proxies(provider.settings))
             activity = self._http_activity or provider.policy.http_activity
             bound = self._bound = Bound(provider, caller, activity)
         return bound
+
+    def _proxies(self, settings: Settings) -> TrustedProxies:
+        """Return who is believed: as this middleware was told, else as the settings say."""
+        trusted = self._trusted_proxies
+        return TrustedProxies(
+            settings.trusted_proxies if trusted is None else trusted,
+            header=self._proxy_header or settings.proxy_header,
+        )
 
     def excludes(self, scope: Mapping[str, Any]) -> bool:
         """Whether the path gets no activity records and is never refused."""

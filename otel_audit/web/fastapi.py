@@ -32,7 +32,7 @@ class AuditOptions(TypedDict, total=False):
     provider: AuditProvider | None
     identify: IdentityHook | None
     trusted_proxies: Iterable[str] | None
-    proxy_header: str
+    proxy_header: str | None
     session_cookie: str | None
     http_activity: str | None
     exclude: Iterable[str]

@@ -20,7 +20,6 @@ from otel_audit.web.binding import Binding
 from otel_audit.web.http import HttpExchange
 from otel_audit.web.identity import Identify
 from otel_audit.web.lifespan import LifespanExchange, fail_start
-from otel_audit.web.proxies import FORWARDED_HEADERS
 from otel_audit.web.routes import route_template
 from otel_audit.web.websocket import WebSocketExchange
 
@@ -52,7 +51,7 @@ class AuditMiddleware:
         provider: AuditProvider | None = None,
         identify: IdentityHook | None = None,
         trusted_proxies: Iterable[str] | None = None,
-        proxy_header: str = FORWARDED_HEADERS[0],
+        proxy_header: str | None = None,
         session_cookie: str | None = "session",
         http_activity: str | None = None,
         exclude: Iterable[str] = (),
@@ -63,7 +62,8 @@ class AuditMiddleware:
 
         ``provider``: default is the global one. ``identify``: see
         `otel_audit.web.identity`. ``trusted_proxies``: addresses and networks
-        whose ``proxy_header`` is believed (default: OTEL_AUDIT_TRUSTED_PROXIES).
+        whose ``proxy_header`` is believed (default: OTEL_AUDIT_TRUSTED_PROXIES
+        and OTEL_AUDIT_PROXY_HEADER).
         ``session_cookie``: whose value is stored as a salted hash; None for
         none. ``http_activity``: all, mutating or off (default: the policy's).
         ``exclude``: paths, each with everything below it, that get no activity

@@ -19,15 +19,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import AuditSettingsError
+from otel_audit.settings import FORWARDED_HEADERS, UNIX_PEER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-FORWARDED_HEADERS: Final = ("x-forwarded-for", "forwarded")
-"""What ``proxy_header`` may be: the de-facto header, or RFC 7239's."""
-
-UNIX_PEER: Final = "unix"
-"""Stands in the list of trusted proxies for a peer without address (a Unix socket)."""
 
 _MOST_HOPS: Final = 32  # a longer chain is made up, and each step costs time
 _MOST_BYTES: Final = 8192  # 32 hops of the longest form fit; the rest was put there to be slow

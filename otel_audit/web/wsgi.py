@@ -22,7 +22,6 @@ from otel_audit.web import problem
 from otel_audit.web.activity import ACTIVITY_KEY, Activity, named
 from otel_audit.web.binding import Binding
 from otel_audit.web.identity import actor_from
-from otel_audit.web.proxies import FORWARDED_HEADERS
 from otel_audit.web.routes import route_template
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class AuditWSGIMiddleware:
         provider: AuditProvider | None = None,
         identify: IdentityHook | None = None,
         trusted_proxies: Iterable[str] | None = None,
-        proxy_header: str = FORWARDED_HEADERS[0],
+        proxy_header: str | None = None,
         session_cookie: str | None = "session",
         http_activity: str | None = None,
         exclude: Iterable[str] = (),
