@@ -56,6 +56,7 @@ def test_loki_refuses_no_record_for_its_age_or_size() -> None:
     limits = loki()["limits_config"]
     assert limits["reject_old_samples"] is False
     assert limits["shard_streams"]["time_sharding_enabled"] is True
+    assert limits["shard_streams"]["desired_rate"] == "1GB"  # a copy must not get another stream
     assert limits["max_structured_metadata_entries_count"] >= 256
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,12 +143,15 @@ class Shop:
         [row] = self.command("ship", "status")["destinations"]
         return dict(row)
 
+    @property
+    def _query(self) -> str:
+        return f'{{service_name=~".+"}} | audit_sequence_stream_id={json.dumps(self.origin)}'
+
     def in_loki(self, loki: Loki) -> list[bytes]:
         """Return the bodies of the trail's records that Loki shows."""
-        query = f'{{service_name=~".+"}} | audit_sequence_stream_id={json.dumps(self.origin)}'
         return [
             entry.line.encode()
-            for entry in loki.entries(query)
+            for entry in loki.entries(self._query)
             if entry.labels.get("event_name") != "audit.checkpoint"
         ]
 
@@ -168,11 +172,20 @@ class Shop:
         wait_for(lambda: len(self.in_loki(loki)) >= len(expected), seconds, "delivery to Loki")
         time.sleep(1.0)  # whatever comes twice would be there by then
         found = sorted(self.in_loki(loki))
-        assert len(found) == len(expected)
+        if found != expected:
+            self._explain(loki, Counter(found) - Counter(expected))
         assert found == expected
         report = self.command("reconcile", "--loki", loki.url)
         assert report["ok"]
         assert report["found"] == len(expected)
+
+    def _explain(self, loki: Loki, surplus: Counter[bytes]) -> None:
+        """Print by which labels the entries differ of a line that Loki shows too often."""
+        line = next(iter(surplus), b"").decode()
+        entries = [set(one.labels.items()) for one in loki.entries(self._query) if one.line == line]
+        common = set.intersection(*entries) if entries else set()
+        print(f"{surplus.total()} too often, such as {line}; its entries differ by")  # noqa: T201 - pytest shows it where the test failed
+        print(*[sorted(labels - common) for labels in entries], sep="\n")  # noqa: T201 - pytest shows it where the test failed
 
 
 class Forgetful:

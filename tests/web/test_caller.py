@@ -146,7 +146,9 @@ async def test_trusted_proxies_by_argument_and_by_setting(
     assert (await seen(trusting, dict(scope), trusted_proxies=[]))["client_ip"] == "192.0.2.7"
     by_argument = await seen(provider, dict(scope), trusted_proxies=["192.0.2.7"])
     assert by_argument["client_ip"] == "203.0.113.9"
-    by_rfc = await seen(provider, dict(rfc), trusted_proxies=["192.0.2.7"], proxy_header="Forwarded")
+    by_rfc = await seen(
+        provider, dict(rfc), trusted_proxies=["192.0.2.7"], proxy_header="Forwarded"
+    )
     assert by_rfc["client_ip"] == "2001:db8::1"
     by_one_pass = await seen(provider, dict(scope), trusted_proxies=iter(["192.0.2.7"]))
     assert by_one_pass["client_ip"] == "203.0.113.9"
