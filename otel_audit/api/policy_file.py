@@ -104,7 +104,7 @@ def rule_set(name: str, where: str) -> PolicyFile:
     """Return a shipped set of rules; ``where`` is what named it. Raises `AuditSettingsError`."""
     known = rule_set_names()
     if name not in known:
-        message = f"{where} names the rule set {name!r}; there are {', '.join(known)}"
+        message = f"{where} names {name!r}, which is no rule set; name some of {', '.join(known)}"
         raise AuditSettingsError(message)
     text = (_SETS / f"{name}.yaml").read_text(encoding="utf-8")
     return parse_policy(text, f"rule set {name}")

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
     from otel_audit.cli.diagnosis.check import Check, Subject
 
+_JUDGED: Final = "of this environment; a service has those that it was started with"
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def doctor(directory: Directory = None, *, as_json: Json = False) -> None:
-    """Look at settings, files, key, clock, agent, mirror and shipping, and say what to do.
+    """Look at settings, policy, files, key, clock, agent, mirror and shipping, and say what to do.
 
     Writes nothing and works on a trail that is broken or not there. Fails when
     a check fails; warnings alone do not count. Whether the records themselves
@@ -58,7 +59,15 @@ def doctor(directory: Directory = None, *, as_json: Json = False) -> None:
 
 
 def _examine(subject: Subject) -> list[Check]:
-    from otel_audit.cli.diagnosis import place, processes, setup, shipping, trail
+    from otel_audit.cli.diagnosis import (
+        environment,
+        place,
+        policy,
+        processes,
+        setup,
+        shipping,
+        trail,
+    )
     from otel_audit.cli.diagnosis.check import examine
 
     return list(
@@ -66,6 +75,8 @@ def _examine(subject: Subject) -> list[Check]:
             subject,
             (
                 ("settings", setup.settings),
+                ("environment", environment.environment),
+                ("policy", policy.policy),
                 ("directory", place.directory),
                 ("files", place.files),
                 ("file system", place.file_system),
@@ -90,6 +101,7 @@ def _print(
 ) -> None:
     target = output.console()
     target.print("Settings", style="bold")
+    target.print(f"  {_JUDGED}", style="dim")
     _print_settings(target, settings)
     target.print()
     target.print("Checks", style="bold")

@@ -94,7 +94,7 @@ def test_a_whole_file() -> None:
         ("http_activity:", "1:15", "expected a text"),
         ("version: 1\nversion: 1", "2:1", "'version' is said twice"),
         ("redact:\n  patterns: ['(']", "2:3", "pattern"),
-        ("rule_sets: [nothing]", "1:13", "there are "),
+        ("rule_sets: [nothing]", "1:13", "name some of aws, "),
         ("routes:\n  - match: /x\n    event: e", "2:12", "no method and route"),
         ("routes:\n  - match: []\n    event: e", "2:12", "match is empty"),
         ("routes:\n  - match: GET /x", "2:5", "'event' is missing"),
@@ -140,7 +140,7 @@ def test_a_variable_wins_over_the_file_and_sets_add_up(tmp_path: Path) -> None:
     assert (policy.on_failure, policy.http_activity) == ("fail", "all")
     policy, _ = policy_for(settings(tmp_path, "", OTEL_AUDIT_RULE_SETS="logins"))
     assert policy.routes
-    with pytest.raises(AuditSettingsError, match="OTEL_AUDIT_RULE_SETS names the rule set 'x'"):
+    with pytest.raises(AuditSettingsError, match="OTEL_AUDIT_RULE_SETS names 'x', which is no rule set"):
         policy_for(settings(tmp_path, "", OTEL_AUDIT_RULE_SETS="x"))
 
 

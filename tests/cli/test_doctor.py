@@ -54,6 +54,7 @@ def test_a_trail_in_order(trail: Path, cli: Cli) -> None:
     assert states == dict.fromkeys(
         [
             "settings",
+            "policy",
             "directory",
             "files",
             "file system",

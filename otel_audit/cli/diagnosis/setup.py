@@ -39,7 +39,7 @@ def settings(subject: Subject) -> Iterator[Check]:
             "unset it wherever something has to be audited",
         )
     if not subject.unusable and not subject.settings.unknown:
-        yield ok("settings", "every variable that is set is known and usable")
+        yield ok("settings", "every variable that is set here is known and usable")
 
 
 def versions() -> dict[str, str]:
