@@ -140,7 +140,9 @@ def test_a_variable_wins_over_the_file_and_sets_add_up(tmp_path: Path) -> None:
     assert (policy.on_failure, policy.http_activity) == ("fail", "all")
     policy, _ = policy_for(settings(tmp_path, "", OTEL_AUDIT_RULE_SETS="logins"))
     assert policy.routes
-    with pytest.raises(AuditSettingsError, match="OTEL_AUDIT_RULE_SETS names 'x', which is no rule set"):
+    with pytest.raises(
+        AuditSettingsError, match="OTEL_AUDIT_RULE_SETS names 'x', which is no rule set"
+    ):
         policy_for(settings(tmp_path, "", OTEL_AUDIT_RULE_SETS="x"))
 
 
