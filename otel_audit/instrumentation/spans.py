@@ -29,6 +29,7 @@ from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from otel_audit.api.logger import get_audit_logger
 from otel_audit.api.provider import get_audit_provider
 from otel_audit.errors import OtelAuditError
+from otel_audit.instrumentation.given import GivenAttributes
 from otel_audit.instrumentation.instrumentor import AuditInstrumentor, Patch
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class RuleProcessor(SpanProcessor):
     """Makes records of the spans that match."""
 
     def __init__(self, rules: tuple[SpanRule, ...], audit: AuditLogger) -> None:
+        self.given = GivenAttributes()
         self._rules = rules
         self._audit = audit
         # Which rules there are for a tracer's spans, and which for those with certain attributes.
@@ -70,11 +72,13 @@ class RuleProcessor(SpanProcessor):
             return frozenset(_KINDS)
         return frozenset(kind for kind, name in _KINDS.items() if name in named)
 
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the SDK's signature
         """Wait for the end: what a span is, is known then."""
+        self.given.take(span)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Record the span if a rule says so. MUST NOT raise."""
+        given = self.given.of(span)
         scope = span.instrumentation_scope
         key = ("" if scope is None else scope.name, span.kind)
         rules = self._candidates.get(key)
@@ -83,7 +87,7 @@ class RuleProcessor(SpanProcessor):
         if not rules:
             return
         # Once: each look into a span's own attributes takes a lock.
-        attributes = dict(span.attributes or {})
+        attributes = {**given, **(span.attributes or {})}
         named = (key, tuple(attributes))
         some = self._named.get(named)
         if some is None:
@@ -143,9 +147,10 @@ class RuleProcessor(SpanProcessor):
 class RuleSampler(Sampler):
     """Has spans of some kinds recorded, but not exported, which ``inner`` would drop."""
 
-    def __init__(self, inner: Sampler, kinds: frozenset[SpanKind]) -> None:
+    def __init__(self, inner: Sampler, kinds: frozenset[SpanKind], given: GivenAttributes) -> None:
         self.inner = inner
         self._kinds = kinds
+        self._given = given
 
     def should_sample(
         self,
@@ -161,8 +166,12 @@ class RuleSampler(Sampler):
         result = self.inner.should_sample(
             parent_context, trace_id, name, kind, attributes, links, trace_state
         )
-        if result.decision is Decision.DROP and kind in self._kinds:
-            return SamplingResult(Decision.RECORD_ONLY, attributes, result.trace_state)
+        if result.decision is Decision.DROP:
+            if kind in self._kinds:
+                return SamplingResult(Decision.RECORD_ONLY, attributes, result.trace_state)
+        # Fewer than were given: comparing the names would cost each span more than it is worth.
+        elif attributes and len(result.attributes) < len(attributes) and kind in self._kinds:
+            self._given.hand(trace_id, name, attributes)
         return result
 
     def get_description(self) -> str:
@@ -214,8 +223,8 @@ class SpanInstrumentor(AuditInstrumentor):
         if provider in self._providers or not hasattr(provider, "_active_span_processor"):
             return
         self._providers.add(provider)
-        kinds = self._processor.kinds
-        _set_sampler(provider, lambda sampler: RuleSampler(sampler, kinds))
+        kinds, given = self._processor.kinds, self._processor.given
+        _set_sampler(provider, lambda sampler: RuleSampler(sampler, kinds, given))
         provider.add_span_processor(self._processor)
 
 

@@ -11,11 +11,18 @@ from fastapi.testclient import TestClient
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    Decision,
+    Sampler,
+    SamplingResult,
+)
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from otel_audit import audit_span, instrument_app
 from otel_audit.api.policy_file import parse_policy
+from otel_audit.instrumentation.given import GivenAttributes
 from otel_audit.instrumentation.spans import RuleSampler, SpanInstrumentor
 from otel_audit.testing import audit_trail
 
@@ -63,6 +70,52 @@ def span(
 ) -> Any:
     tracer = provider.get_tracer(scope)
     return tracer.start_as_current_span("query", kind=kind, attributes={"statement": statement})
+
+
+class Forgetful(Sampler):
+    """Returns no attributes, as the composite sampler of the SDK; those of some spans it returns."""
+
+    def should_sample(self, *arguments: Any, **keywords: Any) -> SamplingResult:
+        attributes: Any = arguments[4] if len(arguments) > 4 else keywords.get("attributes")
+        kept = attributes if (attributes or {}).get("kept") else None
+        return SamplingResult(Decision.RECORD_AND_SAMPLE, kept)
+
+    def get_description(self) -> str:
+        return "Forgetful"
+
+
+@pytest.mark.usefixtures("instrumented")
+def test_attributes_that_a_sampler_keeps_to_itself_still_match(
+    trail: AuditTrail, spans: InMemorySpanExporter
+) -> None:
+    """What is exported stays as that sampler wants it."""
+    provider = tracers(Forgetful(), spans)
+    with span(provider, "INSERT INTO users VALUES (1)"), span(provider, "DELETE FROM orders"):
+        pass
+    with span(provider, "SELECT * FROM users"):
+        pass
+    names = [record["resource_name"] for record in trail.records(event="data_change")]
+    assert names == ["orders", "users"]
+    assert [dict(one.attributes or {}) for one in spans.get_finished_spans()] == [{}, {}, {}]
+
+
+def test_attributes_are_kept_for_the_span_that_they_were_given_to() -> None:
+    """Whatever a processor before ours starts in between, and however many spans never end."""
+    given = GivenAttributes()
+    provider = TracerProvider(shutdown_on_exit=False)
+    tracer = provider.get_tracer("db.driver")
+    one, other = tracer.start_span("one"), tracer.start_span("other")
+    given.hand(one.get_span_context().trace_id, "one", {"statement": "x"})
+    given.take(other)  # type: ignore[arg-type]
+    given.take(one)  # type: ignore[arg-type]
+    assert given.of(one) == given.of(other) == {}  # type: ignore[arg-type]
+    many = [tracer.start_span(f"{number}") for number in range(10_001)]
+    for number, late in enumerate(many):
+        given.hand(late.get_span_context().trace_id, f"{number}", {"number": number})
+        given.take(late)  # type: ignore[arg-type]
+    assert given.of(many[0]) == {}  # type: ignore[arg-type]
+    assert given.of(many[-1]) == {"number": 10_000}  # type: ignore[arg-type]
+    assert given.of(many[-1]) == {}  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("instrumented")
