@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.request
 from contextlib import closing
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 
@@ -39,16 +40,24 @@ class Launched:
     """One command under the launcher, with its trail in ``directory/logs``."""
 
     def __init__(
-        self, binaries: Path, directory: Path, *command: str, port: int = 0, **environment: str
+        self,
+        binaries: Path,
+        directory: Path,
+        *command: str,
+        port: int = 0,
+        typed: str = "",
+        **environment: str,
     ) -> None:
-        """Start it; ``command`` begins with a program of the environment."""
+        """Start it; ``command`` begins with a program of the environment, ``typed`` is its input."""
         self.port = port
         self.trail = directory / "logs" / "trail"
         self.log = directory / "server.log"
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
         }
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log, TemporaryFile() as entered:
+            entered.write(typed.encode())
+            entered.seek(0)
             self.process = subprocess.Popen(
                 [binaries / "opentelemetry-instrument", binaries / command[0], *command[1:]],
                 cwd=directory,
@@ -60,7 +69,7 @@ class Launched:
                     "OTEL_BSP_SCHEDULE_DELAY": "100",
                     **environment,
                 },
-                stdin=subprocess.DEVNULL,
+                stdin=entered,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

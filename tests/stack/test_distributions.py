@@ -8,8 +8,10 @@ import pytest
 
 from tests.stack.environments import environment
 from tests.stack.launched import Launched, free_port
+from tests.stack.published import mcp_atlassian, piccolo_admin, tiled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 DISTRIBUTIONS = (
@@ -84,6 +86,26 @@ def test_audit_runs_beside_it(tmp_path: Path, name: str, chosen: str | None) -> 
     assert served["resource_name"] == "/items/{item}"
     assert [lie for lie in FULL_OF_LIES if lie in server.said()] == [], server.said()
     server.verify()
+
+
+APPLICATIONS = {
+    "tiled": (tiled, {}),
+    "piccolo_admin": (piccolo_admin, {"OTEL_PYTHON_DISTRO": "otel_audit"}),
+    "mcp-atlassian": (mcp_atlassian, {}),
+}
+"""Applications that others published, and which distribution is chosen: the first that is found, or ours."""
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("run", "chosen"), APPLICATIONS.values(), ids=APPLICATIONS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS[1:])
+def test_published_applications_are_audited_beside_it(
+    tmp_path: Path, name: str, run: Callable[..., Launched], chosen: dict[str, str]
+) -> None:
+    """Their log-ins, database writes and credentials' use, in the traces of their requests."""
+    said = {"APPLICATIONINSIGHTS_CONNECTION_STRING": AZURE, **chosen}
+    server = run(environment("published", name), tmp_path, **said)
+    assert [lie for lie in FULL_OF_LIES if lie in server.said()] == [], server.said()
 
 
 @pytest.mark.timeout(900)

@@ -1,0 +1,241 @@
+"""Applications that others wrote and published, run as they are, used, and looked up in the trail.
+
+Each is started by its own command under ``opentelemetry-instrument`` with
+nothing but environment variables, among them those that a test adds: for
+another distribution, or for more workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import socket
+import threading
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.stack.environments import run
+from tests.stack.launched import Launched, free_port
+from tests.stack.servers import postgres
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+AUDITED: Final = {"OTEL_AUDIT_RULE_SETS": "logins,sql"}
+FORM: Final = "application/x-www-form-urlencoded"
+
+
+def log_in(server: Launched, path: str, password: str) -> int:
+    """Send the form of OAuth's password grant."""
+    form = urlencode({"grant_type": "password", "username": "alice", "password": password})
+    return server.ask(path, "POST", form.encode(), Content_Type=FORM)[0]
+
+
+def check_log_ins(server: Launched, route: str | None = None) -> None:
+    """Look for one that failed and one that did not, each in the trace of its request."""
+    outcomes = []
+    for record in server.records(event="authentication"):
+        (request,) = server.records(event="http.request", request_id=record["request_id"])
+        assert int(record["trace_id"], 16)
+        assert record["trace_id"] == request["trace_id"]
+        assert route is None or record["resource_name"] == request["route"] == route
+        outcomes.append(record["outcome"])
+    assert outcomes == ["failure", "success"]
+
+
+def check_session(server: Launched) -> None:
+    """Look for the session that a log-in writes into the database, in the trace of its request."""
+    (login,) = server.records(event="authentication", outcome="success")
+    writes = server.records(event="database_write", trace_id=login["trace_id"])
+    assert ("INSERT", "sessions") in [(one["action"], one["resource_name"]) for one in writes]
+    assert all(one["request_id"] == login["request_id"] for one in writes)
+
+
+# tiled: a data server for scientists, on FastAPI and SQLAlchemy
+
+TILED: Final = """
+authentication:
+  providers:
+  - provider: toy
+    authenticator: tiled.authenticators:DictionaryAuthenticator
+    args:
+      users_to_passwords: {alice: "correct horse"}
+  secret_keys: ["SECRET"]
+database: {uri: "sqlite:///./auth.sqlite", init_if_not_exists: true}
+trees:
+- path: /
+  tree: catalog
+  args: {uri: "sqlite:///./catalog.sqlite", writable_storage: ./data, init_if_not_exists: true}
+"""
+
+
+def tiled(binaries: Path, directory: Path, workers: int = 1, **said: str) -> Launched:
+    """Log in badly and well.
+
+    One worker by its own command; several by uvicorn, and with the databases
+    that `tiled_databases` has brought, since each of them would make its own.
+    """
+    (directory / "config.yml").write_text(TILED)
+    port = free_port()
+    command: tuple[str, ...] = ("tiled", "serve", "config", "config.yml")
+    if workers > 1:
+        command = ("uvicorn", "tiled.server.app:app_factory", "--factory",
+                   "--workers", str(workers))  # fmt: skip
+    command = (*command, "--port", str(port))
+    with Launched(binaries, directory, *command, port=port, **AUDITED, **said) as server:
+        assert server.ask("/api/v1/")[0] == 200
+        assert log_in(server, "/api/v1/auth/provider/toy/token", "wrong") == 401
+        assert log_in(server, "/api/v1/auth/provider/toy/token", "correct horse") == 200
+    check_log_ins(server, "/api/v1/auth/provider/toy/token")
+    check_session(server)
+    assert "correct horse" not in str(server.records())
+    server.verify()
+    return server
+
+
+def tiled_databases(used: Path, fresh: Path) -> None:
+    """Bring what tiled has made in one directory into another."""
+    fresh.mkdir()
+    for database in used.glob("*.sqlite"):
+        shutil.copy(database, fresh)
+
+
+# piccolo_admin: an administration page with a database, on FastAPI and Piccolo
+
+
+def piccolo_admin(binaries: Path, directory: Path, **said: str) -> Launched:
+    """Log in badly and well, as its page does; its demonstration listens on port 8000."""
+    with closing(socket.socket()) as probe:
+        if probe.connect_ex(("127.0.0.1", 8000)) == 0:
+            pytest.skip("port 8000 is taken, and the demonstration listens nowhere else")
+    with postgres() as port:
+        place = {"PGHOST": "127.0.0.1", "PGPORT": str(port), "PGUSER": "audit"}
+        run("psql", "-h", "127.0.0.1", "-p", port, "-U", "audit", "-d", "postgres",
+            "-c", "CREATE DATABASE piccolo_admin")  # fmt: skip
+        command = ("admin_demo", "--engine=postgres")
+        said = {**AUDITED, **place, **said}
+        with Launched(binaries, directory, *command, port=8000, **said) as server:
+            _, _, headers = server.ask("/public/login/")
+            cookie = headers["set-cookie"].split(";")[0]
+            token = cookie.partition("=")[2]
+            for password in ("wrong", "piccolo123"):
+                form = urlencode({"username": "piccolo", "password": password, "csrftoken": token})
+                shown = {"Cookie": cookie, "X_CSRFToken": token, "Content_Type": FORM}
+                status, body, _ = server.ask("/public/login/", "POST", form.encode(), **shown)
+                assert (status < 400) is (password != "wrong"), body
+    check_log_ins(server)
+    check_session(server)
+    assert "piccolo123" not in str(server.records())
+    server.verify()
+    return server
+
+
+# mcp-atlassian: tools for language models, on Starlette, which keeps its tokens in the keyring
+
+CALL: Final = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "tools/call",
+    "params": {"name": "jira_get_link_types", "arguments": {}},
+}
+SERVICE: Final = "mcp-atlassian-oauth"
+OLD: Final = {"access_token": "access-one", "refresh_token": "refresh-one", "expires_at": 1}
+NEW: Final = {"access_token": "access-two", "refresh_token": "refresh-two", "expires_in": 3600}
+
+
+def mcp_atlassian(binaries: Path, directory: Path, **said: Any) -> Launched:
+    """Let it read a token that has expired, renew it, and use the new one.
+
+    The old token comes into the keyring, which is a file here, by the command
+    of the keyring library.
+    """
+    with jira() as (address, asked):
+        said = {
+            **AUDITED,
+            "HOME": str(directory),
+            "XDG_DATA_HOME": str(directory / "data"),
+            "PYTHON_KEYRING_BACKEND": "keyrings.alt.file.PlaintextKeyring",
+            "JIRA_URL": address,
+            "ATLASSIAN_OAUTH_CLIENT_ID": "shop",
+            "ATLASSIAN_OAUTH_CLIENT_SECRET": "client-secret",
+            "ALLOW_GLOBAL_CRED_FALLBACK": "true",
+            "FASTMCP_CHECK_FOR_UPDATES": "off",
+            **said,
+        }
+        keyring = ("keyring", "set", SERVICE, "oauth-shop")
+        setting = Launched(binaries, directory, *keyring, typed=json.dumps(OLD), **said)
+        assert setting.process.wait(60) == 0, setting.said()
+        port = free_port()
+        command = ("mcp-atlassian", "--transport", "streamable-http", "--stateless",
+                   "--host", "127.0.0.1", "--port", str(port))  # fmt: skip
+        with Launched(binaries, directory, *command, port=port, **said) as server:
+            both = "application/json, text/event-stream"
+            sent = {"Content_Type": "application/json", "Accept": both}
+            status, body, _ = server.ask("/mcp", "POST", json.dumps(CALL).encode(), **sent)
+            assert (status, "Blocks" in body.decode()) == (200, True), body
+    assert asked == ["Bearer access-two"]
+    check_credentials(server, address)
+    server.verify()
+    return server
+
+
+def check_credentials(server: Launched, address: str) -> None:
+    """By one question: who used the credential; what a request did is in its trace."""
+    (request,) = server.records(event="http.request")
+    shown = [
+        (record["event"], record["resource_name"], record["context"], record.get("trace_id"))
+        for record in server.records(event_type="credential_access")
+    ]
+    own = f"oauth-shop-dc-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+    trace = request["trace_id"]
+    module = "mcp_atlassian.utils.oauth"
+    assert int(trace, 16)
+    assert shown == [
+        ("credential_modified", f"{SERVICE}/oauth-shop", "__main__:<module>", None),
+        ("credential_accessed", f"{SERVICE}/oauth-shop", f"{module}:load_tokens", None),
+        ("credential_modified", f"{SERVICE}/{own}", f"{module}:_save_tokens", trace),
+        ("credential_modified", f"{SERVICE}/oauth-shop", f"{module}:_save_tokens", trace),
+    ]
+    values = (OLD["access_token"], OLD["refresh_token"], NEW["access_token"], NEW["refresh_token"])
+    text = str(server.records())
+    assert [value for value in (*values, "client-secret") if str(value) in text] == []
+
+
+@contextmanager
+def jira() -> Iterator[tuple[str, list[str]]]:
+    """Answer as Jira does when a token is renewed and used; give its address, and the tokens used."""
+    used: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            if self.path.endswith("/oauth2/latest/token"):
+                answer: dict[str, Any] = NEW
+            else:
+                used.append(self.headers["authorization"])
+                answer = {"issueLinkTypes": [{"id": "1", "name": "Blocks"}]}
+            body = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815 - http.server's way
+
+        def log_message(self, *_: Any) -> None:
+            """Be quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", used
+    finally:
+        server.shutdown()
+        server.server_close()
