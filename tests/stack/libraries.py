@@ -8,8 +8,12 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def main() -> None:
@@ -86,35 +90,86 @@ def use_celery() -> None:
         pay.delay(-1).get(timeout=30, propagate=False)
 
 
-def use_genai() -> None:
-    """Make the span that instrumentations make by the semantic conventions."""
-    from opentelemetry import trace
+def use_openai() -> None:
+    """Ask by each interface, as applications do: at once, awaited, as a stream, and in vain."""
+    import asyncio
 
-    attributes: dict[str, Any] = {
-        "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": "openai",
-        "gen_ai.request.model": "gpt-x",
-        "gen_ai.response.model": "gpt-x-2026",
-        "gen_ai.usage.input_tokens": 3,
-        "gen_ai.usage.output_tokens": 4,
-        "gen_ai.input.messages": "what a patient asked",
-    }
-    tracer = trace.get_tracer("opentelemetry.instrumentation.some_llm")
-    with tracer.start_as_current_span("chat", kind=trace.SpanKind.CLIENT, attributes=attributes):
-        pass
+    import openai  # type: ignore[import-not-found]  # in the environment only
+
+    where = {"base_url": f"{serve(language_model)}/v1", "api_key": "sk-secret", "max_retries": 0}
+    client = openai.OpenAI(**where)
+    asked = {"model": "gpt-x", "messages": QUESTION}
+    assert client.chat.completions.create(**asked).choices[0].message.content == "the answer"
+    assert asyncio.run(openai.AsyncOpenAI(**where).chat.completions.create(**asked))
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    assert [*client.chat.completions.create(**asked, **options)][-1].usage
+    assert client.responses.create(model="gpt-x", input=QUESTION[0]["content"]).output_text
+    assert client.embeddings.create(model="embedding-x", input=QUESTION[0]["content"]).data
+    with suppress(openai.NotFoundError):
+        client.chat.completions.create(model="unknown", messages=QUESTION)
 
 
-def serve() -> str:
-    """Serve an empty object to whoever asks."""
+def use_anthropic() -> None:
+    import anthropic  # type: ignore[import-not-found]  # in the environment only
+
+    client = anthropic.Anthropic(base_url=serve(language_model), api_key="sk-secret", max_retries=0)
+    answer = client.messages.create(model="claude-x", max_tokens=9, messages=QUESTION)
+    assert answer.content[0].text == "the answer"
+
+
+QUESTION = [{"role": "user", "content": "what a patient asked"}]
+ANSWER = {"role": "assistant", "content": "the answer"}
+TOKENS = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+
+
+def language_model(path: str, asked: dict[str, Any]) -> Any:
+    """Answer as OpenAI and Anthropic do; a stream is a list."""
+    chat = {"id": "chat-1", "object": "chat.completion", "created": 1, "model": "gpt-x-2026"}
+    if asked["model"] == "unknown":
+        return 404, {"error": {"message": f"no such model, {asked['messages']}"}}
+    if path.endswith("/messages"):
+        return {
+            "id": "message-1", "type": "message", "role": "assistant", "model": "claude-x-2026",
+            "content": [{"type": "text", "text": "the answer"}], "stop_reason": "end_turn",
+            "stop_sequence": None, "usage": {"input_tokens": 3, "output_tokens": 4},
+        }  # fmt: skip
+    if path.endswith("/embeddings"):
+        vector = {"object": "embedding", "index": 0, "embedding": [0.1, 0.2]}
+        usage = {"prompt_tokens": 5, "total_tokens": 5}
+        return {"object": "list", "model": "embedding-x", "data": [vector], "usage": usage}
+    if path.endswith("/responses"):
+        text = {"type": "output_text", "text": "the answer", "annotations": []}
+        message = {"id": "message-1", "type": "message", "role": "assistant",
+                   "status": "completed", "content": [text]}  # fmt: skip
+        usage = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
+        return {"id": "response-1", "object": "response", "created_at": 1, "status": "completed",
+                "model": "gpt-x-2026", "output": [message], "usage": usage, "tools": [],
+                "tool_choice": "auto", "parallel_tool_calls": True}  # fmt: skip
+    if asked.get("stream"):
+        chunk = {**chat, "object": "chat.completion.chunk"}
+        choice = {"index": 0, "delta": ANSWER, "finish_reason": "stop"}
+        return [{**chunk, "choices": [choice]}, {**chunk, "choices": [], "usage": TOKENS}]
+    choice = {"index": 0, "finish_reason": "stop", "message": ANSWER}
+    return {**chat, "choices": [choice], "usage": TOKENS}
+
+
+def serve(answer: Callable[[str, dict[str, Any]], Any] = lambda _path, _asked: {}) -> str:
+    """Serve what ``answer`` says to path and body: an object, with or without a status, or a stream."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length", 0)))
-            body = json.dumps({}).encode()
-            self.send_response(200)
+            asked = self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}"
+            said = answer(self.path, json.loads(asked))
+            status, said = said if isinstance(said, tuple) else (200, said)
+            kind, body = "application/json", json.dumps(said)
+            if isinstance(said, list):
+                events = [*map(json.dumps, said), "[DONE]"]
+                kind, body = "text/event-stream", "".join(f"data: {one}\n\n" for one in events)
+            self.send_response(status)
+            self.send_header("content-type", kind)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(body.encode())
 
         do_POST = do_GET  # noqa: N815 - http.server's way
 

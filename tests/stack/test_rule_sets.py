@@ -18,13 +18,12 @@ SETS = "sql,redis,http,aws,celery,genai"
 pytestmark = pytest.mark.timeout(900)
 
 
-def used(directory: Path, *arguments: str, exporter: str = "none") -> list[dict[str, Any]]:
+def used(directory: Path, *arguments: str, **said: Any) -> list[dict[str, Any]]:
     """Use a library under the launcher, with a sampler that drops every span."""
     shutil.copy(PROGRAM, directory)
     launched = Launched(
         environment("libraries"), directory, "python", PROGRAM.name, *arguments,
-        OTEL_TRACES_SAMPLER="always_off", OTEL_TRACES_EXPORTER=exporter,
-        OTEL_AUDIT_RULE_SETS=SETS,
+        OTEL_TRACES_SAMPLER="always_off", OTEL_AUDIT_RULE_SETS=SETS, **said,
     )  # fmt: skip
     assert launched.process.wait(300) == 0, launched.said()
     launched.verify()
@@ -94,11 +93,46 @@ def test_celery(tmp_path: Path) -> None:
     assert (bad["state"], bad["outcome"]) == ("FAILURE", "failure")
 
 
-def test_genai(tmp_path: Path) -> None:
-    (record,) = used(tmp_path, "genai")
-    assert said(record) == ("ai_provider_call", "call", "gpt-x-2026", "success")
-    assert (record["provider"], record["model"], record["tokens_used"]) == (
-        "openai", "gpt-x-2026", 7,
+def called(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the calls of language models; the requests that they are made of are beside them."""
+    sent = {record["trace_id"] for record in records if record["event"] == "outgoing_request"}
+    calls = [record for record in records if record["event"] == "ai_provider_call"]
+    assert {record["trace_id"] for record in calls} == sent
+    text = str(records)
+    assert [word for word in ("patient", "the answer", "sk-secret") if word in text] == []
+    return calls
+
+
+CALL = ("event", "action", "outcome", "provider", "model", "operation", "tokens_used")
+
+
+def test_genai_with_openai(tmp_path: Path) -> None:
+    """By OpenTelemetry's instrumentation, which has been told to put the messages into its spans."""
+    said = {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "span_only"}
+    records = called(used(tmp_path, "openai", **said))
+    call = ("ai_provider_call", "call", "success", "openai")
+    assert [tuple(record.get(name) for name in CALL) for record in records] == [
+        (*call, "gpt-x-2026", "chat", 7),
+        (*call, "gpt-x-2026", "chat", 7),
+        (*call, "gpt-x-2026", "chat", 7),
+        (*call, "gpt-x-2026", "chat", 7),
+        (*call, "embedding-x", "embeddings", 5),
+        ("ai_provider_call", "call", "failure", "openai", "unknown", "chat", None),
+    ]
+    for record in records:
+        assert record["latency_ms"] > 0
+        assert record["resource_type"] == "ai_model"
+        assert record["resource_name"] == record["model"]
+        assert record["server_address"] == "127.0.0.1"
+    ids = ["chat-1", "chat-1", "chat-1", "response-1", None, None]
+    assert [record.get("response_id") for record in records] == ids
+    assert records[-1]["error"] == "openai.NotFoundError"
+
+
+def test_genai_with_anthropic(tmp_path: Path) -> None:
+    """By the spans that the library makes itself."""
+    (record,) = called(used(tmp_path, "anthropic"))
+    assert tuple(record.get(name) for name in CALL) == (
+        "ai_provider_call", "call", "success", "anthropic", "claude-x-2026", "chat", 7,
     )  # fmt: skip
-    assert record["latency_ms"] >= 0
-    assert "patient" not in str(record)
+    assert record["response_id"] == "message-1"
