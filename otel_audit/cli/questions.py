@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from rich.text import Text
+
     from otel_audit.readers.query import Backend, Counts, Entry, Query
 
 _AT_A_TIME: Final = 200
 _BAR: Final = 40
 _MANY: Final = 2_000
-"""Time buckets that are shown with nothing in them; beyond, only those that hold something."""
+"""Time buckets that are listed with nothing in them; beyond, only those that hold something."""
 
 Start = Annotated[
     str | None,
@@ -247,13 +249,14 @@ def _count(
 
     nanoseconds = None if per is None else duration("--per", per)
     counts = search.count(asked, by=by, per=nanoseconds)
+    if not (as_json or as_csv):
+        _write_bars(_ordered(counts), asked, nanoseconds)
+        return
     rows = _filled(counts, asked, nanoseconds) if by is None else _ordered(counts)
     if as_json:
         _write_counts_json(rows, by, per)
-    elif as_csv:
-        _write_counts_csv(rows, by, per)
     else:
-        _write_bars(rows)
+        _write_counts_csv(rows, by, per)
 
 
 _Row = tuple["int | None", "str | None", int]
@@ -266,7 +269,7 @@ def _ordered(counts: Counts) -> list[_Row]:
 
 
 def _filled(counts: Counts, asked: Query, per: int | None) -> list[_Row]:
-    """Show the buckets in which nothing happened, too: a gap is news."""
+    """Add the buckets in which nothing happened: what draws the counts needs each."""
     rows = _ordered(counts)
     if per is None or not rows:
         return rows
@@ -308,7 +311,8 @@ def _write_counts_csv(rows: Sequence[_Row], by: str | None, per: str | None) -> 
         sys.stdout.write(csv_row([*cells, str(number)]))
 
 
-def _write_bars(rows: Sequence[_Row]) -> None:
+def _write_bars(rows: Sequence[_Row], asked: Query, per: int | None) -> None:
+    """Draw a bar for each count; of buckets with nothing in them a line for as many as follow."""
     from rich.text import Text
 
     target = output.console()
@@ -316,18 +320,31 @@ def _write_bars(rows: Sequence[_Row]) -> None:
         target.print("no record matches")
         return
     most = max(number for _, _, number in rows)
-    moments = [_moment(bucket).replace("T", " ").removesuffix("Z") for bucket, _, _ in rows]
     values = [output.visible(value or "")[:_BAR] for _, value, _ in rows]
     wide = max(map(len, values)), max(len(f"{number:,}") for _, _, number in rows)
-    before = ""
-    for moment, value, (_, _, number) in zip(moments, values, rows, strict=True):
+    before = None if asked.start is None or per is None else asked.start // per * per - per
+    for (bucket, _, number), value in zip(rows, values, strict=True):
         line = Text()
-        if moment:
-            line.append(f"{moment if moment != before else '':<19}  ", style="dim")
-            before = moment
+        if bucket is not None and per is not None:
+            if before is not None and bucket - before > per:
+                target.print(_gap(before + per, bucket - per, sum(wide) + 2 * bool(wide[0])))
+            line.append(f"{_time(bucket) if bucket != before else '':<19}  ", style="dim")
+            before = bucket
         if wide[0]:
             line.append(f"{value:<{wide[0]}}  ")
         line.append(f"{number:>{wide[1]},}  ", style="bold")
         line.append("█" * -(-number * _BAR // most), style="cyan")
         line.rstrip()
         target.print(line)
+
+
+def _gap(first: int, last: int, wide: int) -> Text:
+    """Say from when to when there is nothing: a gap is news, but not a screen of zeros."""
+    from rich.text import Text
+
+    until = "" if first == last else f"  until {_time(last)}"
+    return Text(f"{_time(first)}  {0:>{wide}}{until}", style="dim")
+
+
+def _time(bucket: int) -> str:
+    return _moment(bucket).replace("T", " ").removesuffix("Z")

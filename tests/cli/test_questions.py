@@ -94,11 +94,28 @@ def test_failed_log_ins_per_hour_are_bars(ask: Cli) -> None:
 
 
 def test_hours_in_which_nothing_happened_are_shown(ask: Cli) -> None:
+    """Each to programs; to people in one line, so that what happened stays in sight."""
     start = ("--start", "2026-02-02T00:00:00Z")
-    lines = ask("query", "--where", "number=299", "--per", "1h", *start).out.splitlines()
-    assert [line.split()[2] for line in lines] == ["0"] * 7 + ["1"]
+    last = ("query", "--where", "number=299", *start)
+    shown = ask(*last, "--per", "1h").out.splitlines()
+    assert shown == [
+        "2026-02-02 00:00:00  0  until 2026-02-02 06:00:00",
+        f"2026-02-02 07:00:00  1  {40 * '█'}",
+    ]
+    counts = json.loads(ask(*last, "--per", "1h", "--json").out)["counts"]
+    assert [one["count"] for one in counts] == [0] * 7 + [1]
+    assert len(ask(*last, "--per", "1h", "--csv").out.splitlines()) == 9
+    by = ("query", "--where", "number=29*", "--per", "1h", "--count-by", "event")
+    assert ask(*by).out.splitlines() == [
+        "2026-02-02 03:00:00  authentication     1  █████",
+        "2026-02-02 04:00:00                     0  until 2026-02-02 06:00:00",
+        f"2026-02-02 07:00:00  authentication     9  {40 * '█'}",
+        "                     credential_access  1  █████",
+    ]
     many = ask("query", "--per", "1s").out.splitlines()
-    assert len(many) == 300
+    assert len(many) == 599
+    assert many[1] == "2026-02-02 02:40:01  0  until 2026-02-02 02:40:59"
+    assert len(json.loads(ask("query", "--per", "1s", "--json").out)["counts"]) == 300
 
 
 def test_counts_by_a_field(ask: Cli) -> None:
