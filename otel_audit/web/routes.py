@@ -2,7 +2,9 @@
 
 Promises a name of low cardinality: the template with its parameters
 (``/items/{id}``), with the mount's prefix, or `UNMATCHED`. Nothing here
-matches a path by itself when the framework has said what it matched.
+matches a path by itself when the framework has said what it matched; where a
+middleware has given a copy of the scope to the router, the routes are asked
+once more.
 """
 
 from __future__ import annotations
@@ -27,10 +29,42 @@ def route_template(scope: Mapping[str, Any], root_path: str = "") -> str:
     it since are mounts.
     """
     leaf = _leaf_template(scope)
+    if leaf is None and _routed_elsewhere(scope):
+        scope = _matched(scope["app"].routes, dict(scope)) or scope
+        leaf = _leaf_template(scope)
     mount = _mount_template(scope, root_path, leaf or "")
     if leaf is not None:
         return mount + leaf or "/"
     return mount + _REST if mount else UNMATCHED
+
+
+def _routed_elsewhere(scope: Mapping[str, Any]) -> bool:
+    """Whether Starlette's router has seen another scope than this: it names itself in its own."""
+    return "router" not in scope and "endpoint" not in scope and hasattr(scope.get("app"), "routes")
+
+
+def _matched(routes: Iterable[Any], scope: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the scope as the router would have left it, with the first route that matches.
+
+    What FastAPI keeps apart since 0.137, the routes of included routers, is not found.
+    """
+    found: tuple[Any, Mapping[str, Any]] | None = None
+    for route in routes:
+        try:
+            match, child = route.matches(scope)
+        except Exception:  # noqa: BLE001 - a route of somebody's own may do anything
+            return None
+        if match.name == "FULL":
+            found = route, child
+            break
+        if match.name == "PARTIAL" and found is None:  # another method: 405 has a route, too
+            found = route, child
+    if found is None:
+        return None
+    route, child = found
+    matched = {**scope, "route": route, **child}
+    inner = getattr(route, "routes", None)
+    return matched if inner is None else _matched(inner, matched) or matched
 
 
 def _leaf_template(scope: Mapping[str, Any]) -> str | None:

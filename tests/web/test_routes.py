@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
-from starlette.routing import Mount, Route, Router
+from starlette.routing import Match, Mount, Route, Router
 
 from otel_audit.web.fastapi import instrument_app
 from otel_audit.web.routes import UNMATCHED, route_template
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from otel_audit.api.provider import AuditProvider
-    from otel_audit.web.asgi import Receive, Scope, Send
+    from otel_audit.web.asgi import ASGIApp, Receive, Scope, Send
     from tests.web.conftest import Records
 
 
@@ -106,6 +106,56 @@ def test_fastapi(
     assert records()[-1]["route"] == template
 
 
+class Copying:
+    """A middleware that gives what is behind it a scope of its own, as some do."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(dict(scope), receive, send)
+
+
+@pytest.mark.parametrize("root_path", ["", "/behind/proxy"])
+def test_behind_a_middleware_that_copies_the_scope(
+    provider: AuditProvider, records: Records, root_path: str
+) -> None:
+    """Then the router leaves nothing, and the routes are asked; but for those of included routers."""
+    app = _fastapi()
+    app.add_middleware(Copying)
+    instrument_app(app, provider=provider)
+    known = [(path, route) for path, route in FASTAPI_PATHS if not path.startswith("/v1/")]
+    with TestClient(app, root_path=root_path) as client:
+        for path, _ in known:
+            client.get(root_path + path)
+        client.get(f"{root_path}/v1/orders/7")
+    routes = [record["route"] for record in records()]
+    assert routes[:-1] == [route for _, route in known]
+    assert routes[-1] in {"/v1/orders/{order}", UNMATCHED}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_starlette_behind_such_a_middleware(
+    provider: AuditProvider, records: Records, method: str
+) -> None:
+    app = _starlette()
+    app.add_middleware(Copying)
+    instrument_app(app, provider=provider)
+    with TestClient(app) as client:
+        for path, _ in STARLETTE_PATHS:
+            client.request(method, path)
+    assert [record["route"] for record in records()] == [route for _, route in STARLETTE_PATHS]
+
+
+def test_a_route_of_somebody_s_own_that_raises() -> None:
+    class Raising(Route):
+        def matches(self, scope: Scope) -> tuple[Match, Scope]:
+            raise LookupError(scope["path"])
+
+    scope = {"app": Starlette(routes=[Raising("/x", hello)]), "path": "/x", "type": "http"}
+    assert route_template(scope) == UNMATCHED
+
+
 def test_a_wrong_method_still_has_its_route(provider: AuditProvider, records: Records) -> None:
     """405 says that the route is known."""
     app = _fastapi()
@@ -179,6 +229,7 @@ def test_starlette_before_1_0_leaves_only_the_endpoint(
         {"endpoint": hello, "app": object()},
         {"endpoint": hello, "app": Unhashable()},
         {"endpoint": hello, "app": Starlette()},
+        {"app": Starlette(routes=[Route("/only", hello)]), "router": Router()},
         {"endpoint": hello, "app": Starlette(routes=[Route("/only", hello)]), "route": object()},
         {"route": Mount("", app=Router())},
         {"fastapi": "not what it is in FastAPI", "route": object()},
