@@ -17,6 +17,7 @@ import typer
 from otel_audit.cli import output
 from otel_audit.cli.options import Directory, Json, RecordName, open_reader, settings_for
 from otel_audit.cli.outcome import ExitCode, UsageError, silence
+from otel_audit.web.routes import UNMATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -224,7 +225,10 @@ def _columns(leaf: Entry, elapsed: _Elapsed | None) -> dict[str, str]:
     actor = say("actor_id")
     if fields.get("actor_verified") is False and actor != "anonymous":
         actor += "?"
-    target = " ".join(filter(None, (say("resource_type"), say("resource_name"))))
+    said = [say("resource_type"), say("resource_name")]
+    if fields.get("resource_name") == UNMATCHED:
+        said.append(say("path"))  # which is all that such a request has to tell it by
+    target = " ".join(filter(None, said))
     error = say("error")
     return {
         "sequence": str(leaf.sequence),

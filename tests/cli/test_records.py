@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 
 from otel_audit import TrailReader
@@ -28,6 +29,26 @@ def test_the_newest_ten_are_shown_in_columns(cli: Cli) -> None:
     assert "success  u-2   server.start    start  server files-2" in lines[0]
     assert "failure  u-0   authentication  login  server files-3: wrong password" in lines[1]
     assert len({line.index("server files") for line in lines}) == 1
+
+
+def test_a_request_that_no_route_matched_is_told_by_its_path(directory: Path, fresh: Cli) -> None:
+    where = {"resource_type": "route", "event": "http.request", "method": "GET"}
+    requests = (
+        {**where, "resource_name": "unmatched", "route": "unmatched", "path": "/.env"},
+        {
+            **where,
+            "resource_name": "/orders/{order}",
+            "route": "/orders/{order}",
+            "path": "/orders/7",
+        },
+    )
+    store = Trail.open(directory)
+    stored = [orjson.dumps(one) for one in requests]
+    store.store.append([(leaf_hash(item), item) for item in stored], {})
+    store.close()
+    first, second = fresh("tail").out.splitlines()
+    assert first.endswith("route unmatched /.env")
+    assert second.endswith("route /orders/{order}")
 
 
 def test_an_actor_whom_nobody_verified_is_marked(cli: Cli) -> None:
