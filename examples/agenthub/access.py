@@ -51,21 +51,30 @@ SignedIn = Annotated[User, Depends(signed_in)]
 
 
 class Allow:
-    """Let users with a permission through; note down who tried without it."""
+    """Let users with a permission through; note down who tried without it.
 
-    def __init__(self, permission: str) -> None:
+    As an access to a credential that was denied, where it was one: so that one
+    question finds who had the credential, and who did not get it.
+    """
+
+    def __init__(
+        self, permission: str, event: str = "access_denied", resource_type: str = "route"
+    ) -> None:
         self._permission = permission
+        self._event = event
+        self._resource_type = resource_type
 
     def __call__(self, request: Request, user: SignedIn) -> User:
         """Return the user; 403 without the permission."""
         if user.may(self._permission):
             return user
         refusal = f"the role {user.role.value} has no permission for {self._permission}"
+        route = self._resource_type == "route"
         audit.audit_event(
-            "access_denied",
+            self._event,
             request.method,
-            "route",
-            request.url.path,
+            self._resource_type,
+            request.url.path if route else request.path_params["name"],
             "denied",
             error=refusal,
             permission=self._permission,

@@ -29,7 +29,7 @@ from examples.agenthub.mcp_server import TOOLSETS
 from examples.agenthub.members import Member, MemberMissingError
 from examples.agenthub.services import Services
 from examples.agenthub.vault import CredentialMissingError
-from otel_audit import instrument_app
+from otel_audit import events, instrument_app
 from otel_audit.web.events import audit_router
 
 NAME: Final = r"^[a-z][a-z0-9-]{0,31}$"
@@ -48,7 +48,7 @@ router = APIRouter()
 Why = Annotated[str, Field(min_length=1, max_length=200)]
 Purpose = Annotated[str, Query(min_length=1, max_length=200)]
 for_servers = [Depends(Allow("servers"))]
-for_credentials = [Depends(Allow("credentials"))]
+for_credentials = [Depends(Allow("credentials", events.CREDENTIAL_ACCESS, "credential"))]
 for_members = [Depends(Allow("members"))]
 for_users = [Depends(Allow("users"))]
 

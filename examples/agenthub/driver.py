@@ -197,7 +197,7 @@ class Scenes:
         """Ask for a credential without the permission, and without an account."""
         path = "/api/servers/text/credential"
         why = {"purpose": "curiosity"}
-        self._auditor.does(f"GET {path}", "access_denied", query=why, status=403)
+        self._auditor.does(f"GET {path}", events.CREDENTIAL_ACCESS, query=why, status=403)
         with Visitor(self._url, self._played) as stranger:
             stranger.does(f"GET {path}", query=why, status=401)
 

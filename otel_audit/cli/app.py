@@ -88,7 +88,7 @@ _add(
 _add(
     questions.query,
     _LOOK,
-    "otel-audit query --event credential_access --resource openai --start -7d",
+    "otel-audit query --event-type credential_access --resource openai --start -7d",
     "otel-audit query --event authentication --outcome failure --start -24h --per 1h",
     "otel-audit query --start -24h --count-by actor_id --json",
 )

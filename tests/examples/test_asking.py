@@ -28,6 +28,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
             path = "/api/servers/text/credential"
             assert olga.put(path, json={"value": "s3cret"}).status_code == 200
             assert olga.get(path, params={"purpose": "rotation"}).status_code == 200
+        with hub.signed_in("aurel") as aurel:
+            assert aurel.get(path, params={"purpose": "curiosity"}).status_code == 403
         yield hub
 
 
@@ -71,12 +73,25 @@ def test_the_printed_curl_lines_are_answered(hub: RunningHub) -> None:
     assert json.loads(data[6:])["record"]["outcome"] == "failure"
 
 
+def test_one_question_finds_who_had_a_credential_and_who_did_not_get_it(hub: RunningHub) -> None:
+    asked = ("query", "--event-type", "credential_access", "--resource", "text", "--oldest")
+    found = [
+        (record["actor_id"], record["action"], record["outcome"]) for record in told(hub, *asked)
+    ]
+    assert found == [
+        ("olga", "store", "success"),
+        ("olga", "read", "success"),
+        ("aurel", "GET", "failure"),
+    ]
+    assert [record["actor_id"] for record in told(hub, *asked, "--outcome", "failure")] == ["aurel"]
+
+
 def test_the_questions_of_an_incident_have_answers(hub: RunningHub) -> None:
     week = ("--start", "-7d")
     read = told(
         hub,
         "query",
-        "--event",
+        "--event-type",
         "credential_access",
         "--resource",
         "text",
