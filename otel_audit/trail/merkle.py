@@ -114,16 +114,10 @@ def tile_root(hashes: bytes) -> bytes:
     if rest or count.bit_count() != 1:
         msg = f"a perfect subtree needs a power of two of 32-byte hashes, not {len(hashes)} bytes"
         raise ValueError(msg)
-    if count == 1:
-        return bytes(hashes)
-    # A pair of hashes is 64 bytes in a row already: no need to split it.
-    row = [
-        sha256(_NODE + hashes[start : start + _PAIR_SIZE]).digest()
-        for start in range(0, len(hashes), _PAIR_SIZE)
-    ]
-    while len(row) > 1:
-        row = _parents(row)
-    return row[0]
+    row = bytes(hashes)
+    while len(row) > HASH_SIZE:
+        row = _row_above(row)
+    return row
 
 
 def edge_at(size: int, hash_at: HashAt) -> list[bytes]:
@@ -239,20 +233,27 @@ def verify_consistency(
 
 
 class TileHashes:
-    """A ``HashAt`` over the tiles of C2SP tlog-tiles.
+    """A ``HashAt`` over the tiles of C2SP tlog-tiles; usable from several threads.
 
     ``tile`` gives a tile's hashes, complete or not, and is asked at most once
-    for a tile while that is among the ``keep`` used last. The tiles must not
-    shrink meanwhile; one that has grown is asked for again.
+    for a tile while that is among those of its kind that were used last. The
+    tiles must not shrink meanwhile; one that has grown is asked for again. What
+    was computed of a tile is kept with it, because a proof of one record needs
+    nearly all of that and a proof of its neighbour the same again.
     """
 
-    __slots__ = ("_keep", "_kept", "_tile")
+    __slots__ = ("_keep", "_leaves", "_tile", "_upper")
 
     def __init__(self, tile: TileAt, *, keep: int = 64) -> None:
-        """Read through ``tile``, keeping ``keep`` tiles (8 KiB each) at most."""
+        """Read through ``tile``, keeping ``keep`` tiles of leaves and four times as many above.
+
+        Sixteen KiB each at most. One tile above stands for 65,536 leaves, so that
+        those of a tree of sixteen million stay, whatever is asked for.
+        """
         self._tile = tile
         self._keep = keep
-        self._kept: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._leaves: _Kept = OrderedDict()
+        self._upper: _Kept = OrderedDict()
 
     def __call__(self, level: int, index: int) -> bytes:
         """Return the root of the perfect subtree ``(level, index)``.
@@ -261,28 +262,59 @@ class TileHashes:
         """
         tile_level, height = divmod(level, TILE_HEIGHT)
         tile_index, offset = divmod(index << height, TILE_WIDTH)
-        start = offset * HASH_SIZE
-        stop = start + (HASH_SIZE << height)
-        hashes = self._read(tile_level, tile_index, stop)
-        if len(hashes) < stop:
-            msg = (
-                f"tile {tile_level}/{tile_index} holds {len(hashes) // HASH_SIZE} hashes, "
-                f"too few for the subtree at level {level}, index {index}"
-            )
-            raise ProofError(msg)
-        return tile_root(hashes[start:stop])
+        start = (offset >> height) * HASH_SIZE
+        stop = start + HASH_SIZE
+        name = (tile_level, tile_index)
+        kept = self._upper if tile_level else self._leaves
+        rows = kept.get(name)
+        if rows is None or len(rows) <= height or len(rows[height]) < stop:
+            rows = self._made(name, height, stop, rows)
+            kept[name] = rows
+        self._used(kept, name)
+        return rows[height][start:stop]
 
-    def _read(self, level: int, index: int, needed: int) -> bytes:
-        kept = self._kept
-        name = (level, index)
-        hashes = kept.get(name)
-        if hashes is None or len(hashes) < needed:
-            hashes = kept[name] = self._tile(level, index)
-            if len(kept) > self._keep:
-                kept.popitem(last=False)
-        else:
+    def _made(
+        self, name: tuple[int, int], height: int, stop: int, known: tuple[bytes, ...] | None
+    ) -> tuple[bytes, ...]:
+        """Return a tile's rows up to ``height``, the last one at least ``stop`` bytes long."""
+        rows = known
+        if rows is None or len(rows[0]) >> height < stop:
+            rows = (self._tile(*name),)
+            if len(rows[0]) >> height < stop:
+                msg = (
+                    f"tile {name[0]}/{name[1]} holds {len(rows[0]) // HASH_SIZE} hashes, too few "
+                    f"for subtree {stop // HASH_SIZE - 1} of height {height} in it"
+                )
+                raise ProofError(msg)
+        while len(rows) <= height:
+            rows = (*rows, _row_above(rows[-1]))
+        return rows
+
+    def _used(self, kept: _Kept, name: tuple[int, int]) -> None:
+        """Drop what was used longest ago."""
+        # No lock, which a child could inherit from a thread that it does not have: rows are
+        # never changed, only exchanged, and whoever comes second has computed the same.
+        try:
             kept.move_to_end(name)
-        return hashes
+        except KeyError:  # another thread has dropped it
+            return
+        if len(kept) > (self._keep if kept is self._leaves else 4 * self._keep):
+            kept.popitem(last=False)
+
+
+_Kept = OrderedDict[tuple[int, int], tuple[bytes, ...]]
+"""By level and index, the hashes of a tile and the rows above them, as far as they were needed."""
+
+
+def _row_above(row: bytes) -> bytes:
+    """Hash the pairs of a row of 32-byte hashes; a last one without partner is left out."""
+    above = []
+    # A pair of hashes is 64 bytes in a row already: no need to split it.
+    for start in range(0, len(row) - HASH_SIZE, _PAIR_SIZE):
+        state = _new_node()
+        state.update(row[start : start + _PAIR_SIZE])
+        above.append(state.digest())
+    return b"".join(above)
 
 
 def _parents(row: Sequence[bytes]) -> list[bytes]:

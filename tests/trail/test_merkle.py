@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -318,6 +321,50 @@ def test_tiles_are_read_once_while_they_are_kept() -> None:
     at(0, 0)
     at(0, 256)
     assert tiles.reads == [(0, 0), (0, 1), (0, 2), (0, 1)]
+
+
+def test_tiles_above_the_leaves_stay_whatever_leaves_are_asked_for() -> None:
+    tiles = Tiles(70_000)
+    at = merkle.TileHashes(tiles.tile, keep=2)
+    for tile in range(70_000 >> 8):
+        at(8, tile)
+        at(3, tile << 5)
+    assert [read for read in tiles.reads if read[0] == 1] == [(1, 0), (1, 1)]
+
+
+def test_a_subtree_beyond_the_end_of_a_tile_is_refused_at_every_height() -> None:
+    tiles = Tiles(200)
+    at = merkle.TileHashes(tiles.tile)
+    for level in range(9):
+        inside = 200 >> level
+        for index in range(inside):
+            leaves = tiles.rows[0][index << level : (index + 1) << level]
+            assert at(level, index) == mth(leaves)
+        with pytest.raises(ProofError, match=r"too few|holds 0 hashes"):
+            at(level, inside)
+
+
+def test_threads_may_share_tiles() -> None:
+    tiles = Tiles(2_000)
+    at = merkle.TileHashes(tiles.tile, keep=1)
+    expected = {
+        (level, index): mth(tiles.rows[0][index << level : (index + 1) << level])
+        for level in range(8)
+        for index in range(2_000 >> level)
+    }
+    names = list(expected)
+
+    def ask(seed: int) -> bool:
+        chance = random.Random(seed)
+        return all(at(*name) == expected[name] for name in chance.choices(names, k=4_000))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(ask, range(8)))
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_tile_that_has_grown_is_read_again() -> None:
