@@ -23,8 +23,10 @@ from otel_audit.readers.query import (
     Entry,
     Page,
     Progress,
+    Query,
     check_buckets,
     needles,
+    where,
 )
 from otel_audit.readers.segments import NO_TIME, SMALL, DamagedError
 from otel_audit.readers.words import fields_of, moment_of, texts_of
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from otel_audit.readers.index import Lookup, Segment
-    from otel_audit.readers.query import Condition, Query
+    from otel_audit.readers.query import Condition
     from otel_audit.readers.segments import Times
     from otel_audit.trail.reader import Leaf
 
@@ -105,6 +107,16 @@ class TrailSearch:
         for chunk, _ in self._chunks(query, position, _FETCHED):
             yield from chunk
 
+    def find(self, name: str) -> tuple[Leaf, Entry] | None:
+        """Return one record by its id or its sequence number: as it is stored, and read."""
+        if name.isdecimal():
+            place = int(name)
+        else:
+            wanted = Query(where({"record_id": name.lower()}))
+            place = next((entry.sequence for entry in self.stream(wanted)), -1)
+        leaf = self.reader.leaf(place) if 0 <= place < 1 << 62 else None
+        return None if leaf is None else (leaf, _entry(leaf))
+
     def between(self, query: Query, start: int, stop: int) -> list[Entry]:
         """Return what matches of the records from ``start`` until before ``stop``, in their order.
 
@@ -141,9 +153,13 @@ class TrailSearch:
                     start = self._unindexed_from(lookup, position)
             except (apsw.Error, DamagedError):
                 start = max(0, position - SMALL)
-            counting.leaves(self.reader.leaves(start, position))
+            counting.leaves(self._leaves(query, start, position))
             position = start
         return counting.counts
+
+    def _leaves(self, query: Query, start: int, stop: int) -> list[Leaf]:
+        """Read what is not indexed, as far as it contains what is asked for."""
+        return self.reader.containing(needles(query), start, stop)
 
     def _unindexed_from(self, lookup: Lookup | None, position: int) -> int:
         indexed = 0 if lookup is None else lookup.position
@@ -178,7 +194,7 @@ class TrailSearch:
             start, stop = (
                 (low, min(high, low + SMALL)) if oldest else (max(low, high - SMALL), high)
             )
-            entries = _matching(self.reader.leaves(start, stop), query)
+            entries = _matching(self._leaves(query, start, stop), query)
             yield (entries, stop) if oldest else (entries[::-1], start)
             return
         segment, found, then = looked_up
@@ -235,6 +251,11 @@ class TrailSearch:
 def _after(query: Query, sequence: int) -> int:
     """Return the position after a record in the query's order."""
     return sequence + 1 if query.oldest_first else sequence
+
+
+def _entry(leaf: Leaf) -> Entry:
+    record = _as_bytes(leaf.record)
+    return Entry(leaf.sequence, leaf.committed_unix_nano, record, fields_of(record))
 
 
 def _matching(leaves: Iterable[Leaf], query: Query) -> list[Entry]:

@@ -145,6 +145,21 @@ class TrailReader:
             yield list(map(Leaf._make, rows))
             start = rows[-1][0] + 1
 
+    def containing(self, parts: Sequence[bytes], start: int, stop: int) -> list[Leaf]:
+        """Return the leaves of a range whose bytes have all of these ``parts``, by one transaction.
+
+        SQLite looks, so that what is of no interest never becomes an object; so
+        the range should be short.
+        """
+        holding = " AND instr(record, ?) > 0" * len(parts)
+        query = (
+            "SELECT seq, committed_unix_nano, hash, record FROM leaf "  # noqa: S608 - only question marks are put in
+            f"WHERE seq >= ? AND seq < ?{holding} ORDER BY seq"
+        )
+        with self._handle.use() as connection:
+            rows = fetch(connection, query, (start, stop, *parts))
+        return list(map(Leaf._make, rows))
+
     def pick(self, sequences: Sequence[int]) -> list[Leaf]:
         """Return those of these leaves that are there, in ascending order, by one transaction."""
         if not sequences:

@@ -44,7 +44,6 @@ from otel_audit.readers.query import (
     duration,
     parse,
     stamp,
-    where,
 )
 from otel_audit.record.event import AuditEvent
 from otel_audit.trail.proof import prove
@@ -330,9 +329,9 @@ class AuditEvents:
     async def _event(self, request: _Request, name: str) -> Answer:
         request.need(READ)
         _refuse_parameters(request)
-        leaf, entry, query = await self._found(request, name)
+        leaf, entry = await self._desk.ask(lambda search: _found(search, name))
         await self._record(request, "audit.query", 1, record=name)
-        content = as_json(entry, query)
+        content = as_json(entry, Query(hidden=request.hidden))
         if not request.hidden:
             # The hash would confirm a guess of what is hidden.
             content["leaf_hash"] = leaf.hash.hex()
@@ -347,43 +346,27 @@ class AuditEvents:
     async def _proof(self, request: _Request, name: str) -> Answer:
         request.need(PROOF)
         _refuse_parameters(request)
-        leaf, _, _ = await self._found(request, name)
-        await self._record(request, "audit.proof", 1, record=name)
 
-        def proved(search: TrailSearch) -> str | None:
+        def proved(search: TrailSearch) -> str | ProofError | None:
+            leaf, _ = _found(search, name)
             reader = search.reader
             checkpoint = reader.last_checkpoint()
             if checkpoint is None or checkpoint.size <= leaf.sequence:
                 return None
-            proof = prove(leaf.sequence, leaf.record, checkpoint.note, reader.hash_at)
+            try:
+                proof = prove(leaf.sequence, leaf.record, checkpoint.note, reader.hash_at)
+            except ProofError as error:
+                return error
             return (replace(proof, extra=None) if request.hidden else proof).text()
 
-        try:
-            text = await self._desk.ask(proved)
-        except ProofError as error:
-            raise TrailError(str(error)) from error
+        text = await self._desk.ask(proved)
+        await self._record(request, "audit.proof", 1, record=name)
+        if isinstance(text, ProofError):
+            raise TrailError(str(text)) from text
         if text is None:
             detail = "No checkpoint covers this record yet; one does within about a second."
             raise ProblemError(503, "not-covered", detail, ("retry-after", "1"))
         return Answer(200, text.encode(), TEXT)
-
-    async def _found(self, request: _Request, name: str) -> tuple[Leaf, Entry, Query]:
-        query = Query(hidden=request.hidden)
-
-        def find(search: TrailSearch) -> tuple[Leaf, Entry] | None:
-            if name.isdecimal():
-                place = int(name)
-            else:
-                page = search.page(Query(where({"record_id": name.lower()}), limit=1))
-                place = page.entries[0].sequence if page.entries else -1
-            entries = search.between(Query(), place, place + 1) if 0 <= place < 1 << 62 else []
-            leaf = search.reader.leaf(place) if entries else None
-            return (leaf, entries[0]) if leaf is not None else None
-
-        found = await self._desk.ask(find)
-        if found is None:
-            raise ProblemError(404, "not-found", f"There is no record {name}.")
-        return (*found, query)
 
     async def _checkpoint(self, request: _Request) -> Answer:
         request.need(PROOF, READ)
@@ -519,6 +502,13 @@ def _parameters(query_string: bytes) -> tuple[tuple[str, str], ...]:
     except ValueError:
         detail = f"There are more than {_MOST_PARAMETERS} parameters."
         raise ProblemError(400, "bad-query", detail) from None
+
+
+def _found(search: TrailSearch, name: str) -> tuple[Leaf, Entry]:
+    found = search.find(name)
+    if found is None:
+        raise ProblemError(404, "not-found", f"There is no record {name}.")
+    return found
 
 
 def _refuse_parameters(request: _Request) -> None:

@@ -127,6 +127,24 @@ def test_find_reaches_the_first_record_of_a_long_trail(
     assert found.sequence == 0
 
 
+def test_records_that_contain_something_are_told_from_the_others(
+    store: TrailStore, reader: TrailReader
+) -> None:
+    append(store, b'{"a":"one two"}', b'{"a":"One"}', "ö\x00two".encode(), b"\xff one \xfe", b"")
+
+    def found(*parts: bytes, start: int = 0, stop: int = 9) -> list[int]:
+        return [leaf.sequence for leaf in reader.containing(parts, start, stop)]
+
+    assert found() == [0, 1, 2, 3, 4]
+    assert found(b"") == [0, 1, 2, 3, 4]
+    assert found(b"one") == [0, 3]
+    assert found(b"one", b"two") == [0]
+    assert found(b"two") == [0, 2]
+    assert found(b"\xfe") == [3]
+    assert found("ö".encode(), start=1, stop=2) == []
+    assert found(b"two", start=1) == [2]
+
+
 def test_tiles_are_whole_partial_or_an_error(store: TrailStore, reader: TrailReader) -> None:
     append(store, *numbered(600))
     hashes = [merkle.leaf_hash(record) for record in numbered(600)]
