@@ -27,8 +27,17 @@ import orjson
 from otel_audit.errors import TrailError
 from otel_audit.readers import segments
 from otel_audit.readers.beside import SHARE, Beside
-from otel_audit.readers.segments import LARGE, NO_TIME, SMALL, Bucket, DamagedError, Terms, Times
-from otel_audit.readers.words import fields_of, moment_of, searchable, terms_of
+from otel_audit.readers.gathering import Gathered
+from otel_audit.readers.segments import (
+    LARGE,
+    NO_TIME,
+    SMALL,
+    Bucket,
+    DamagedError,
+    Joined,
+    Terms,
+    Times,
+)
 from otel_audit.trail.database import Handle, fetch
 from otel_audit.trail.reader import open_read_only
 
@@ -36,7 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from otel_audit.trail.reader import Leaf, TrailReader
+    from otel_audit.readers.segments import Rows
+    from otel_audit.trail.reader import TrailReader
 
 DATABASE: Final = "index.db"
 RESERVE: Final = 64 << 20
@@ -156,7 +166,7 @@ class QueryIndex:
             return False
         self._check_space()
         # The connection is not held meanwhile: a fork would have to wait for it.
-        built = self._build(reader, position)
+        built = self._gathered(reader, position)
         facets = {field: _listed(list(values)) for field, values in built.rows.items()}
         packed = list(segments.pack_all(self._hashed(built, terms), SMALL))
         with self._handle.use() as connection, _transaction(connection):
@@ -169,18 +179,18 @@ class QueryIndex:
             self._merge(position + SMALL - LARGE)
         return size - position >= 2 * SMALL
 
-    def _build(self, reader: TrailReader, start: int) -> _Built:
-        built = _Built(start, full_text=self.full_text)
-        for number, leaf in enumerate(reader.leaves(start, start + SMALL)):
-            built.add(leaf)
-            if number % _BREATH == 0:
+    def _gathered(self, reader: TrailReader, start: int) -> Gathered:
+        built = Gathered(start, full_text=self.full_text)
+        for leaves in reader.batches(start, start + SMALL):
+            for first in range(0, len(leaves), _BREATH):
+                built.add(leaves[first : first + _BREATH])
                 self._breathe()
         return built
 
-    def _hashed(self, built: _Built, terms: Terms) -> dict[int, Sequence[int]]:
-        postings: dict[int, Sequence[int]] = {}
+    def _hashed(self, built: Gathered, terms: Terms) -> dict[int, Rows]:
+        postings: dict[int, Rows] = {}
         for field, by_value in built.rows.items():
-            postings.update((terms(field, value), rows) for value, rows in by_value.items())
+            postings.update(zip(terms.of(field, by_value), by_value.values(), strict=True))
             self._breathe()
         return postings
 
@@ -197,19 +207,21 @@ class QueryIndex:
             facets = _joined(connection, start)
         packed: list[tuple[int, bytes]] = []
         for number in range(segments.buckets(SMALL)):
-            packed += segments.pack_all(segments.merged(self._parts(smalls, number)), LARGE)
+            packed += segments.pack_all(self._joined(smalls, number), LARGE)
         with self._handle.use() as connection, _transaction(connection):
             _remove(connection, start, stop)
             _store(connection, _segment(start, LARGE, times), times, packed, facets)
 
-    def _parts(self, smalls: Sequence[Segment], number: int) -> Iterator[tuple[int, bytes]]:
-        """Yield one bucket of each small segment, with the segment's first row."""
+    def _joined(self, smalls: Sequence[Segment], number: int) -> dict[int, Rows]:
+        """Join one bucket of the small segments."""
+        joined = Joined()
         for small in smalls:
             with self._handle.use() as connection:
                 blob = _bucket(connection, small.start, number)
             if blob is not None:
-                yield small.start - smalls[0].start, blob
+                joined.add(blob, small.start - smalls[0].start)
             self._breathe()
+        return joined.rows()
 
     def _belongs(
         self, connection: apsw.Connection, reader: TrailReader, position: int, size: int
@@ -381,7 +393,7 @@ class Lookup:
         """Return the rows whose field has this value, as a bitmap."""
         term = self._terms(field, value)
         blob = _bucket(self._connection, segment.start, segments.bucket_of(term, segment.span))
-        return 0 if blob is None else Bucket(blob).bitmap(term)
+        return 0 if blob is None else Bucket(blob, segment.span).bitmap(term)
 
     def times(self, segment: Segment) -> Times:
         """Return the times of the rows."""
@@ -443,36 +455,6 @@ def following(
     thread = Beside("query index", work, share=share, rest=rest)
     index = QueryIndex(directory, full_text=full_text, breathe=thread.breathe)
     return thread
-
-
-class _Built:
-    """What is gathered of the records of one small segment."""
-
-    def __init__(self, start: int, *, full_text: bool) -> None:
-        self.start = start
-        self.rows: dict[str, dict[str, list[int]]] = {}
-        self.times = array("q", [NO_TIME]) * SMALL
-        self.texts: list[tuple[int, str]] = []
-        self.last_hash = b""
-        self._full_text = full_text
-
-    def add(self, leaf: Leaf) -> None:
-        fields = fields_of(leaf.record)
-        row = leaf.sequence - self.start
-        self.times[row] = moment_of(fields, leaf.committed_unix_nano)
-        self.last_hash = leaf.hash
-        rows = self.rows
-        for field, value in terms_of(fields):
-            by_value = rows.get(field)
-            if by_value is None:
-                by_value = rows[field] = {}
-            found = by_value.get(value)
-            if found is None:
-                by_value[value] = [row]
-            elif found[-1] != row:
-                found.append(row)
-        if self._full_text:
-            self.texts.append((leaf.sequence, searchable(fields)))
 
 
 _SEGMENT_AT: Final = "SELECT * FROM segment WHERE start <= ? ORDER BY start DESC LIMIT 1"

@@ -101,7 +101,7 @@ class LokiSearch:
     ) -> Counts:
         """Count the records, by the values of a field, by time buckets, or both."""
         if by is not None:
-            query.check_visible(by)
+            query.check_field(by)
         check_buckets(query, per)
         deadline = None if seconds is None else time.monotonic() + seconds
         counts: Counts = {}

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 import orjson
 
 from otel_audit.errors import QueryError
-from otel_audit.readers.words import IDENTIFIERS, searchable, texts_of, words_in
+from otel_audit.readers.words import IDENTIFIERS, TIMESTAMP, searchable, texts_of, words_in
 from otel_audit.record.event import KEYS, LEVELS
 
 if TYPE_CHECKING:
@@ -163,10 +163,13 @@ class Query:
             raise QueryError(message, parameter="end")
         for condition in self.conditions:
             for name in condition.fields:
-                self.check_visible(name)
+                self.check_field(name)
 
-    def check_visible(self, name: str) -> None:
-        """Raise `QueryError` for a field that whoever asks may not see."""
+    def check_field(self, name: str) -> None:
+        """Raise `QueryError` for a field that cannot be asked for, or not by whoever asks."""
+        if name == TIMESTAMP:
+            message = "timestamp cannot be filtered or counted by; use start, end and per"
+            raise QueryError(message, parameter=name)
         if name in self.hidden:
             message = (
                 f"{name} is hidden from you, so it cannot be filtered or counted by: that takes "

@@ -138,7 +138,7 @@ class TrailSearch:
         `QueryError`, also when ``seconds`` were not enough.
         """
         if by is not None:
-            query.check_visible(by)
+            query.check_field(by)
         check_buckets(query, per)
         counting = _Counting(self.reader, query, by, per, seconds)
         position = self.reader.tree().size

@@ -24,7 +24,7 @@ import zlib
 from array import array
 from bisect import bisect_left
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from otel_audit.errors import OtelAuditError
 
@@ -35,20 +35,21 @@ SMALL: Final = 1_024
 LARGE: Final = 65_536
 """Rows of a segment: as many as 16 bits can number."""
 
-FORMAT: Final = f"2-{sys.byteorder}"
+FORMAT: Final = f"3-{sys.byteorder}"
 """An index of another format is made anew."""
 
 _BITS: Final = {SMALL: 4, LARGE: 10}
 """A segment has two to this power buckets."""
 
-_FEW: Final = 4_096
-"""From here on a bitmap is shorter than a list of rows."""
-
 _LISTED: Final = 1 << 31
 """Marks, in the place of a row, the position of a list of rows."""
 
 _BITMAP: Final = 0xFFFF
-_BITMAP_BYTES: Final = LARGE // 8
+"""Stands in the place of a list's length for a bitmap of the whole segment."""
+
+_FEW: Final = 16
+"""A list of rows has this many bits a row: from so many of all rows on a bitmap is shorter."""
+
 _HEAD: Final = struct.Struct("=II")
 _BLOCK: Final = 32
 """Bytes of a bitmap that are looked at together."""
@@ -65,6 +66,10 @@ _BITS_OF: Final = tuple(
 )
 
 
+Rows: TypeAlias = "int | Sequence[int] | bytes"
+"""What has a term: one row, as with most terms, several in ascending order, or a bitmap of all."""
+
+
 class DamagedError(OtelAuditError, ValueError):
     """A part of the index is not what was written; the trail has to be read instead."""
 
@@ -78,9 +83,21 @@ class Terms:
 
     def __call__(self, field: str, value: str) -> int:
         """Return the term of a field's value."""
-        state = self._state.copy()
-        state.update(f"{field}\0{value}".encode("utf-8", "surrogatepass"))
-        return int.from_bytes(state.digest(), "big")
+        return self.of(field, (value,))[0]
+
+    def of(self, field: str, values: Iterable[str]) -> Sequence[int]:
+        """Return the terms of a field's values."""
+        begun = self._state.copy()
+        begun.update(f"{field}\0".encode("utf-8", "surrogatepass"))
+        digests = []
+        for value in values:
+            state = begun.copy()
+            state.update(value.encode("utf-8", "surrogatepass"))
+            digests.append(state.digest())
+        terms = array("Q", b"".join(digests))
+        if sys.byteorder == "little":
+            terms.byteswap()
+        return terms
 
 
 def bucket_of(term: int, span: int) -> int:
@@ -93,34 +110,40 @@ def buckets(span: int) -> int:
     return 1 << _BITS[span]
 
 
-def pack(postings: Mapping[int, Sequence[int]]) -> bytes:
-    """Write one bucket: each term's rows, which have to be in ascending order."""
-    ordered = sorted(postings)
+def pack(postings: Mapping[int, Rows], span: int, terms: Sequence[int] | None = None) -> bytes:
+    """Write one bucket: the rows of these ``terms``, which are in ascending order; default: all."""
+    ordered = sorted(postings) if terms is None else terms
     references = array("I")
     data = array("H")
     for term in ordered:
         rows = postings[term]
-        if len(rows) == 1:
+        if isinstance(rows, int):
+            references.append(rows)
+        elif len(rows) == 1:
             references.append(rows[0])
-            continue
-        references.append(_LISTED | len(data))
-        if len(rows) < _FEW:
-            data.append(len(rows))
-            data.extend(rows)
         else:
-            data.append(_BITMAP)
-            data.frombytes(bitmap(rows).to_bytes(_BITMAP_BYTES, "little"))
+            references.append(_LISTED | len(data))
+            if isinstance(rows, bytes):
+                data.append(_BITMAP)
+                data.frombytes(rows)
+            elif len(rows) * _FEW < span:
+                data.append(len(rows))
+                data.extend(rows)
+            else:
+                data.append(_BITMAP)
+                data.frombytes(bitmap(rows).to_bytes(span // 8, "little"))
     body = array("Q", ordered).tobytes() + references.tobytes() + data.tobytes()
     return _HEAD.pack(zlib.crc32(body, len(ordered)), len(ordered)) + body
 
 
 class Bucket:
-    """One bucket as it was read."""
+    """One bucket of a segment of ``span`` rows as it was read."""
 
-    __slots__ = ("_data", "_references", "_terms")
+    __slots__ = ("_data", "_octets", "_references", "_terms")
 
-    def __init__(self, blob: bytes) -> None:
+    def __init__(self, blob: bytes, span: int) -> None:
         """Check the blob. Raises `DamagedError`."""
+        self._octets = span // 8
         try:
             checksum, count = _HEAD.unpack_from(blob)
             body = memoryview(blob)[_HEAD.size :]
@@ -137,66 +160,112 @@ class Bucket:
         place = bisect_left(self._terms, term)
         if place == len(self._terms) or self._terms[place] != term:
             return 0
-        reference = self._references[place]
+        rows = self._rows(self._references[place])
+        if isinstance(rows, int):
+            return 1 << rows
+        return int.from_bytes(rows, "little") if isinstance(rows, bytes) else bitmap(rows)
+
+    def items(self) -> Iterator[tuple[int, Rows]]:
+        """Yield the terms with their rows, in the terms' order."""
+        for term, reference in zip(self._terms, self._references, strict=True):
+            yield term, reference if reference < _LISTED else self._rows(reference)
+
+    def _rows(self, reference: int) -> Rows:
         if reference < _LISTED:
-            return 1 << reference
+            return reference
         data, start = self._data, reference - _LISTED
         if data[start] == _BITMAP:
-            return int.from_bytes(self._raw(start), "little")
-        return bitmap(data[start + 1 : start + 1 + data[start]])
-
-    def items(self) -> Iterator[tuple[int, Sequence[int]]]:
-        """Yield the terms with their rows, in the terms' order."""
-        data = self._data
-        for term, reference in zip(self._terms, self._references, strict=True):
-            if reference < _LISTED:
-                yield term, (reference,)
-                continue
-            start = reference - _LISTED
-            if data[start] == _BITMAP:
-                yield term, ascending(int.from_bytes(self._raw(start), "little"))
-            else:
-                yield term, data[start + 1 : start + 1 + data[start]].tolist()
-
-    def _raw(self, start: int) -> memoryview:
-        return self._data[start + 1 : start + 1 + _BITMAP_BYTES // 2].cast("B")
+            return bytes(data[start + 1 : start + 1 + self._octets // 2])
+        return data[start + 1 : start + 1 + data[start]].tolist()
 
 
-def pack_all(postings: Mapping[int, Sequence[int]], span: int) -> Iterator[tuple[int, bytes]]:
+def pack_all(postings: Mapping[int, Rows], span: int) -> Iterator[tuple[int, bytes]]:
     """Yield number and blob of each bucket that is not empty."""
     shift = 64 - _BITS[span]
-    parts: dict[int, dict[int, Sequence[int]]] = {}
-    for term, rows in postings.items():
-        part = parts.get(term >> shift)
-        if part is None:
-            part = parts[term >> shift] = {}
-        part[term] = rows
-    for number in sorted(parts):
-        yield number, pack(parts[number])
+    ordered = sorted(postings)
+    begin = 0
+    while begin < len(ordered):
+        number = ordered[begin] >> shift
+        end = bisect_left(ordered, (number + 1) << shift, begin)
+        yield number, pack(postings, span, ordered[begin:end])
+        begin = end
 
 
-def merged(parts: Iterable[tuple[int, bytes]]) -> dict[int, list[int]]:
-    """Join buckets of several small segments; each comes with its first row in the large one."""
-    postings: dict[int, list[int]] = {}
-    for offset, blob in parts:
-        for term, rows in Bucket(blob).items():
-            joined = postings.get(term)
-            if joined is None:
-                joined = postings[term] = []
-            joined.extend([row + offset for row in rows])
-    return postings
+class Joined:
+    """Buckets of several small segments, as one of a large segment.
+
+    Rows are kept as they will be written: as objects of Python's they would be
+    ten times as long, and the time would go to memory that no cache holds.
+    """
+
+    __slots__ = ("_few", "_many")
+
+    def __init__(self) -> None:
+        self._few: dict[int, int | array[int]] = {}
+        self._many: dict[int, bytearray] = {}
+
+    def add(self, blob: bytes, offset: int) -> None:
+        """Add a bucket whose segment begins at row ``offset`` of the large one."""
+        few = self._few
+        for term, rows in Bucket(blob, SMALL).items():
+            if isinstance(rows, bytes):
+                self._add_many(term, rows, offset // 8)
+                continue
+            known = few.get(term)
+            if known is None:
+                few[term] = rows + offset if isinstance(rows, int) else _moved(rows, offset)
+                continue
+            if isinstance(known, int):
+                known = few[term] = array("H", (known,))
+            if isinstance(rows, int):
+                known.append(rows + offset)
+            else:
+                known += _moved(rows, offset)
+
+    def _add_many(self, term: int, octets: bytes, place: int) -> None:
+        whole = self._many.get(term)
+        if whole is None:
+            whole = self._many[term] = bytearray(LARGE // 8)
+        whole[place : place + len(octets)] = octets
+
+    def rows(self) -> dict[int, Rows]:
+        """Return the rows of each term."""
+        rows: dict[int, Rows] = dict(self._few)
+        for term, octets in self._many.items():
+            rows[term] = _together(octets, self._few.get(term, ()))
+        return rows
+
+
+def _moved(rows: Sequence[int], offset: int) -> array[int]:
+    return array("H", [row + offset for row in rows])
+
+
+def _together(octets: bytearray, rows: int | Sequence[int]) -> Rows:
+    """Join a large segment's bitmap and rows of the same term, in the shorter form."""
+    for row in (rows,) if isinstance(rows, int) else rows:
+        octets[row >> 3] |= 1 << (row & 7)
+    everything = int.from_bytes(octets, "little")
+    few = everything.bit_count() * _FEW < LARGE
+    return array("H", ascending(everything)) if few else bytes(octets)
 
 
 def bitmap(rows: Sequence[int]) -> int:
-    """Return the set of these rows as one integer."""
-    if len(rows) == 1:
-        return 1 << rows[0]
+    """Return the set of these rows, which are in ascending order, as one integer."""
     if not rows:
         return 0
-    octets = bytearray(max(rows) // 8 + 1)
+    first, count = rows[0], len(rows)
+    if rows[-1] - first == count - 1:  # without a gap, as of what all records have
+        return ((1 << count) - 1) << first
+    # As a numeral of twos, which Python reads twice as fast as a loop can set bits.
+    marks = bytearray(rows[-1] + 1)
     for row in rows:
-        octets[row >> 3] |= 1 << (row & 7)
-    return int.from_bytes(octets, "little")
+        marks[row] = 1
+    marks.reverse()
+    return int(marks.translate(_DIGITS), 2)
+
+
+_DIGITS: Final = bytes((48, 49)).ljust(256, b"0")
+"""Makes digits of zeros and ones."""
 
 
 def ascending(rows: int) -> list[int]:

@@ -15,19 +15,21 @@ import orjson
 from otel_audit.record.semconv import unix_nano
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
 IDENTIFIERS: Final = ("record_id", "request_id", "trace_id", "span_id")
 """What a word that looks like an identifier is looked up in."""
 
+TIMESTAMP: Final = "timestamp"
+"""The one field that cannot be filtered by: there is a range of times for that."""
+
 _UNSEARCHED: Final = frozenset(
-    {*IDENTIFIERS, "schema", "timestamp", "session_id", "resource", "trace_flags"}
+    {*IDENTIFIERS, "schema", TIMESTAMP, "session_id", "resource", "trace_flags"}
 )
 """Fields whose words are no words."""
 
-_NO_TERMS: Final = frozenset({"schema", "timestamp"})
 _WORD: Final = re.compile(r"[^\W_]+")
-_INT64: Final = range(-(1 << 62), 1 << 62)
+_FARTHEST: Final = 1 << 62
 
 
 def fields_of(record: object) -> dict[str, Any]:
@@ -41,32 +43,24 @@ def fields_of(record: object) -> dict[str, Any]:
 
 def moment_of(fields: Mapping[str, Any], committed_unix_nano: int) -> int:
     """Return a record's time in nanoseconds since 1970: its own, else that of its commit."""
-    try:
-        moment = unix_nano(fields["timestamp"])
-    except (KeyError, TypeError, ValueError, OverflowError):
+    stamp = fields.get(TIMESTAMP)
+    if type(stamp) is not str:
         return committed_unix_nano
-    return moment if moment in _INT64 else committed_unix_nano
-
-
-def terms_of(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield field and value, as text, of all that can be filtered by; of a list, each item."""
-    for field, value in fields.items():
-        if type(value) is str:
-            if field not in _NO_TERMS:
-                yield field, value
-        elif type(value) is list:
-            for item in value:
-                if not isinstance(item, (dict, list)):
-                    yield field, as_text(item)
-        elif value is not None and type(value) is not dict:
-            yield field, as_text(value)
+    try:
+        moment = unix_nano(stamp)
+    except (ValueError, OverflowError):
+        return committed_unix_nano
+    return moment if -_FARTHEST < moment < _FARTHEST else committed_unix_nano
 
 
 def texts_of(fields: Mapping[str, Any], field: str) -> list[str]:
-    """Return the values of one field as they can be filtered by."""
-    if field not in fields:
-        return []
-    return [text for _, text in terms_of({field: fields[field]})]
+    """Return the values of a field as they can be filtered by; of a list, each item."""
+    value = fields.get(field)
+    if type(value) is str:
+        return [value]
+    if type(value) is list:
+        return [as_text(item) for item in value if not isinstance(item, (dict, list))]
+    return [] if value is None or type(value) is dict else [as_text(value)]
 
 
 def as_text(value: object) -> str:
@@ -83,7 +77,12 @@ def searchable(fields: Mapping[str, Any], hidden: Iterable[str] = ()) -> str:
     """Return the text that full-text search looks in, without the ``hidden`` fields."""
     skipped = _UNSEARCHED.union(hidden) if hidden else _UNSEARCHED
     return "\n".join(
-        value if type(value) is str else orjson.dumps(value).decode()
-        for field, value in fields.items()
-        if field not in skipped and isinstance(value, (str, list, dict))
+        [
+            value if type(value) is str else orjson.dumps(value).decode()
+            for field, value in fields.items()
+            if type(value) in _SEARCHED and field not in skipped
+        ]
     )
+
+
+_SEARCHED: Final = (str, list, dict)

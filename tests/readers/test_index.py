@@ -6,14 +6,18 @@ import os
 import random
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
+import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from otel_audit import AuditLogger, AuditProvider, Settings
 from otel_audit.errors import TrailError
 from otel_audit.readers.beside import Beside
+from otel_audit.readers.gathering import Gathered
 from otel_audit.readers.index import DATABASE, QueryIndex, following
 from otel_audit.readers.query import parse
 from otel_audit.readers.search import TrailSearch
@@ -22,18 +26,23 @@ from otel_audit.readers.segments import (
     SMALL,
     Bucket,
     DamagedError,
+    Joined,
     Terms,
     ascending,
     bitmap,
     blocks,
     pack,
 )
+from otel_audit.readers.words import TIMESTAMP, moment_of, searchable, texts_of
+from otel_audit.trail.reader import Leaf
 from tests.readers.bench import wait_for
 from tests.readers.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from otel_audit.readers.segments import Rows
 
 
 @pytest.fixture
@@ -51,30 +60,101 @@ def indexed(ledger: Ledger) -> int:
         search.close()
 
 
-def test_rows_come_out_of_a_bucket_as_they_went_in() -> None:
+@pytest.mark.parametrize("span", [SMALL, LARGE])
+def test_rows_come_out_of_a_bucket_as_they_went_in(span: int) -> None:
     chance = random.Random(1)
+    few = span // 16
     postings = {
-        chance.getrandbits(64): sorted(chance.sample(range(LARGE), count))
-        for count in (1, 2, 3, 100, 4_095, 4_096, 30_000, LARGE)
+        chance.getrandbits(64): sorted(chance.sample(range(span), count))
+        for count in (1, 2, 3, few - 1, few, few + 1, span // 2, span - 1, span)
     }
-    blob = pack(postings)
-    bucket = Bucket(blob)
+    blob = pack(postings, span)
+    bucket = Bucket(blob, span)
     for term, rows in postings.items():
         assert ascending(bucket.bitmap(term)) == rows
-    assert {term: list(rows) for term, rows in bucket.items()} == postings
+    assert {term: listed(rows) for term, rows in bucket.items()} == postings
+    assert pack(dict(bucket.items()), span) == blob
     assert bucket.bitmap(1) == 0
+
+
+def listed(rows: Rows) -> list[int]:
+    """Write rows of any form as a list."""
+    if isinstance(rows, int):
+        return [rows]
+    return ascending(int.from_bytes(rows, "little")) if isinstance(rows, bytes) else list(rows)
+
+
+def test_a_set_of_rows_is_an_integer() -> None:
+    chance = random.Random(2)
+    for rows in ([], [0], [7], [3, 4, 5], range(SMALL), sorted(chance.sample(range(LARGE), 999))):
+        assert bitmap(rows) == sum(1 << row for row in rows)
+        assert ascending(bitmap(rows)) == list(rows)
     assert [number for number, _ in blocks(bitmap([3, 5_000]), backwards=True)] == [19, 0]
-    assert bitmap([]) == 0
+
+
+def test_small_segments_join_to_what_one_large_one_would_be() -> None:
+    chance = random.Random(3)
+    shares = {1: 0.0, 2: 0.000_1, 3: 0.01, 4: 0.05, 5: 0.07, 6: 0.5, 7: 1.0}
+    expected = {
+        term: [row for row in range(LARGE) if chance.random() < share] or [term * 1_000]
+        for term, share in shares.items()
+    }
+    expected[8] = list(range(500, 1_000))  # a burst: many rows of one segment, few of the whole
+    expected[9] = [*range(700), 60_000]
+    joined = Joined()
+    for start in range(0, LARGE, SMALL):
+        small = {
+            term: [row - start for row in rows if start <= row < start + SMALL]
+            for term, rows in expected.items()
+        }
+        joined.add(pack({term: rows for term, rows in small.items() if rows}, SMALL), start)
+    assert {term: listed(rows) for term, rows in joined.rows().items()} == expected
+    assert pack(joined.rows(), LARGE) == pack(expected, LARGE)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.sampled_from([0.0, -0.0, 1.0, 2.5])
+    | st.sampled_from(["", "0", "true", "one two", "Ä b", "a_b", "x\ny"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+    max_leaves=4,
+)  # fmt: skip
+FIELDS = st.dictionaries(
+    st.sampled_from(["event", "schema", "timestamp", "record_id", "note", "tags"]), JSON
+)
+
+
+@given(st.lists(FIELDS, max_size=5))
+def test_what_is_gathered_is_what_each_record_has(documents: list[dict[str, Any]]) -> None:
+    rows: dict[tuple[str, str], list[int]] = {}
+    leaves = [
+        Leaf(SMALL + place, 7, b"hash", orjson.dumps(document))
+        for place, document in enumerate(documents)
+    ]
+    for place, document in enumerate(documents):
+        for field in document.keys() - {TIMESTAMP}:
+            for text in dict.fromkeys(texts_of(document, field)):
+                rows.setdefault((field, text), []).append(place)
+    built = Gathered(SMALL, full_text=True)
+    built.add(leaves)
+    assert rows == {
+        (field, text): found
+        for field, values in built.rows.items()
+        for text, found in values.items()
+    }
+    assert built.texts == [
+        (SMALL + place, searchable(document)) for place, document in enumerate(documents)
+    ]
+    assert list(built.times[: len(leaves)]) == [moment_of(document, 7) for document in documents]
 
 
 def test_a_bucket_that_was_changed_is_noticed() -> None:
-    blob = bytearray(pack({7: [1], 9: [1, 2, 3]}))
+    blob = bytearray(pack({7: [1], 9: [1, 2, 3]}, SMALL))
     for place in range(len(blob)):
         changed = bytes([*blob[:place], blob[place] ^ 1, *blob[place + 1 :]])
         with pytest.raises(DamagedError):
-            Bucket(changed)
+            Bucket(changed, SMALL)
     with pytest.raises(DamagedError):
-        Bucket(b"")
+        Bucket(b"", SMALL)
 
 
 def test_terms_depend_on_the_key_the_field_and_the_value() -> None:
@@ -96,7 +176,7 @@ def test_the_index_follows_by_segments_and_holds_no_record(ledger: Ledger) -> No
     assert indexed(ledger) == 2 * SMALL
     index.close()
     content = index.path.read_bytes()
-    assert b"otel-audit/1" not in content
+    assert b'"schema":' not in content
     assert b'"event"' not in content
     assert index.path.stat().st_mode & 0o777 == 0o600
 

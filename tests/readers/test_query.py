@@ -76,6 +76,7 @@ def test_a_time_that_is_none_is_explained(text: str) -> None:
         ([("x" * 10_000_000, "x")], "no parameter"),
         ([("outcome", "failed")], "only be success, failure, unknown; .* ask for status=failed"),
         ([("outcome!", "bad")], "'bad', but it can only be"),
+        ([("field.timestamp", "2026*")], "use start, end and per"),
         ([("level", "warn")], "only be debug, info, warning, error, critical$"),
     ],
 )

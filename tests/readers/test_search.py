@@ -69,6 +69,11 @@ QUERIES = {
     "one of two": [("actor", "u-30"), ("actor", "u-31")],
     "none of two": [("actor!", "u-1"), ("actor!", "u-2"), ("outcome", "failure"), ("limit", "900")],
     "a number": [("field.number", "65000")],
+    "the form of the record": [
+        ("field.schema", "otel-audit/1"),
+        ("limit", "1000"),
+        ("server_name", "files"),
+    ],
     "an item of a list": [("field.tags", "t-3"), ("server_name", "files")],
     "a pattern": [("event", "server_*"), ("limit", "100")],
     "a pattern over many values": [("request_id", "r-2222*")],
@@ -175,6 +180,11 @@ def test_counts_are_what_a_look_at_each_record_gives(
                 expected[None if per is None else moment // per * per, value] += 1
     assert TrailSearch(large.reader).count(query, by=by, per=per) == expected
     assert expected
+
+
+def test_timestamps_are_not_counted_by(large: Ledger) -> None:
+    with pytest.raises(QueryError, match="use start, end and per"):
+        TrailSearch(large.reader).count(Query(), by="timestamp")
 
 
 def test_pages_stay_right_while_records_arrive(ledger: Ledger) -> None:
