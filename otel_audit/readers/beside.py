@@ -97,7 +97,8 @@ class Beside:
 
     def _turn(self) -> float:
         """Work once; return how many seconds to rest."""
-        self._pace.begin()
+        # For what the last turn did after its last breath.
+        self.breathe()
         try:
             more = self._work()
         except Exception as error:  # noqa: BLE001 - whatever fails, it is tried again
