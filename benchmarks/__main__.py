@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PARTS = ("record_stages", "emit", "web", "ways_in", "verify", "query", "health", "shipping")
+PARTS = (
+    "record_stages", "emit", "web", "ways_in", "verify", "query", "index_thread", "health", "shipping",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from otel_audit import AuditLogger, AuditProvider, Settings
-from otel_audit.readers.index import DATABASE, QueryIndex, following
+from otel_audit.readers.index import DATABASE, QueryIndex
 from otel_audit.readers.query import Query, parse, stamp
 from otel_audit.readers.search import TrailSearch
 from otel_audit.record.encode import new_record_id
@@ -287,49 +286,12 @@ def _proofs(reader: TrailReader, times: int, scale: float) -> None:
     show("proof of one record", measured(one, times), scale, "1 ms")
 
 
-def cost_of_the_thread(rounds: int, seconds: float) -> None:
-    """Print what emitting at 1,000 a second costs with and without an index thread beside."""
-    figures: dict[bool, list[float]] = {False: [], True: []}
-    for number in range(rounds * 2):
-        beside = bool(number % 2)
-        with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
-            settings = Settings.from_env({"OTEL_AUDIT_DIR": place, "OTEL_AUDIT_INDEX": "off"})
-            provider = AuditProvider(settings)
-            stack.callback(provider.close)
-            if beside:
-                thread = following(Path(place), provider.reader)
-                thread.start()
-                stack.callback(thread.stop)
-            figures[beside].append(_emit_steadily(AuditLogger(provider=provider), seconds))
-    without, with_it = (statistics.median(figures[key]) for key in (False, True))
-    pairs = [a / b for a, b in zip(figures[True], figures[False], strict=True)]
-    print(
-        f"  emit at 1,000 a second: {without:.0f} us without the index thread, {with_it:.0f} with: "
-        f"ratio {statistics.median(pairs):.3f} ({min(pairs):.3f} to {max(pairs):.3f}; goal 1.10)"
-    )
-
-
-def _emit_steadily(audit: AuditLogger, seconds: float) -> float:
-    """Return the mean microseconds of an emit, at 1,000 a second."""
-    took = 0.0
-    count = int(seconds * 1_000)
-    began = time.perf_counter()
-    for number in range(count):
-        wait = began + number / 1_000 - time.perf_counter()
-        if wait > 0:
-            time.sleep(wait)
-        before = time.perf_counter()
-        audit.audit_event("credential_access", "read", "credential", f"c-{number % 50}", n=number)
-        took += time.perf_counter() - before
-    return took / count * 1e6
-
-
 def main() -> None:
     """Generate, index, ask."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--trail", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="for other benchmarks")
     parser.add_argument("--quick", action="store_true", help="20,000 records")
     options = parser.parse_args()
     count = 20_000 if options.quick else options.records
@@ -353,7 +315,6 @@ def main() -> None:
             f"  index with full text: {rate:,.0f} records a second ({alone:,.0f} of processor time), {share:.1%} of the trail"
         )
         queries(place, 40 if options.quick else 200)
-    cost_of_the_thread(2 if options.quick else options.rounds, 2 if options.quick else 5)
 
 
 if __name__ == "__main__":
