@@ -43,8 +43,6 @@ def main() -> None:
         # The trail has a record of each request already.
         access_log=False,
         log_level="warning",
-        # An open stream of records goes on until then.
-        timeout_graceful_shutdown=3,
     )
 
 

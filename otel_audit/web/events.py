@@ -61,7 +61,7 @@ from otel_audit.web.answer import (
     written,
 )
 from otel_audit.web.desk import Desk
-from otel_audit.web.stream import HEARTBEAT, Follower, as_event
+from otel_audit.web.stream import HEARTBEAT, Follower, as_beginning, as_event
 from otel_audit.web.tokens import FILE, TokenFile
 
 if TYPE_CHECKING:
@@ -426,10 +426,13 @@ class AuditEvents:
     async def _events_of(
         self, request: _Request, follower: Follower, query: Query, position: int | None
     ) -> AsyncGenerator[bytes, None]:
-        yield b"retry: 2000\n\n"
         stream = follower.stream(query, position, self._heartbeat)
+        begun = False
         try:
-            async for entries in stream:
+            async for place, entries in stream:
+                if not begun:
+                    begun = True
+                    yield as_beginning(place)
                 if entries is None:
                     # Rights that were taken away end the stream as well.
                     if not await self._still(request):

@@ -3,7 +3,8 @@
 Promises: each client gets each record that matches, once, in the trail's order,
 from where it says on, whichever worker serves it and whichever wrote the
 record; a client that is slow or gone costs one waiting coroutine and no memory,
-and never holds up an emit, because nobody writes to it but its own coroutine.
+and never holds up an emit, because nobody writes to it but its own coroutine;
+streams end when the server begins to, so that it need not wait for them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from otel_audit.errors import OtelAuditError
 from otel_audit.readers.export import as_json
 from otel_audit.readers.query import Entry, Query
 from otel_audit.readers.words import fields_of, moment_of
+from otel_audit.web.ending import server_ends
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -58,6 +60,7 @@ class Follower:
         self._recent: deque[tuple[Entry, int]] = deque(maxlen=_KEPT)
         self._news = asyncio.Event()
         self._clients = 0
+        self._ends = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -67,10 +70,11 @@ class Follower:
 
     async def stream(
         self, query: Query, position: int | None, heartbeat: float
-    ) -> AsyncIterator[list[Entry] | None]:
+    ) -> AsyncIterator[tuple[int, list[Entry] | None]]:
         """Yield what matches from ``position`` on (default: what is new); None when nothing came.
 
-        Ends never; close it.
+        Before that stands the position that follows; the first one comes at
+        once. Ends with the server only; close it.
         """
         self._clients += 1
         try:
@@ -78,20 +82,24 @@ class Follower:
                 self._task = asyncio.create_task(self._follow())
             size = await self._known_size()
             place = size if position is None else min(max(0, position), size)
-            while True:
+            if not self._ends:
+                yield place, []
+            while not self._ends:
                 news = self._news
                 if place >= self._size:
-                    yield None if not await _within(news, heartbeat) else []
+                    if not await _within(news, heartbeat):
+                        yield place, None
                     continue
                 entries, place = await self._next(query, place)
                 if entries:
-                    yield entries
+                    yield place, entries
         finally:
             self._clients -= 1
             if self._clients == 0 and self._task is not None:
                 self._task.cancel()
                 self._task = None
                 self._size = -1
+                self._ends = False
                 self._recent.clear()
 
     async def _next(self, query: Query, place: int) -> tuple[list[Entry], int]:
@@ -109,14 +117,14 @@ class Follower:
         return page.entries, max(last, self._size)
 
     async def _known_size(self) -> int:
-        while self._size < 0:
+        while self._size < 0 and not self._ends:
             await _within(self._news, 1.0)
         return self._size
 
     async def _follow(self) -> None:
-        """Look for news until cancelled; trouble with the trail is logged once and outlived."""
+        """Look for news until the server ends; trouble with the trail is logged once and outlived."""
         troubled = False
-        while True:
+        while not server_ends():
             try:
                 size, news = await self._ask(self._look)
                 troubled = False
@@ -126,6 +134,8 @@ class Follower:
                     _logger.warning("streams wait, as the trail cannot be read: %s", error)
                 troubled = True
             await asyncio.sleep(_POLL_SECONDS)
+        self._ends = True
+        self._tell()
 
     def _look(self, search: TrailSearch) -> tuple[int, list[tuple[Entry, int]]]:
         """Return the trail's size and its newest records; in a thread."""
@@ -146,6 +156,10 @@ class Follower:
             self._recent.clear()
         self._recent.extend(news)
         self._size = size
+        self._tell()
+
+    def _tell(self) -> None:
+        """Wake all streams up."""
         told, self._news = self._news, asyncio.Event()
         told.set()
 
@@ -156,6 +170,11 @@ async def _within(news: asyncio.Event, seconds: float) -> bool:
     except asyncio.TimeoutError:
         return False
     return True
+
+
+def as_beginning(position: int) -> bytes:
+    """Say when to come back, and from where on if nothing has come until then."""
+    return b"retry: 2000\n" + (b"id: %d\n" % (position - 1) if position else b"") + b"\n"
 
 
 def as_event(entry: Entry, query: Query) -> bytes:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 import pytest
@@ -89,7 +91,8 @@ class Listener:
 
     @property
     def ids(self) -> list[int]:
-        return [int(line[4:]) for line in self.body.splitlines() if line.startswith(b"id: ")]
+        events = [event for event in self.body.split(b"\n\n") if b"event: record" in event]
+        return [int(event.splitlines()[0].removeprefix(b"id: ")) for event in events]
 
     @property
     def numbers(self) -> list[int]:
@@ -127,7 +130,6 @@ async def test_a_stream_gives_what_is_new_once_and_in_order(
     async with Listener(app, token) as one, Listener(app, token, b"event=tock") as two:
         assert one.sent[0]["status"] == 200
         assert dict(one.sent[0]["headers"])[b"content-type"] == b"text/event-stream"
-        await asyncio.sleep(0.3)
         await emit(provider, 2, 3)
         await emit(provider, 4, event="tock")
         await until(lambda: one.numbers == [2, 3, 4] and two.numbers == [4])
@@ -138,7 +140,7 @@ async def test_a_stream_gives_what_is_new_once_and_in_order(
             await until(lambda: late.numbers == list(range(3, 60)))
         assert one.ids == sorted(set(one.ids))
         assert two.numbers == [4]
-        assert b"retry: " in one.body
+        assert one.body.startswith(b"retry: 2000\nid: 2\n\n")
 
 
 async def test_a_stream_goes_on_from_any_place_also_beyond_what_is_kept(
@@ -155,12 +157,14 @@ async def test_a_stream_goes_on_from_any_place_also_beyond_what_is_kept(
 async def test_records_of_queries_are_left_out_unless_they_are_asked_for(
     provider: AuditProvider, app: AuditEvents, token: str
 ) -> None:
-    async with Listener(app, token) as plain, Listener(app, token, b"queries=true") as all_of_it:
-        await asyncio.sleep(0.3)
-        async with Listener(app, token, b"outcome=failure"):
-            await emit(provider, 1)
-            await until(lambda: plain.numbers == [1])
-            await until(lambda: b'"event":"audit.stream"' in all_of_it.body)
+    async with (
+        Listener(app, token) as plain,
+        Listener(app, token, b"queries=true") as all_of_it,
+        Listener(app, token, b"outcome=failure"),
+    ):
+        await emit(provider, 1)
+        await until(lambda: plain.numbers == [1])
+        await until(lambda: b'"event":"audit.stream"' in all_of_it.body)
     assert b"audit.stream" not in plain.body
     with provider.reader() as reader:
         opened = [orjson.loads(leaf.record) for leaf in reader.leaves()]
@@ -175,7 +179,6 @@ async def test_a_slow_client_holds_nobody_up_and_misses_nothing(
 ) -> None:
     monkeypatch.setattr(stream_module, "_KEPT", 32)
     async with Listener(app, token) as slow, Listener(app, token) as quick:
-        await asyncio.sleep(0.3)
         slow.blocked.clear()
         for first in range(0, 200, 20):
             await emit(provider, *range(first, first + 20))
@@ -236,28 +239,51 @@ async def test_there_are_only_so_many_streams(provider: AuditProvider, token: st
 # real servers
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[int]:
-    """Serve the application by two uvicorn workers; give the port."""
-    (tmp_path / "served.py").write_text(APPLICATION)
+@contextmanager
+def serving(directory: Path, workers: int, *options: str) -> Iterator[Served]:
+    """Serve the application by uvicorn."""
+    (directory / "served.py").write_text(APPLICATION)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "served:app", "--port", str(port), "--workers", "2",
-         "--log-level", "warning", "--backlog", "4096", "--timeout-graceful-shutdown", "3"],
-        cwd=tmp_path,
-        env={**os.environ, "OTEL_AUDIT_DIR": str(tmp_path / "trail"), "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        [sys.executable, "-m", "uvicorn", "served:app", "--port", str(port),
+         "--workers", str(workers), "--log-level", "warning", "--backlog", "4096", *options],
+        cwd=directory,
+        env={**os.environ, "OTEL_AUDIT_DIR": str(directory / "trail"), "PYTHONPATH": f"{ROOT}:{directory}"},
+        stderr=subprocess.PIPE,
+        text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with suppress(OSError):
-            ask(port, "POST /emit/first")
-            break
-        time.sleep(0.1)
-    yield port
-    process.terminate()
-    process.wait(30)
+    served = Served(port, process)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with suppress(OSError):
+                ask(port, "POST /emit/first")
+                break
+            time.sleep(0.1)
+        yield served
+    finally:
+        process.terminate()
+        served.said()
+
+
+class Served(NamedTuple):
+    """A running server."""
+
+    port: int
+    process: subprocess.Popen[str]
+
+    def said(self) -> str:
+        """Wait for its end; return what it wrote on stderr."""
+        return self.process.communicate(timeout=30)[1]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[int]:
+    """Serve the application by two workers; give the port."""
+    with serving(tmp_path, 2) as served:
+        yield served.port
 
 
 def ask(port: int, line: str, token: str = "") -> bytes:
@@ -268,9 +294,11 @@ def ask(port: int, line: str, token: str = "") -> bytes:
         return b"".join(parts)
 
 
-def opened(port: int, line: str, token: str = "") -> socket.socket:
+def opened(port: int, line: str, token: str = "", last: str = "") -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", port), timeout=20)
     head = f"{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n"
+    if last:
+        head += f"Last-Event-ID: {last}\r\n"
     connection.sendall(f"{head}Content-Length: 0\r\n\r\n".encode())
     return connection
 
@@ -288,7 +316,6 @@ def test_a_stream_shows_what_another_worker_wrote_within_a_second(
     seen = b""
     while b"retry:" not in seen:
         seen += listener.recv(65_536)
-    time.sleep(0.5)
     writers: set[int] = set()
     for _ in range(60):
         began = time.monotonic()
@@ -320,7 +347,6 @@ def test_a_thousand_clients_that_are_slow_or_vanish_harm_no_emit(
     seen = b""
     while b"retry:" not in seen:
         seen += good.recv(65_536)
-    time.sleep(0.5)
     answered: list[bytes] = []
     threads = [
         threading.Thread(
@@ -340,6 +366,75 @@ def test_a_thousand_clients_that_are_slow_or_vanish_harm_no_emit(
         client.close()
 
 
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_streams_end_with_the_server_and_go_on_with_the_next_one(
+    tmp_path: Path, workers: int, signal_number: int
+) -> None:
+    """Without a time-out for what is open: it would be waited for."""
+    with serving(tmp_path, workers) as served:
+        token, _ = TokenFile(tmp_path / "trail" / FILE).create("ann", ["read"])
+        listeners = [
+            Follow(served.port, f"GET /audit/stream?event={event}", token)
+            for event in ("hello", "hello", "later")
+        ]
+        ask(served.port, "POST /emit/hello")
+        for listener in listeners[:2]:
+            listener.read_until(b"event: record")
+        began = time.monotonic()
+        served.process.send_signal(signal_number)
+        for listener in listeners:
+            listener.read_to_the_end()
+            assert listener.seen.endswith(
+                b"0\r\n\r\n"
+            )  # of a whole answer, not of a broken connection
+        said = served.said()
+        assert time.monotonic() - began < 5
+        assert "Traceback" not in said
+        assert "ERROR" not in said
+    settings = Settings.from_env({}, directory=tmp_path / "trail", agent="off", service_name="hub")
+    provider = AuditProvider(settings)
+    for event in ("hello", "later"):
+        AuditLogger(provider=provider).audit_event(event, "emit", pid=0)
+    provider.close()
+    with serving(tmp_path, workers) as served:
+        for listener in listeners[1:]:
+            again = Follow(served.port, listener.line, token, listener.last_id)
+            again.read_until(b"event: record")
+            again.close()
+            assert b'"pid":0' in again.seen
+            assert again.seen.count(b"event: record") == 1
+
+
+class Follow:
+    """A client of a stream over a socket."""
+
+    def __init__(self, port: int, line: str, token: str, last: str = "") -> None:
+        self.line = line
+        self.seen = b""
+        self._socket = opened(port, line, token, last)
+        self.read_until(b"retry:")
+
+    @property
+    def last_id(self) -> str:
+        """What a browser would send as Last-Event-ID."""
+        return re.findall(rb"^id: (\d+)$", self.seen, re.MULTILINE)[-1].decode()  # type: ignore[no-any-return]
+
+    def read_until(self, part: bytes) -> None:
+        while part not in self.seen:
+            more = self._socket.recv(65_536)
+            assert more, self.seen
+            self.seen += more
+
+    def read_to_the_end(self) -> None:
+        while more := self._socket.recv(65_536):
+            self.seen += more
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
 def test_a_provider_of_its_own_serves_a_stream_after_a_fork_as_well(tmp_path: Path) -> None:
     settings = Settings.from_env({}, directory=tmp_path / "trail", agent="off", service_name="hub")
     provider = AuditProvider(settings)
@@ -348,7 +443,6 @@ def test_a_provider_of_its_own_serves_a_stream_after_a_fork_as_well(tmp_path: Pa
 
     async def listen() -> list[int]:
         async with Listener(app, token) as listener:
-            await asyncio.sleep(0.3)
             await emit(provider, 1)
             await until(lambda: listener.numbers == [1])
             return listener.numbers
