@@ -4,6 +4,7 @@
 answer for the same records: LogQL chooses lines that may match, by time and by
 what has to be in them, and each is held against the query here, because the
 line is the record's own bytes. A record that was shipped twice is given once.
+Counts are Loki's own where LogQL can say what is asked (`loki_count.py`).
 Positions are times in nanoseconds; a page ends where the time changes, so it may
 be longer than its limit by records of one and the same nanosecond.
 
@@ -13,27 +14,25 @@ It shows what arrived: whether that is everything, the trail knows.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlencode, urlsplit
-from urllib.request import Request, urlopen
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
-import orjson
-
-from otel_audit.errors import AuditSettingsError, QueryError, TrailError
-from otel_audit.readers.query import Counts, Entry, Page, Progress, check_buckets, needles
+from otel_audit.errors import QueryError
+from otel_audit.readers import logql
+from otel_audit.readers.loki_count import LokiCount, added
+from otel_audit.readers.loki_site import AT_A_TIME, LokiSite
+from otel_audit.readers.query import Counts, Entry, Page, Progress, check_buckets
 from otel_audit.readers.words import fields_of, moment_of, texts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from otel_audit.readers.loki_site import Line
     from otel_audit.readers.query import Query
 
 TENANT: Final = "audit"
 """Of the bundled Loki; one without tenants does not look at it."""
 
-_SELECTOR: Final = '{service_name=~".+"}'
-_AT_A_TIME: Final = 1_000
 _WINDOW: Final = 28 * 86_400 * 1_000_000_000
 """Loki takes no longer range in one question (``max_query_length`` is 30 days and an hour)."""
 
@@ -46,20 +45,13 @@ _AHEAD: Final = 600 * 1_000_000_000
 _REMEMBERED: Final = 20_000
 """Records that are known when they come again; what is shipped twice comes close together."""
 
-_TIMEOUT: Final = 30.0
-
 
 class LokiSearch:
     """One Loki to ask; usable from several threads."""
 
     def __init__(self, url: str, *, tenant: str = TENANT) -> None:
         """Take Loki's address, such as ``http://loki:3100``. Raises `AuditSettingsError`."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            message = f"{url!r} is no address of a Loki; it looks like http://loki:3100"
-            raise AuditSettingsError(message)
-        self._url = url.rstrip("/")
-        self._tenant = tenant
+        self._site = LokiSite(url, tenant=tenant)
 
     def close(self) -> None:
         """Do nothing: no connection is kept."""
@@ -103,12 +95,28 @@ class LokiSearch:
         if by is not None:
             query.check_field(by)
         check_buckets(query, per)
-        deadline = None if seconds is None else time.monotonic() + seconds
+        check_time = _limited(seconds)
+
+        def read(low: int, high: int) -> Counts:
+            return self._read(replace(query, start=low, end=high), by, per, check_time)
+
+        low, high = _range(query)
+        if low >= high:
+            return {}
+        counting = logql.counting(query, by, per)
+        if counting is None:
+            return read(low, high)
+        counted = LokiCount(self._site, counting, read, check_time)
+        starts = range(low, high, _WINDOW)
+        return added(counted.between(start, min(high, start + _WINDOW)) for start in starts)
+
+    def _read(
+        self, query: Query, by: str | None, per: int | None, check_time: Callable[[], None]
+    ) -> Counts:
+        """Count by looking at each line."""
         counts: Counts = {}
         for entry in self.stream(query):
-            if deadline is not None and time.monotonic() >= deadline:
-                message = "this count takes too long here; narrow it by start and end"
-                raise QueryError(message)
+            check_time()
             moment = moment_of(entry.fields, entry.committed_unix_nano)
             bucket = None if per is None else moment // per * per
             values = [None] if by is None else list(dict.fromkeys(texts_of(entry.fields, by)))
@@ -118,12 +126,10 @@ class LokiSearch:
 
     def _found(self, query: Query, position: int | None) -> Iterator[tuple[Entry | None, int]]:
         """Yield records with their times, and after each answer of Loki's None with the next one."""
-        now = time.time_ns() + _AHEAD
-        low = now - _FURTHEST if query.start is None else query.start
-        high = now if query.end is None else min(query.end, now)
+        low, high = _range(query)
         if position is not None:
             low, high = (position, high) if query.oldest_first else (low, min(high, position))
-        logql = _logql(query)
+        chosen = logql.lines(query)
         seen: dict[str, None] = {}
         while low < high:
             start, end = (
@@ -131,10 +137,10 @@ class LokiSearch:
                 if query.oldest_first
                 else (max(low, high - _WINDOW), high)
             )
-            lines = self._lines(logql, start, end, oldest_first=query.oldest_first)
-            for moment, line, labels in lines:
-                entry = _entry(line, labels, moment)
-                name = str(entry.fields.get("record_id", line))
+            lines = self._site.lines(chosen, start, end, oldest_first=query.oldest_first)
+            for line in lines:
+                entry, moment = _entry(line), line.unix_nano
+                name = str(entry.fields.get("record_id", line.text))
                 if name not in seen and query.matches(
                     entry.fields, moment_of(entry.fields, moment)
                 ):
@@ -142,7 +148,7 @@ class LokiSearch:
                     if len(seen) > _REMEMBERED:
                         del seen[next(iter(seen))]
                     yield entry, moment
-            if len(lines) < _AT_A_TIME:
+            if len(lines) < AT_A_TIME:
                 low, high = (end, high) if query.oldest_first else (low, start)
             else:
                 edge = lines[-1][0]
@@ -153,63 +159,33 @@ class LokiSearch:
                     high = edge + 1 if lines[0][0] != edge else edge
             yield None, low if query.oldest_first else high
 
-    def _lines(
-        self, logql: str, start: int, end: int, *, oldest_first: bool
-    ) -> list[tuple[int, str, dict[str, str]]]:
-        """Ask Loki for some lines of a range, in the query's order."""
-        parameters = {
-            "query": logql,
-            "start": start,
-            "end": end,
-            "limit": _AT_A_TIME,
-            "direction": "forward" if oldest_first else "backward",
-        }
-        answer = self._get(f"/loki/api/v1/query_range?{urlencode(parameters)}")
-        lines = [
-            (int(moment), line, stream["stream"])
-            for stream in answer["data"]["result"]
-            for moment, line, *_ in stream["values"]
-        ]
-        lines.sort(key=lambda item: item[0], reverse=not oldest_first)
-        return lines
 
-    def _get(self, path: str) -> dict[str, Any]:
-        request = Request(self._url + path, headers={"X-Scope-OrgID": self._tenant})  # noqa: S310 - the scheme was checked
-        try:
-            with urlopen(request, timeout=_TIMEOUT) as response:  # noqa: S310 - the same
-                answer: dict[str, Any] = orjson.loads(response.read())
-        except HTTPError as error:
-            with error:
-                said = error.read(500).decode(errors="replace").strip()
-            message = f"Loki at {self._url} answered {error.code}: {said}"
-            raise TrailError(message) from error
-        except (URLError, OSError, ValueError) as error:
-            message = f"Loki at {self._url} cannot be asked: {error}; is the address right?"
-            raise TrailError(message) from error
-        return answer
+def _range(query: Query) -> tuple[int, int]:
+    """Return the times between which Loki is asked."""
+    now = time.time_ns() + _AHEAD
+    low = now - _FURTHEST if query.start is None else query.start
+    return low, now if query.end is None else min(query.end, now)
 
 
-def _logql(query: Query) -> str:
-    """Choose lines by what each that matches has in its bytes; texts are quoted as LogQL does."""
-    parts = [_SELECTOR, '|= `"schema":"otel-audit/`']
-    parts += [f"|= {orjson.dumps(needle.decode()).decode()}" for needle in needles(query) if needle]
-    parts += [f"|~ {_word(word)}" for word in query.words]
-    return " ".join(parts)
+def _limited(seconds: float | None) -> Callable[[], None]:
+    """Return what raises `QueryError` when the time is up."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+
+    def check() -> None:
+        if deadline is not None and time.monotonic() >= deadline:
+            message = "this count takes too long here; narrow it by start and end"
+            raise QueryError(message)
+
+    return check
 
 
-def _word(word: str) -> str:
-    """Write a word, which is letters and digits, as a pattern for any case."""
-    plain = word.removesuffix("*")
-    return orjson.dumps(f"(?i){plain}").decode()
-
-
-def _entry(line: str, labels: dict[str, str], moment: int) -> Entry:
-    record = line.encode()
-    number = labels.get("audit_sequence_number", "")
-    committed = labels.get("observed_timestamp", "")
+def _entry(line: Line) -> Entry:
+    record = line.text.encode()
+    number = line.labels.get("audit_sequence_number", "")
+    committed = line.labels.get("observed_timestamp", "")
     return Entry(
         int(number) if number.isdecimal() else -1,
-        int(committed) if committed.isdecimal() else moment,
+        int(committed) if committed.isdecimal() else line.unix_nano,
         record,
         fields_of(record),
     )

@@ -107,7 +107,8 @@ class Condition:
 
     def __post_init__(self) -> None:
         """Prepare the patterns."""
-        patterns = tuple(_pattern(value) for value in self.values if _WILD.search(value))
+        found = filter(None, map(wild, self.values))
+        patterns = tuple(re.compile(pattern, re.DOTALL) for pattern in found)
         object.__setattr__(self, "_patterns", patterns)
 
     @property
@@ -528,6 +529,8 @@ def _bounded(name: str, text: str, nanoseconds: int) -> int:
     return nanoseconds
 
 
-def _pattern(value: str) -> re.Pattern[str]:
-    parts = (_MEANING.get(part) or re.escape(part) for part in _WILD.split(value))
-    return re.compile("".join(parts), re.DOTALL)
+def wild(value: str) -> str | None:
+    """Return a value's regular expression, with dots for any character; None without wildcards."""
+    if not _WILD.search(value):
+        return None
+    return "".join(_MEANING.get(part) or re.escape(part) for part in _WILD.split(value))

@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from otel_audit.errors import AuditSettingsError, QueryError, TrailError
+from otel_audit.readers.logql import counting
 from otel_audit.readers.loki_search import LokiSearch
 from otel_audit.readers.query import Entry, Query, parse, stamp
 from otel_audit.readers.search import TrailSearch
@@ -65,20 +66,28 @@ def test_a_loki_that_does_not_answer_well_is_an_error_that_says_so(
 
 
 class Shelf(BaseHTTPRequestHandler):
-    """Gives the lines of a range as Loki does: so many, in the direction that is asked for."""
+    """Gives the lines of a range as Loki does: so many, in the direction that is asked for.
+
+    It counts nothing, so that who wants a count has to read.
+    """
 
     lines: ClassVar[list[tuple[int, str]]] = []
 
     def do_GET(self) -> None:
         asked = {name: value[0] for name, value in parse_qs(urlsplit(self.path).query).items()}
+        if "direction" not in asked:
+            self.answer(400, b"it cannot count")
+            return
         found = [
             [str(moment), line]
             for moment, line in sorted(self.lines, reverse=asked["direction"] == "backward")
             if int(asked["start"]) <= moment < int(asked["end"])
         ][: int(asked["limit"])]
         stream = {"service_name": "hub", "audit_sequence_number": "7"}
-        body = orjson.dumps({"data": {"result": [{"stream": stream, "values": found}]}})
-        self.send_response(200)
+        self.answer(200, orjson.dumps({"data": {"result": [{"stream": stream, "values": found}]}}))
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -147,3 +156,42 @@ def test_a_search_without_time_says_where_it_goes_on(
     with pytest.raises(QueryError, match="too long"):
         loki.count(parse([("start", "-2h")])[0], seconds=0)
     assert loki.progress().size == 0
+
+
+def test_what_is_to_come_is_not_asked_for(shelf: tuple[TrailSearch, LokiSearch]) -> None:
+    _, loki = shelf
+    query, _ = parse([("start", "+1d")])
+    assert loki.count(query) == {}
+    assert loki.page(query).entries == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "by"),
+    [
+        ([("q", "word")], None),
+        ([("actor", "")], None),
+        ([("field.a b", "x")], None),
+        ([], "a b"),
+        ([], "ö"),
+        ([], 'x"y'),
+    ],
+)
+def test_what_logql_cannot_say_is_read(parameters: list[tuple[str, str]], by: str | None) -> None:
+    assert counting(parse(parameters)[0], by, None) is None
+
+
+def test_logql_says_what_is_asked() -> None:
+    query, _ = parse([("action", "a*"), ("outcome!", "success"), ("field.n", '5"')])
+    found = counting(query, "event", 60 * SECOND)
+    assert found is not None
+    assert found.over(found.distinct, 1_500) == (
+        "count by (asked_value, asked_bucket) (count by (asked_value, asked_bucket, asked_id) ("
+        'count_over_time({service_name=~".+"} |= `"schema":"otel-audit/` |= "5\\\\\\"" '
+        '| json asked_id="[\\"record_id\\"]", asked_0="[\\"action\\"]", asked_1="[\\"event\\"]", '
+        'asked_2="[\\"n\\"]", asked_3="[\\"outcome\\"]", asked_value="[\\"event\\"]" '
+        '| ((asked_0=~"(?s)a.*" and asked_0!="") or (asked_1=~"(?s)a.*" and asked_1!="")) '
+        '| (asked_2="5\\"") '
+        '| (asked_3!="success") '
+        "| label_format asked_bucket=`{{ div (unixEpochNanos __timestamp__) 60000000000 }}` "
+        "[1500ms])))"
+    )
