@@ -7,6 +7,7 @@ Both make one `Query` of the parameters that HTTP has as well, and show what
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Final
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from otel_audit.cli import output
+from otel_audit.cli.counts import show
 from otel_audit.cli.options import Directory, Json, open_reader, settings_for
 from otel_audit.cli.outcome import UsageError
 from otel_audit.cli.records import line_writer, parse_condition, raw_writer
@@ -22,14 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from rich.text import Text
-
-    from otel_audit.readers.query import Backend, Counts, Entry, Query
+    from otel_audit.readers.query import Backend, Entry, Progress, Query
 
 _AT_A_TIME: Final = 200
-_BAR: Final = 40
-_MANY: Final = 2_000
-"""Time buckets that are listed with nothing in them; beyond, only those that hold something."""
 
 Start = Annotated[
     str | None,
@@ -60,6 +57,9 @@ Loki = Annotated[
     ),
 ]
 LokiTenant = Annotated[str, typer.Option(metavar="NAME", help="The tenant in Loki.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say on stderr how the answer is found.")
+]
 
 
 def query(  # noqa: PLR0913 - each filter is an option
@@ -112,6 +112,7 @@ def query(  # noqa: PLR0913 - each filter is an option
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
     loki: Loki = None,
     loki_tenant: LokiTenant = "audit",
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Find records, newest first, or count them.
@@ -129,12 +130,11 @@ def query(  # noqa: PLR0913 - each filter is an option
         "order": ["oldest" if oldest else "newest"],
     }  # fmt: skip
     asked = _parsed(values, where)
-    with _opened(directory, loki, loki_tenant) as search:
+    with _opened(directory, loki, loki_tenant, verbose=verbose) as search:
         if count_by is not None or per is not None:
-            _count(search, asked, count_by, per, as_json=as_json, as_csv=as_csv)
+            show(search, asked, count_by, per, as_json=as_json, as_csv=as_csv)
         else:
-            entries = _limited(search.stream(asked), limit)
-            _write(entries, asked, as_json=as_json, as_csv=as_csv)
+            _write(search, asked, limit, as_json=as_json, as_csv=as_csv)
 
 
 def timeline(  # noqa: PLR0913 - each filter is an option
@@ -147,6 +147,7 @@ def timeline(  # noqa: PLR0913 - each filter is an option
     end: End = None,
     loki: Loki = None,
     loki_tenant: LokiTenant = "audit",
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Tell what happened in a request or a trace, or what an actor did, oldest first.
@@ -160,10 +161,10 @@ def timeline(  # noqa: PLR0913 - each filter is an option
         raise UsageError(message)
     times = {"start": start and [start], "end": end and [end]}
     asked = _parsed({**values, **times, "order": ["oldest"]}, None)
-    with _opened(directory, loki, loki_tenant) as search:
+    with _opened(directory, loki, loki_tenant, verbose=verbose) as search:
         entries = search.stream(asked)
         write = raw_writer() if as_json else line_writer(since=True)
-        _write_chunks(entries, write, as_json=as_json)
+        _write_chunks(search, entries, write, as_json=as_json)
 
 
 def _parsed(values: Mapping[str, Sequence[str] | None], where: Sequence[str] | None) -> Query:
@@ -176,27 +177,48 @@ def _parsed(values: Mapping[str, Sequence[str] | None], where: Sequence[str] | N
 
 
 @contextmanager
-def _opened(directory: Path | None, loki: str | None, tenant: str) -> Iterator[Backend]:
-    """Open the trail to ask it, or Loki, and say when there is no index to do so by."""
+def _opened(
+    directory: Path | None, loki: str | None, tenant: str, *, verbose: bool
+) -> Iterator[Backend]:
+    """Open the trail to ask it, or Loki, and say when that takes long, or how it is done."""
     from otel_audit.readers.loki_search import LokiSearch
     from otel_audit.readers.search import TrailSearch
 
+    began = time.monotonic()
     search: Backend
     if loki is not None:
         search = LokiSearch(loki, tenant=tenant)
+        how, verbose_or_slow = f"Loki at {loki} is asked", verbose
     else:
         search = TrailSearch(open_reader(settings_for(directory)))
-    try:
         progress = search.progress()
-        behind = progress.size - progress.indexed
-        if behind > _UNNOTICED:
-            sys.stderr.write(
-                f"otel-audit: {behind:,} of {progress.size:,} records are not in the index (yet) "
-                "and are read one by one; the agent makes it\n"
-            )
+        how = _how(progress)
+        verbose_or_slow = verbose or progress.size - progress.indexed > _UNNOTICED
+    try:
+        if verbose_or_slow:
+            sys.stderr.write(f"otel-audit: {how}\n")
         yield search
+        if verbose:
+            sys.stderr.write(f"otel-audit: answered in {time.monotonic() - began:.3f} s\n")
     finally:
         search.close()
+
+
+def _how(progress: Progress) -> str:
+    """Say which records an answer comes from."""
+    from otel_audit.readers.segments import SMALL
+
+    size, behind = progress.size, progress.size - progress.indexed
+    if behind > _UNNOTICED:
+        return (
+            f"{behind:,} of {size:,} records are not in the index (yet) and are read one by one; "
+            "the agent makes it, unless OTEL_AUDIT_INDEX is off"
+        )
+    if not size:
+        return "the trail has no record yet"
+    if size < SMALL:
+        return f"all {size:,} records are read; with {SMALL:,} a trail gets an index, and needs one"
+    return f"{size - behind:,} of {size:,} records are in the index, {behind:,} are read"
 
 
 _UNNOTICED: Final = 100_000
@@ -216,7 +238,8 @@ def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
         yield chunk
 
 
-def _write(entries: Iterator[Entry], asked: Query, *, as_json: bool, as_csv: bool) -> None:
+def _write(search: Backend, asked: Query, limit: int, *, as_json: bool, as_csv: bool) -> None:
+    entries = _limited(search.stream(asked), limit)
     if as_csv:
         from otel_audit.readers.export import csv_head, csv_line
 
@@ -224,11 +247,15 @@ def _write(entries: Iterator[Entry], asked: Query, *, as_json: bool, as_csv: boo
         sys.stdout.writelines(csv_line(entry, asked) for entry in entries)
         return
     write: Callable[[Sequence[Entry]], None] = raw_writer() if as_json else line_writer()
-    _write_chunks(entries, write, as_json=as_json)
+    _write_chunks(search, entries, write, as_json=as_json)
 
 
 def _write_chunks(
-    entries: Iterator[Entry], write: Callable[[Sequence[Entry]], None], *, as_json: bool
+    search: Backend,
+    entries: Iterator[Entry],
+    write: Callable[[Sequence[Entry]], None],
+    *,
+    as_json: bool,
 ) -> None:
     found = False
     for chunk in _chunks(entries):
@@ -236,115 +263,21 @@ def _write_chunks(
         write(chunk)
     if not (found or as_json):
         # Not among the results: whoever counts lines counts none.
-        sys.stderr.write("no record matches\n")
+        sys.stderr.write(f"{_nothing(search)}\n")
 
 
-# counts
+def _nothing(search: Backend) -> str:
+    """Say that nothing was found, and of what times there is something."""
+    from otel_audit.readers.query import Query
+    from otel_audit.readers.search import TrailSearch
+    from otel_audit.readers.words import moment_of
 
-
-def _count(
-    search: Backend, asked: Query, by: str | None, per: str | None, *, as_json: bool, as_csv: bool
-) -> None:
-    from otel_audit.readers.query import duration
-
-    nanoseconds = None if per is None else duration("--per", per)
-    counts = search.count(asked, by=by, per=nanoseconds)
-    if not (as_json or as_csv):
-        _write_bars(_ordered(counts), asked, nanoseconds)
-        return
-    rows = _filled(counts, asked, nanoseconds) if by is None else _ordered(counts)
-    if as_json:
-        _write_counts_json(rows, by, per)
-    else:
-        _write_counts_csv(rows, by, per)
-
-
-_Row = tuple["int | None", "str | None", int]
-
-
-def _ordered(counts: Counts) -> list[_Row]:
-    """Order by time, then the most frequent first."""
-    rows = [(bucket, value, number) for (bucket, value), number in counts.items()]
-    return sorted(rows, key=lambda row: (row[0] or 0, -row[2], row[1] or ""))
-
-
-def _filled(counts: Counts, asked: Query, per: int | None) -> list[_Row]:
-    """Add the buckets in which nothing happened: what draws the counts needs each."""
-    rows = _ordered(counts)
-    if per is None or not rows:
-        return rows
-    known = {bucket: number for bucket, _, number in rows}
-    first = rows[0][0] or 0
-    if asked.start is not None:
-        first = min(first, asked.start // per * per)
-    buckets = range(first, (rows[-1][0] or 0) + 1, per)
-    if len(buckets) > _MANY:
-        return rows
-    return [(bucket, None, known.get(bucket, 0)) for bucket in buckets]
-
-
-def _moment(bucket: int | None) -> str:
-    return "" if bucket is None else output.stamp(bucket)[:19] + "Z"
-
-
-def _write_counts_json(rows: Sequence[_Row], by: str | None, per: str | None) -> None:
-    output.write_json(
-        {
-            "by": by,
-            "per": per,
-            "counts": [
-                {"start": _moment(bucket) or None, "value": value, "count": number}
-                for bucket, value, number in rows
-            ],
-        }
-    )
-
-
-def _write_counts_csv(rows: Sequence[_Row], by: str | None, per: str | None) -> None:
-    from otel_audit.readers.export import csv_row, safe_cell
-
-    named = [name for name, said in (("start", per), (by or "", by)) if said is not None]
-    sys.stdout.write(csv_row([*named, "count"]))
-    for bucket, value, number in rows:
-        cells = [_moment(bucket)] if per is not None else []
-        cells += [safe_cell(value or "")] if by is not None else []
-        sys.stdout.write(csv_row([*cells, str(number)]))
-
-
-def _write_bars(rows: Sequence[_Row], asked: Query, per: int | None) -> None:
-    """Draw a bar for each count; of buckets with nothing in them a line for as many as follow."""
-    from rich.text import Text
-
-    target = output.console()
-    if not rows:
-        target.print("no record matches")
-        return
-    most = max(number for _, _, number in rows)
-    values = [output.visible(value or "")[:_BAR] for _, value, _ in rows]
-    wide = max(map(len, values)), max(len(f"{number:,}") for _, _, number in rows)
-    before = None if asked.start is None or per is None else asked.start // per * per - per
-    for (bucket, _, number), value in zip(rows, values, strict=True):
-        line = Text()
-        if bucket is not None and per is not None:
-            if before is not None and bucket - before > per:
-                target.print(_gap(before + per, bucket - per, sum(wide) + 2 * bool(wide[0])))
-            line.append(f"{_time(bucket) if bucket != before else '':<19}  ", style="dim")
-            before = bucket
-        if wide[0]:
-            line.append(f"{value:<{wide[0]}}  ")
-        line.append(f"{number:>{wide[1]},}  ", style="bold")
-        line.append("█" * -(-number * _BAR // most), style="cyan")
-        line.rstrip()
-        target.print(line)
-
-
-def _gap(first: int, last: int, wide: int) -> Text:
-    """Say from when to when there is nothing: a gap is news, but not a screen of zeros."""
-    from rich.text import Text
-
-    until = "" if first == last else f"  until {_time(last)}"
-    return Text(f"{_time(first)}  {0:>{wide}}{until}", style="dim")
-
-
-def _time(bucket: int) -> str:
-    return _moment(bucket).replace("T", " ").removesuffix("Z")
+    message = "no record matches"
+    if not isinstance(search, TrailSearch):
+        return message
+    edges = [search.page(Query(limit=1, oldest_first=oldest)).entries for oldest in (True, False)]
+    if not all(edges):
+        return f"{message}: the trail is empty"
+    moments = [moment_of(entry.fields, entry.committed_unix_nano) for (entry,) in edges]
+    first, newest = (output.stamp(moment)[:19] + "Z" for moment in moments)
+    return f"{message}; the first one is of {first}, the newest of {newest}"

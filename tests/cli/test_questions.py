@@ -204,3 +204,34 @@ def test_who_asks_without_an_index_is_told(
     ledger.index()
     monkeypatch.setattr("otel_audit.cli.questions._UNNOTICED", SMALL)
     assert ask("query").err == ""
+
+
+def test_whoever_wants_to_know_is_told_how_the_answer_is_found(
+    ask: Cli, ledger: Ledger, tmp_path: Path
+) -> None:
+    told = ask("query", "-v", "--limit", "1").err.splitlines()
+    assert told[0] == (
+        "otel-audit: all 300 records are read; with 1,024 a trail gets an index, and needs one"
+    )
+    assert told[1].startswith("otel-audit: answered in 0.")
+    assert ask("query", "--limit", "1").err == ""
+    ledger.fill(SMALL)
+    ledger.index()
+    said = "1,024 of 1,324 records are in the index, 300 are read"
+    assert said in ask("timeline", "--verbose", "--actor", "u-1").err
+    assert said in ask("query", "--verbose", "--count-by", "event").err
+    empty = Ledger(tmp_path / "empty")
+    empty.close()
+    shown = ask.bare("query", "-v", "--dir", str(empty.directory)).err
+    assert "the trail has no record yet" in shown
+    assert "no record matches: the trail is empty" in shown
+
+
+def test_whoever_finds_nothing_is_told_of_what_times_there_is_something(ask: Cli) -> None:
+    shown = ask("query", "--start", "2027-01-01")
+    assert shown.out == ""
+    assert shown.err == (
+        "no record matches; the first one is of 2026-02-02T02:40:00Z, the newest of "
+        "2026-02-02T07:39:00Z\n"
+    )
+    assert ask("query", "--start", "2027-01-01", "--json").err == ""
