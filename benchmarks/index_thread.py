@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.rounds import ratio
 from otel_audit import AuditLogger, AuditProvider, Settings
-from otel_audit.readers.index import IndexView, following
+from otel_audit.readers.index import following
+from otel_audit.readers.index_view import IndexView
 from otel_audit.readers.segments import SMALL
 
 if TYPE_CHECKING:

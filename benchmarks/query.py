@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from otel_audit.readers.index import DATABASE, QueryIndex
+from otel_audit.readers.index import QueryIndex
+from otel_audit.readers.index_file import DATABASE
 from otel_audit.readers.query import Query, parse, stamp
 from otel_audit.readers.search import TrailSearch
 from otel_audit.record.encode import new_record_id

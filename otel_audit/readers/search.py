@@ -17,7 +17,7 @@ import apsw
 
 from otel_audit.errors import QueryError
 from otel_audit.readers import segments
-from otel_audit.readers.index import IndexView
+from otel_audit.readers.index_view import IndexView
 from otel_audit.readers.query import (
     Counts,
     Entry,
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from otel_audit.readers.index import Lookup, Segment
+    from otel_audit.readers.index_file import Segment
+    from otel_audit.readers.index_view import Lookup
     from otel_audit.readers.query import Condition
     from otel_audit.readers.segments import Times
     from otel_audit.trail.reader import Leaf

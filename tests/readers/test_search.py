@@ -11,7 +11,8 @@ import apsw
 import pytest
 
 from otel_audit.errors import QueryError
-from otel_audit.readers.index import DATABASE, IndexView
+from otel_audit.readers.index_file import DATABASE
+from otel_audit.readers.index_view import IndexView
 from otel_audit.readers.query import Condition, CursorSigner, Query, parse, where
 from otel_audit.readers.search import TrailSearch
 from otel_audit.readers.segments import LARGE, SMALL
