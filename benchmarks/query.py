@@ -24,8 +24,10 @@ import orjson
 
 from otel_audit.readers.index import QueryIndex
 from otel_audit.readers.index_file import DATABASE
-from otel_audit.readers.query import Query, parse, stamp
+from otel_audit.readers.parameters import parse
+from otel_audit.readers.query import Query
 from otel_audit.readers.search import TrailSearch
+from otel_audit.readers.times import stamp
 from otel_audit.record.encode import new_record_id
 from otel_audit.trail.merkle import leaf_hash
 from otel_audit.trail.proof import prove

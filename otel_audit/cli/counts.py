@@ -23,7 +23,7 @@ def show(
     search: Backend, asked: Query, by: str | None, per: str | None, *, as_json: bool, as_csv: bool
 ) -> None:
     """Count what is asked, and show it in one of three forms."""
-    from otel_audit.readers.query import duration
+    from otel_audit.readers.times import duration
 
     nanoseconds = None if per is None else duration("--per", per)
     counts = search.count(asked, by=by, per=nanoseconds)

@@ -168,7 +168,7 @@ def timeline(  # noqa: PLR0913 - each filter is an option
 
 
 def _parsed(values: Mapping[str, Sequence[str] | None], where: Sequence[str] | None) -> Query:
-    from otel_audit.readers.query import parse
+    from otel_audit.readers.parameters import parse
 
     pairs = [(name, item) for name, items in values.items() for item in items or ()]
     asked, _ = parse(pairs)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from otel_audit.readers.query import stamp
+from otel_audit.readers.times import stamp
 from otel_audit.readers.words import as_text
 from otel_audit.record.event import KEYS
 

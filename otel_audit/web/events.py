@@ -35,16 +35,10 @@ from otel_audit.errors import (
     TrailError,
 )
 from otel_audit.readers.export import as_json
-from otel_audit.readers.query import (
-    OWN_QUERIES,
-    PERSONAL,
-    Condition,
-    CursorSigner,
-    Query,
-    duration,
-    parse,
-    stamp,
-)
+from otel_audit.readers.page_cursor import CursorSigner
+from otel_audit.readers.parameters import parse
+from otel_audit.readers.query import OWN_QUERIES, PERSONAL, Condition, Query
+from otel_audit.readers.times import duration, stamp
 from otel_audit.record.event import AuditEvent
 from otel_audit.trail.proof import prove
 from otel_audit.web import problem

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from otel_audit.readers.query import stamp
 from otel_audit.readers.segments import SMALL
+from otel_audit.readers.times import stamp
 from tests.cli.conftest import Cli
 from tests.readers.ledger import BEGAN, SECOND, Ledger
 

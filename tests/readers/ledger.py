@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from otel_audit.readers.index import QueryIndex
-from otel_audit.readers.query import Query, stamp
+from otel_audit.readers.times import stamp
 from otel_audit.readers.words import fields_of, moment_of
 from otel_audit.trail.merkle import leaf_hash
 from otel_audit.trail.reader import TrailReader
@@ -17,6 +17,8 @@ from otel_audit.trail.store import TrailStore
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from otel_audit.readers.query import Query
 
 SECOND = 1_000_000_000
 BEGAN = 1_770_000_000 * SECOND

@@ -20,7 +20,7 @@ from otel_audit.readers.beside import Beside
 from otel_audit.readers.gathering import Gathered
 from otel_audit.readers.index import QueryIndex, following
 from otel_audit.readers.index_file import DATABASE
-from otel_audit.readers.query import parse
+from otel_audit.readers.parameters import parse
 from otel_audit.readers.search import TrailSearch
 from otel_audit.readers.segments import (
     LARGE,

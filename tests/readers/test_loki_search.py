@@ -14,8 +14,10 @@ import pytest
 from otel_audit.errors import AuditSettingsError, QueryError, TrailError
 from otel_audit.readers.logql import counting
 from otel_audit.readers.loki_search import LokiSearch
-from otel_audit.readers.query import Entry, Query, parse, stamp
+from otel_audit.readers.parameters import parse
+from otel_audit.readers.query import Entry, Query
 from otel_audit.readers.search import TrailSearch
+from otel_audit.readers.times import stamp
 from tests.cli.conftest import Cli
 from tests.readers.ledger import SECOND, Ledger
 

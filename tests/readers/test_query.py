@@ -5,16 +5,9 @@ from __future__ import annotations
 import pytest
 
 from otel_audit.errors import QueryError
-from otel_audit.readers.query import (
-    MOST,
-    Condition,
-    Query,
-    check_buckets,
-    duration,
-    moment,
-    parse,
-    stamp,
-)
+from otel_audit.readers.parameters import parse
+from otel_audit.readers.query import MOST, Condition, Query, check_buckets
+from otel_audit.readers.times import duration, moment, stamp
 
 NOW = 1_770_000_000 * 10**9
 

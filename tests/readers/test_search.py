@@ -13,7 +13,9 @@ import pytest
 from otel_audit.errors import QueryError
 from otel_audit.readers.index_file import DATABASE
 from otel_audit.readers.index_view import IndexView
-from otel_audit.readers.query import Condition, CursorSigner, Query, parse, where
+from otel_audit.readers.page_cursor import CursorSigner
+from otel_audit.readers.parameters import parse
+from otel_audit.readers.query import Condition, Query, where
 from otel_audit.readers.search import TrailSearch
 from otel_audit.readers.segments import LARGE, SMALL
 from otel_audit.readers.words import texts_of

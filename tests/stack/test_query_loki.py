@@ -15,8 +15,10 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from otel_audit.errors import QueryError
 from otel_audit.readers.loki_search import LokiSearch
 from otel_audit.readers.loki_site import AT_A_TIME, Line, LokiSite
-from otel_audit.readers.query import Query, parse, stamp
+from otel_audit.readers.parameters import parse
+from otel_audit.readers.query import Query
 from otel_audit.readers.search import TrailSearch
+from otel_audit.readers.times import stamp
 from otel_audit.record.semconv import to_log_record
 from tests.readers.ledger import Ledger
 
