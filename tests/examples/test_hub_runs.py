@@ -180,10 +180,10 @@ def test_the_page_shows_the_trail_to_those_who_may_see_it(
     assert "privilege_change" not in nobody.text
     with hub.signed_in("aurel") as aurel, hub.signed_in("olga") as olga:
         everybodys, own = aurel.get("/").text, olga.get("/").text
+        newest = len(hub.records()) - 1
         with_requests = aurel.get("/?requests=true").text
         verified = aurel.get("/verify").text
-    last = hub.records()[-1]
-    assert f">{len(hub.records()) - 1}<" in with_requests or last["event"] == driver.REQUEST
+    assert f">{newest}<" in with_requests
     assert '"actor_id": "stef"' in everybodys.replace("&quot;", '"')
     assert '"actor_id": "stef"' not in own.replace("&quot;", '"')
     assert "http.request" in with_requests.replace("with http.request", "")
