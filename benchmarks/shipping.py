@@ -17,7 +17,6 @@ import asyncio
 import logging
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,8 @@ from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
 
 from benchmarks.rounds import compare, ratio
-from benchmarks.web import Server
+from benchmarks.servers import compare_servers, free_port, ratio_of_costs, wait_for
+from benchmarks.web import serve
 from otel_audit import AuditLogger, AuditProvider, Settings
 from otel_audit.destinations import Destination
 from otel_audit.readers.cursors import Cursors
@@ -79,16 +79,10 @@ class Sink(BaseHTTPRequestHandler):
 @contextmanager
 def far_end() -> Iterator[str]:
     """Run a sink as a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     child = subprocess.Popen([sys.executable, "-m", "benchmarks.shipping", "--sink", str(port)])
     try:
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
+        wait_for(port)
         yield f"http://127.0.0.1:{port}"
     finally:
         child.terminate()
@@ -292,32 +286,18 @@ def _most() -> float:
 def application(directory: Path, rounds: int, seconds: float) -> None:
     """Ask an application for all that it can, with shipping on and off."""
     with far_end() as sink:
-        servers = {}
-        for name, kind, endpoint in (
-            ("one durable record", "record", ""),
-            ("... shipped by a thread", "record", sink),
-        ):
-            servers[name] = Server(
-                kind,
-                1,
+        servers = {
+            name: serve(
+                "record",
                 directory / name.replace(" ", "-"),
                 environment={"OTEL_EXPORTER_OTLP_AUDIT_ENDPOINT": endpoint},
             )
-        try:
-            for server in servers.values():
-                server.rate(0.5)
-                server.microseconds.clear()
-            figures = compare(
-                {name: lambda s=server: s.rate(seconds) for name, server in servers.items()},  # type: ignore[misc] # mypy knows no default in a lambda
-                rounds=rounds,
-            )
-        finally:
-            for server in servers.values():
-                server.stop()
-    off, on = figures.values()
+            for name, endpoint in (("one durable record", ""), ("... shipped by a thread", sink))
+        }
+        off, on = compare_servers(servers, rounds=rounds, seconds=seconds).values()
     ratio("shipping on / off", on, off, "at least 0.90")
     without, shipping = servers.values()
-    ratio("... in processor time", without.microseconds, shipping.microseconds, "at least 0.90")
+    ratio_of_costs("... in processor time", without, shipping, "at least 0.90")
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.trace import SpanKind
 
 from benchmarks.rounds import compare, ratio
-from benchmarks.web import Server
+from benchmarks.servers import compare_servers, ratio_of_costs
+from benchmarks.web import serve
 from otel_audit import AuditLogger, AuditProcessor, AuditProvider, Settings
 from otel_audit.api.policy_file import rule_set, rule_set_names
 from otel_audit.instrumentation.spans import RuleProcessor
@@ -165,33 +166,21 @@ def _launched(directory: Path, rounds: int, seconds: float) -> None:
         "PYTHONPATH": os.fspath(Path.cwd()),
     }
     servers = {
-        "auto-instrumented, audit disabled": Server(
+        "auto-instrumented, audit disabled": serve(
             "",
-            1,
             directory / "off",
             launcher=launcher,
             environment={"OTEL_AUDIT_DISABLED": "true", **telemetry},
         ),
-        "auto-instrumented and audited": Server(
-            "", 1, directory / "on", launcher=launcher, environment=telemetry
+        "auto-instrumented and audited": serve(
+            "", directory / "on", launcher=launcher, environment=telemetry
         ),
     }
     print("FastAPI under opentelemetry-instrument, answers a second")
-    try:
-        for server in servers.values():
-            server.rate(0.5)
-            server.microseconds.clear()
-        figures = compare(
-            {name: lambda s=server: s.rate(seconds) for name, server in servers.items()},  # type: ignore[misc] # mypy knows no default in a lambda
-            rounds=rounds,
-        )
-    finally:
-        for server in servers.values():
-            server.stop()
-    without, audited = figures.values()
+    without, audited = compare_servers(servers, rounds=rounds, seconds=seconds).values()
     ratio("audited / not audited", audited, without, "at least 0.9")
-    off, on = (server.microseconds for server in servers.values())
-    ratio("the same in processor time an answer", off, on, "at least 0.9")
+    off, on = servers.values()
+    ratio_of_costs("the same in processor time an answer", off, on, "at least 0.9")
 
 
 def _importing(rounds: int) -> None:
