@@ -70,7 +70,8 @@ def test_checkpoints_are_watched(run: dict[str, Any]) -> None:
     [age] = points(run, "otel_audit.checkpoint.age", "s")
     [pending] = points(run, "otel_audit.checkpoint.pending", "{record}")
     assert 0 <= age["value"] < 60
-    assert pending["value"] == 0
+    # The first checkpoint comes with the first records, the next one a minute later.
+    assert 0 <= pending["value"] < 5
 
 
 def test_the_disk_is_watched(run: dict[str, Any], tmp_path: Path) -> None:

@@ -295,7 +295,7 @@ def ask(port: int, line: str, token: str = "") -> bytes:
 
 
 def opened(port: int, line: str, token: str = "", last: str = "") -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
     head = f"{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n"
     if last:
         head += f"Last-Event-ID: {last}\r\n"
