@@ -70,12 +70,9 @@ class LokiCount:
         return found[0].unix_nano if found else None
 
     def _sure(self, low: int, high: int) -> Counts:
-        among = self._number(self._counting.among, low, high)
-        if not among:
-            return {}
         if self._number(self._counting.unsure, low, high):
             return self._read(low, high)
-        return self._counted(low, high, among)
+        return self._counted(low, high, self._number(self._counting.among, low, high))
 
     def _counted(self, low: int, high: int, among: int) -> Counts:
         """Count records that are among so many lines."""
