@@ -286,7 +286,7 @@ def test_threads_that_fork_at_the_same_time_do_not_disturb_each_other(handle: Ha
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(90)
         assert not thread.is_alive(), "a fork hangs"
     worker.stop()
     assert codes == [0] * 20
