@@ -196,10 +196,7 @@ class HttpExchange(Exchange):
     async def _finish(self) -> None:
         """Settle what background tasks emitted, and responses that never began."""
         self._returned = True
-        if self._held:
-            await self._release()
-        else:
-            await self._let_go()
+        await self._let_go()
         if self._failure is not None:
             if self._started:
                 raise self._failure

@@ -122,6 +122,34 @@ async def test_cors_survives(wrap: Wrap, audit: AuditLogger, hold: Hold) -> None
     assert wire.header(b"content-length") == [b"%d" % len(wire.body)]
 
 
+@pytest.mark.parametrize("steps", range(4))
+async def test_there_is_one_503_however_soon_the_background_ends(
+    wrap: Wrap, audit: AuditLogger, hold: Hold, steps: int
+) -> None:
+    """The answer is let go by a task of its own or by the application's end, never by both."""
+    tasks: list[asyncio.Task[Any]] = []
+
+    def noted(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+        tasks.append(asyncio.Task(work, loop=loop, **options))
+        return tasks[-1]
+
+    asyncio.get_running_loop().set_task_factory(noted)
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        audit.audit_event("order", "place")
+        await send(START)
+        await send(BODY)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+
+    with hold():
+        wire = await request(wrap(app))
+        assert wire.types == [START["type"], BODY["type"]]
+        assert wire.status == 503
+        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    assert set(results) <= {None}
+
+
 async def test_everything_after_the_503_is_swallowed(
     wrap: Wrap, audit: AuditLogger, hold: Hold
 ) -> None:
