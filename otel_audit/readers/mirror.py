@@ -237,24 +237,22 @@ class Mirror:
             full = 0 < self._max_bytes < self._size + len(together) + length
             if together and (full or len(together) + length > _TOGETHER):
                 self._write(together, leaf.sequence)
-                together = bytearray()
             if full and self._size:
                 self._rotate()
             together += leaf.record
             together += b"\n"
             lines += 1
             if time.monotonic() >= deadline:
-                self._write(together, leaf.sequence + 1)
+                stop = leaf.sequence + 1
                 break
-        else:
-            # Up to here also where retention removed records that were never mirrored.
-            self._write(together, stop)
+        # Up to here also where retention removed records that were never mirrored.
+        self._write(together, stop)
         if self._position > start and not self._count():
             return 0
         return lines
 
     def _write(self, lines: bytearray, position: int) -> None:
-        """Write whole lines; behind them the record ``position`` comes next."""
+        """Write whole lines, and empty them; behind them the record ``position`` comes next."""
         number = self._open_file.number
         size = len(lines)
         # Only a full disk or a signal makes a write to a file short; the rest, or its error, follows.
