@@ -112,8 +112,7 @@ class QueryIndex:
     def discard(self) -> None:
         """Delete the index; it is made anew from the trail."""
         self.close()
-        for suffix in ("", "-wal", "-shm"):
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        self._unlink()
 
     def close(self) -> None:
         """Close the database; a later call would open it again."""
@@ -214,10 +213,13 @@ class QueryIndex:
                 if connection is not None:
                     self._file = index_file.identity(self.path)
                     return connection
-            for suffix in ("", "-wal", "-shm"):
-                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            self._unlink()
         message = f"{self.path} cannot be made; look at the kernel's log (dmesg)"
         raise TrailError(message)
+
+    def _unlink(self) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def _opened(self) -> apsw.Connection | None:
         """Open or make the index; None when there is one that is of no use."""
