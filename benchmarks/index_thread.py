@@ -19,9 +19,10 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.rounds import ratio
+from benchmarks.sample import FIELDS
 from otel_audit import AuditLogger, AuditProvider, Settings
 from otel_audit.readers.index import following
 from otel_audit.readers.index_view import IndexView
@@ -32,15 +33,6 @@ if TYPE_CHECKING:
 
 A_SECOND = 1_000
 TASKS = 50
-FIELDS: dict[str, Any] = {
-    "method": "PATCH",
-    "changed": "email",
-    "reason": "requested by the customer",
-    "ticket": "SUP-20391",
-    "attempt": 1,
-    "duration_ms": 12.75,
-    "notified": True,
-}
 
 
 class Turn(NamedTuple):

@@ -34,6 +34,7 @@ from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
 
 from benchmarks.rounds import compare, ratio
+from benchmarks.sample import FIELDS
 from benchmarks.servers import compare_servers, free_port, ratio_of_costs, wait_for
 from benchmarks.web import serve
 from otel_audit import AuditLogger, AuditProvider, Settings
@@ -47,16 +48,6 @@ from otel_audit.trail.reader import TrailReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-FIELDS: dict[str, Any] = {
-    "method": "PATCH",
-    "changed": "email",
-    "reason": "requested by the customer",
-    "ticket": "SUP-20391",
-    "attempt": 1,
-    "duration_ms": 12.75,
-    "notified": True,
-}
 
 
 class Sink(BaseHTTPRequestHandler):

@@ -7,20 +7,12 @@ has one record of about 20 keys a request, "activity" an http.request record bes
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from fastapi import FastAPI
 
+from benchmarks.sample import FIELDS
+
 KIND = os.environ.get("BENCH_AUDIT", "")
-FIELDS: dict[str, Any] = {
-    "method": "PATCH",
-    "changed": "email",
-    "reason": "requested by the customer",
-    "ticket": "SUP-20391",
-    "attempt": 1,
-    "duration_ms": 12.75,
-    "notified": True,
-}
 
 app = FastAPI()
 
