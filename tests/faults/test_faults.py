@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,6 +36,7 @@ from otel_audit.trail.findings import record_id_in
 from otel_audit.trail.lock import FileLock
 from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.verify import verify
+from tests.small_disk import mounted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,17 +102,6 @@ def emit_until_refused(provider: AuditProvider, confirmed: list[str]) -> None:
 
 
 # The disk
-
-
-@contextmanager
-def mounted(place: Path) -> Iterator[Path]:
-    """Mount a file system of 12 MB: a small disk that can be filled and made read-only."""
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m,mode=700", "tmpfs", place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 @pytest.fixture

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from collector.stack.servers import Collector, Loki
 from otel_audit import AuditLogger, AuditProvider, Settings
+from tests.small_disk import mounted
 from tests.stack.shop import ENDPOINT, HEADERS, Forgetful, Shop, wait_for
 
 if TYPE_CHECKING:
@@ -158,24 +158,10 @@ def test_the_collectors_queue_is_full(tmp_path: Path, loki: Loki) -> None:
             assert shop.standing()["set_aside"] == 0
 
 
-@contextmanager
-def disk(place: Path, size: str) -> Iterator[None]:
-    """Mount a file system of that size."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    place.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(place)]
-    subprocess.run(mount, check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
 def test_the_disk_of_the_collectors_queue_is_full(tmp_path: Path, loki: Loki) -> None:
     # Somebody else's file fills the file system, while the Collector believes that it has room.
     queue = tmp_path / "gateway" / "queue"
-    with disk(queue, "24m"), Collector(tmp_path / "gateway", loki=loki) as gateway:
+    with mounted(queue, "24m"), Collector(tmp_path / "gateway", loki=loki) as gateway:
         environment = through(gateway) | {
             "OTEL_EXPORTER_OTLP_AUDIT_TIMEOUT": "2",
             "SHOP_PAD": "1000",

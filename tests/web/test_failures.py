@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import subprocess
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from otel_audit.errors import (
 from otel_audit.web import problem
 from otel_audit.web.exchange import GoneError
 from otel_audit.web.middleware import AuditMiddleware
+from tests.small_disk import mounted
 from tests.web.driving import BODY, CHUNK, START, Wire, connect, http, request, websocket
 
 if TYPE_CHECKING:
@@ -753,13 +753,8 @@ async def test_without_a_usable_trail_every_request_is_refused(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system of twelve mebibytes where the trail will be."""
-    place = tmp_path / "trail"
-    place.mkdir(mode=0o700)
-    command = ["mount", "-t", "tmpfs", "-o", "size=12m,mode=0700", "tmpfs", str(place)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small file system")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    with mounted(tmp_path / "trail") as place:
+        yield place
 
 
 async def test_a_full_disk_is_a_503_until_there_is_room(
