@@ -87,6 +87,7 @@ class Lookup:
         """Take a connection in a transaction."""
         self._connection = connection
         self._terms = terms
+        self._hashed: dict[tuple[str, str], int] = {}
 
     @property
     def position(self) -> int:
@@ -110,7 +111,10 @@ class Lookup:
 
     def rows(self, segment: Segment, field: str, value: str) -> int:
         """Return the rows whose field has this value, as a bitmap."""
-        term = self._terms(field, value)
+        named = field, value
+        term = self._hashed.get(named)
+        if term is None:
+            term = self._hashed[named] = self._terms(field, value)
         number = segments.bucket_of(term, segment.span)
         blob = index_file.bucket(self._connection, segment.start, number)
         return 0 if blob is None else Bucket(blob, segment.span).bitmap(term)

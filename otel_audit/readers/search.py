@@ -29,7 +29,8 @@ from otel_audit.readers.query import (
     where,
 )
 from otel_audit.readers.segments import NO_TIME, SMALL, DamagedError
-from otel_audit.readers.words import fields_of, moment_of, texts_of
+from otel_audit.readers.times import stamp
+from otel_audit.readers.words import fields_of, moment_of, stamp_of, texts_of
 from otel_audit.trail.reader import TrailReader
 
 if TYPE_CHECKING:
@@ -195,13 +196,28 @@ class TrailSearch:
             start, stop = (
                 (low, min(high, low + SMALL)) if oldest else (max(low, high - SMALL), high)
             )
-            entries = _matching(self._leaves(query, start, stop), query)
-            yield (entries, stop) if oldest else (entries[::-1], start)
+            yield from self._unindexed(query, start, stop, first)
             return
         segment, found, then = looked_up
         if segment is not None:
             yield from self._fetched(query, segment, found, first)
         yield [], then
+
+    def _unindexed(
+        self, query: Query, start: int, stop: int, first: int
+    ) -> Iterator[tuple[list[Entry], int]]:
+        """Read records one by one: first as many as may be enough, then more and more at a time."""
+        step = first
+        while start < stop:
+            if query.oldest_first:
+                begin, end = start, min(stop, start + step)
+                start = end
+            else:
+                begin, end = max(start, stop - step), stop
+                stop = begin
+            entries = _matching(self._leaves(query, begin, end), query)
+            yield (entries, end) if query.oldest_first else (entries[::-1], begin)
+            step *= 4
 
     def _looked_up(self, query: Query, low: int, high: int) -> _Found | None:
         """Go from segment to segment until one has rows that may match; None without an index.
@@ -219,8 +235,7 @@ class TrailSearch:
                     segment = lookup.next_in_time(place, times, descending=not oldest)
                     if segment is None or segment.start >= high or segment.stop <= low:
                         return None, iter(()), end
-                    clip = low - segment.start, high - segment.start
-                    rows = _clipped(_rows(lookup, segment, query), *clip)
+                    rows = _clipped(_rows(lookup, segment, query), segment, low, high)
                     if rows:
                         needed = None if _within(segment, query) else lookup.times(segment)
                         then = min(high, segment.stop) if oldest else max(low, segment.start)
@@ -264,10 +279,13 @@ def _matching(leaves: Iterable[Leaf], query: Query) -> list[Entry]:
     wanted = needles(query)
     # Letters beyond ASCII have more than one form, and are left to the thorough look.
     words = [word.removesuffix("*").encode() for word in query.words if word.isascii()]
+    early, late = _stamps(query)
     entries = []
     for leaf in leaves:
         record = _as_bytes(leaf.record)
         if any(needle not in record for needle in wanted):
+            continue
+        if (early or late) and _outside(record, early, late):
             continue
         if words and not _has_all(words, record.lower()):
             continue
@@ -275,6 +293,24 @@ def _matching(leaves: Iterable[Leaf], query: Query) -> list[Entry]:
         if query.matches(fields, moment_of(fields, leaf.committed_unix_nano)):
             entries.append(Entry(leaf.sequence, leaf.committed_unix_nano, record, fields))
     return entries
+
+
+def _stamps(query: Query) -> tuple[bytes, bytes]:
+    """Return the query's time range as records write it; empty is unbounded."""
+    start, end = query.start, query.end
+    try:
+        return (
+            b"" if start is None else stamp(start).encode(),
+            b"" if end is None else stamp(end).encode(),
+        )
+    except OverflowError:  # no year that a record could name
+        return b"", b""
+
+
+def _outside(record: bytes, early: bytes, late: bytes) -> bool:
+    """Whether a record says, where it says it as ours do, that it is of another time."""
+    moment = stamp_of(record)
+    return moment is not None and (moment < early or (late != b"" and moment >= late))
 
 
 def _has_all(words: Iterable[bytes], lowered: bytes) -> bool:
@@ -329,23 +365,25 @@ def _within(segment: Segment, query: Query) -> bool:
     return query.in_time(segment.first_ns) and query.in_time(segment.last_ns)
 
 
-def _clipped(rows: int, low: int, high: int) -> int:
-    """Keep the rows from ``low`` until before ``high``."""
-    rows &= (1 << max(0, high)) - 1
-    return rows >> low << low if low > 0 else rows
+def _clipped(rows: int, segment: Segment, low: int, high: int) -> int:
+    """Keep the rows of the sequence numbers from ``low`` until before ``high``."""
+    if high < segment.stop:
+        rows &= (1 << max(0, high - segment.start)) - 1
+    if low > segment.start:
+        rows = rows >> (low - segment.start) << (low - segment.start)
+    return rows
 
 
 def _in_time(rows: int, times: Times | None, query: Query) -> Iterator[Sequence[int]]:
     """Yield the rows in the query's time, in its order, some at a time."""
     low, high = _bounds(query)
     for block, octets in segments.blocks(rows, backwards=not query.oldest_first):
+        first, last = (low, low) if times is None else times.bounds(block)
+        if last < low or first >= high:
+            continue
         found = segments.rows_in(block, octets)
-        if times is not None:
-            first, last = times.bounds(block)
-            if last < low or first >= high:
-                continue
-            if first < low or last >= high:
-                found = [row for row in found if low <= times.of[row] < high]
+        if times is not None and (first < low or last >= high):
+            found = [row for row in found if low <= times.of[row] < high]
         yield found if query.oldest_first else found[::-1]
 
 

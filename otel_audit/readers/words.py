@@ -29,6 +29,11 @@ _UNSEARCHED: Final = frozenset(
 """Fields whose words are no words."""
 
 _WORD: Final = re.compile(r"[^\W_]+")
+# How `encode` begins. The last days of a month may not exist, in a record that was tampered with.
+_STAMPED: Final = re.compile(
+    rb'\{"schema":"otel-audit/1","timestamp":'
+    rb'"(\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{9}Z)"'
+)
 _FARTHEST: Final = 1 << 62
 
 
@@ -51,6 +56,16 @@ def moment_of(fields: Mapping[str, Any], committed_unix_nano: int) -> int:
     except (ValueError, OverflowError):
         return committed_unix_nano
     return moment if -_FARTHEST < moment < _FARTHEST else committed_unix_nano
+
+
+def stamp_of(record: bytes) -> bytes | None:
+    """Return a record's own time as it is written, where times in order are texts in order.
+
+    None when that takes a closer look. A quarter of a microsecond, where
+    parsing the record takes five.
+    """
+    match = _STAMPED.match(record)
+    return None if match is None else match[1]
 
 
 def texts_of(fields: Mapping[str, Any], field: str) -> list[str]:
