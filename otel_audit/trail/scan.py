@@ -26,12 +26,13 @@ from otel_audit.trail import merkle
 from otel_audit.trail.checkpoint import open_checkpoint, read_checkpoint
 from otel_audit.trail.findings import Finding, Findings, Kind, record_id_in
 from otel_audit.trail.merkle import HASH_SIZE, TILE_WIDTH
+from otel_audit.trail.reader import Leaf
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from otel_audit.trail.note import Verifier
-    from otel_audit.trail.reader import Leaf, StoredCheckpoint, TrailReader
+    from otel_audit.trail.reader import Row, StoredCheckpoint, TrailReader
 
 STRETCH = 64 * TILE_WIDTH
 """Records in a stretch: enough to be worth a process switch, few enough for a progress bar."""
@@ -183,17 +184,17 @@ class Scanner:
                 return computed
         return self._check_slowly(start, stop, rows, tail)
 
-    def _read(self, start: int, stop: int) -> list[Leaf] | None:
+    def _read(self, start: int, stop: int) -> list[Row] | None:
         """Read all rows of a window at once; ``None`` if that does not give just them."""
         try:
-            rows = list(chain.from_iterable(self._reader.batches(start, stop)))
+            rows = list(chain.from_iterable(self._reader.rows(start, stop)))
         except UNREADABLE:
             return None
         if [row[0] for row in rows] != list(range(start, stop)):
             return None
         return rows
 
-    def _check_fast(self, start: int, stop: int, rows: list[Leaf]) -> list[bytes] | None:
+    def _check_fast(self, start: int, stop: int, rows: list[Row]) -> list[bytes] | None:
         """Check rows that are right, which nearly all are; ``None`` if they are not."""
         records = [row[3] for row in rows]
         try:
@@ -264,13 +265,14 @@ class Scanner:
             return False
 
     def _check_slowly(
-        self, start: int, stop: int, rows: list[Leaf] | None, tail: bytes | None
+        self, start: int, stop: int, rows: list[Row] | None, tail: bytes | None
     ) -> list[bytes | None]:
         """Find out which rows of a window are wrong, and how."""
+        found: list[Leaf | None]
         if rows is None:
             found = [self._read_one(sequence) for sequence in range(start, stop)]
         else:
-            found = list(rows)
+            found = list(map(Leaf._make, rows))
         self._report_missing(start, found)
         hashes: list[bytes | None] = []
         for first in range(start, stop, TILE_WIDTH):
