@@ -8,6 +8,7 @@ hold; what had to be altered is named in ``coerced``.
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,7 +33,10 @@ _UNCUT: Final = frozenset(
 
 _SECOND: Final = 1_000_000_000
 _POOL: Final = 256
-_VARIANT: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+_RANDOM: Final = int.from_bytes(bytes.fromhex("ffffffffffff0fff3fffffffffffffff") * _POOL, "big")
+_VERSION: Final = int.from_bytes(bytes.fromhex("00000000000040008000000000000000") * _POOL, "big")
+"""What is random in a UUIDv4 (RFC 9562, section 5.4), and what is not, as often as are drawn."""
+_GROUPS: Final = re.compile("(.{8})(.{4})(.{4})(.{4})(.{12})")
 
 
 def encode(draft: Draft) -> bytes:
@@ -89,18 +93,11 @@ def new_record_id() -> str:
     try:
         return _identifiers.pop()
     except IndexError:
-        digits = os.urandom(16 * _POOL).hex()
-        _identifiers.extend(
-            _identifier(digits[start : start + 32]) for start in range(32, len(digits), 32)
-        )
-        return _identifier(digits[:32])
-
-
-def _identifier(digits: str) -> str:
-    return (
-        f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-"
-        f"{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"
-    )
+        drawn = int.from_bytes(os.urandom(16 * _POOL), "big")
+        digits = (drawn & _RANDOM | _VERSION).to_bytes(16 * _POOL, "big").hex()
+        first, *others = map("-".join, _GROUPS.findall(digits))
+        _identifiers.extend(others)
+        return first
 
 
 # A child must not hand out what its parent hands out.
