@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase, translate
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -60,6 +61,15 @@ class Saying:
             fields,
         )
 
+    def narrowed(self, names: Collection[str]) -> Saying:
+        """Return what says the same of facts with no names but these, with fewer look-ups."""
+        return Saying(
+            self.event.narrowed(names) or self.event,
+            self.action.narrowed(names) or self.action,
+            _narrowed(self.words, names),
+            _narrowed(self.fields, names),
+        )
+
     def _said_carefully(
         self, facts: Mapping[str, Any]
     ) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
@@ -81,6 +91,11 @@ class Saying:
         event, action = value("event", self.event), value("action", self.action)
         words, fields = rendered(self.words), rendered(self.fields)
         return event, action, words, {**fields, FAILED: failed}
+
+
+def _narrowed(templates: Mapping[str, Template], names: Collection[str]) -> dict[str, Template]:
+    narrow = {name: template.narrowed(names) for name, template in templates.items()}
+    return {name: template for name, template in narrow.items() if template is not None}
 
 
 def _rendered(templates: Mapping[str, Template], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,6 +167,20 @@ class SpanRule:
     def asks_for(self, names: Collection[str]) -> bool:
         """Whether a span with these attributes has all that the rule looks at."""
         return all(any(one in names for one in either) for either in self.attributes)
+
+    def narrowed(self, attributes: Collection[str], facts: Collection[str]) -> SpanRule:
+        """Return what does the same for spans with just these ``attributes``, in less time.
+
+        ``facts`` are the other names that there may be beside the attributes.
+        """
+        narrow = copy(self)
+        object.__setattr__(narrow, "saying", self.saying.narrowed({*attributes, *facts}))
+        compiled = tuple(
+            (tuple(one for one in names if one in attributes), matches)
+            for names, matches in self._attributes
+        )
+        object.__setattr__(narrow, "_attributes", compiled)
+        return narrow
 
     def matches(self, name: str, status: str, attributes: Mapping[str, Any]) -> bool:
         """Whether a span is meant of which `could_match` holds."""

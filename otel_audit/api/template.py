@@ -9,13 +9,26 @@ type; where nothing is known, the result is None.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from functools import lru_cache
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 Look: TypeAlias = Callable[[Mapping[str, Any]], Any]
 """Looks facts up, and returns what is found."""
+
+
+class Placeholder(NamedTuple):
+    """Which facts are looked up, and what is made of the text that is found."""
+
+    names: tuple[str, ...]
+    change: Callable[[str], str | None] | None
+
+    def among(self, names: Collection[str]) -> Placeholder:
+        """Return the placeholder for facts with no names but these."""
+        return self._replace(names=tuple(name for name in self.names if name in names))
+
 
 _PLACEHOLDER: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _TABLE: Final = re.compile(
@@ -70,11 +83,11 @@ class Template:
     is known.
     """
 
-    __slots__ = ("render", "text")
+    __slots__ = ("_parts", "render", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
-        parts: list[str | Look] = []
+        parts: list[str | Placeholder] = []
         end = 0
         for match in _PLACEHOLDER.finditer(text):
             _add_text(parts, text[end : match.start()])
@@ -90,25 +103,37 @@ class Template:
             else:
                 parts.append(_placeholder(match[1], text))
         _add_text(parts, text[end:])
+        self._parts = parts
         self.render = _renderer(parts)
+
+    def narrowed(self, names: Collection[str]) -> Template | None:
+        """Return the template for facts with no names but these; None if it says nothing then."""
+        parts = [part if isinstance(part, str) else part.among(names) for part in self._parts]
+        known = [part.names for part in parts if isinstance(part, Placeholder)]
+        if known and not any(known):
+            return None
+        narrow = copy(self)
+        narrow._parts, narrow.render = parts, _renderer(parts)  # noqa: SLF001 - of this class
+        return narrow
 
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
 
 
-def _add_text(parts: list[str | Look], text: str) -> None:
+def _add_text(parts: list[str | Placeholder], text: str) -> None:
     if text and parts and isinstance(parts[-1], str):
         parts[-1] += text
     elif text:
         parts.append(text)
 
 
-def _renderer(parts: list[str | Look]) -> Look:
+def _renderer(parts: Sequence[str | Placeholder]) -> Look:
     """Return what fills in; functions made beforehand, since a record needs ten of them."""
-    if len(parts) == 1:
-        (part,) = parts
-        return (lambda _facts: part) if isinstance(part, str) else part
-    return lambda facts: _joined(parts, facts)
+    ready = [part if isinstance(part, str) else _look(part.names, part.change) for part in parts]
+    if len(ready) == 1:
+        (only,) = ready
+        return (lambda _facts: only) if isinstance(only, str) else only
+    return lambda facts: _joined(ready, facts)
 
 
 def _joined(parts: list[str | Look], facts: Mapping[str, Any]) -> str | None:
@@ -135,7 +160,7 @@ def _look(names: tuple[str, ...], change: Callable[[str], str | None] | None) ->
     return look
 
 
-def _placeholder(inside: str, text: str) -> Look:
+def _placeholder(inside: str, text: str) -> Placeholder:
     names, colon, change = inside.partition(":")
     if colon and change not in FILTERS:
         message = f"{text!r} has no filter {change!r}; there are {', '.join(FILTERS)}"
@@ -144,4 +169,4 @@ def _placeholder(inside: str, text: str) -> Look:
     if not all(parts):
         message = f"{text!r} has a placeholder without a name"
         raise ValueError(message)
-    return _look(parts, FILTERS.get(change))
+    return Placeholder(parts, FILTERS.get(change))

@@ -47,10 +47,30 @@ _logger: Final = logging.getLogger("otel_audit.instrumentation")
 
 _OURS: Final = "otel_audit"
 _KINDS: Final = {kind: kind.name.lower() for kind in trace.SpanKind}
-_STATUSES: Final = {status: status.name.lower() for status in trace.StatusCode}
 _CACHED: Final = 4_096
+_FACTS: Final = ("name", "kind", "scope", "status", "error", "duration_ms", "total_tokens")
+"""What a rule can name of a span beside its attributes."""
 _INPUT: Final = "gen_ai.usage.input_tokens"
 _OUTPUT: Final = "gen_ai.usage.output_tokens"
+
+
+class _Sort:
+    """Spans of one tracer and kind: their rules, and which of them ask for which attributes."""
+
+    __slots__ = ("by_names", "kind", "rules")
+
+    def __init__(self, kind: str, rules: tuple[SpanRule, ...]) -> None:
+        self.kind = kind
+        self.rules = rules
+        self.by_names: dict[tuple[str, ...], tuple[SpanRule, ...]] = {}
+
+    def asking_for(self, names: tuple[str, ...]) -> tuple[SpanRule, ...]:
+        """Return the rules that a span with these attributes could match, made for those."""
+        found = tuple(rule.narrowed(names, _FACTS) for rule in self.rules if rule.asks_for(names))
+        if len(self.by_names) >= _CACHED:
+            self.by_names.clear()
+        self.by_names[names] = found
+        return found
 
 
 class RuleProcessor(SpanProcessor):
@@ -60,9 +80,7 @@ class RuleProcessor(SpanProcessor):
         self.given = GivenAttributes()
         self._rules = rules
         self._audit = audit
-        # Which rules there are for a tracer's spans, and which for those with certain attributes.
-        self._candidates: dict[tuple[str, Any], tuple[SpanRule, ...]] = {}
-        self._named: dict[tuple[tuple[str, Any], tuple[str, ...]], tuple[SpanRule, ...]] = {}
+        self._sorts: dict[tuple[str, SpanKind], _Sort] = {}
 
     @property
     def kinds(self) -> frozenset[SpanKind]:
@@ -80,49 +98,39 @@ class RuleProcessor(SpanProcessor):
         """Record the span if a rule says so. MUST NOT raise."""
         given = self.given.of(span)
         scope = span.instrumentation_scope
-        key = ("" if scope is None else scope.name, span.kind)
-        rules = self._candidates.get(key)
+        tracer = "" if scope is None else scope.name
+        # Once: to hash a member of an enumeration is a call of Python's.
+        sort = self._sorts.get((tracer, span.kind)) or self._sort(tracer, span.kind)
+        if not sort.rules:
+            return
+        attributes = _copied(span.attributes)
+        if given:
+            attributes = {**given, **attributes}
+        names = (*attributes,)
+        rules = sort.by_names.get(names)
         if rules is None:
-            rules = self._candidates_for(*key)
+            rules = sort.asking_for(names)
         if not rules:
             return
-        # Once: each look into a span's own attributes takes a lock.
-        attributes = {**given, **(span.attributes or {})}
-        named = (key, tuple(attributes))
-        some = self._named.get(named)
-        if some is None:
-            some = self._named_for(named, rules)
-        if not some:
-            return
-        status = _STATUSES[span.status.status_code]
-        for rule in some:
+        status = _status(span)
+        for rule in rules:
             if rule.matches(span.name, status, attributes):
-                self._record(span, rule, _facts(span, status, key[0], attributes))
+                self._record(span, rule, _facts(span, status, sort.kind, tracer, attributes))
 
     def stop(self) -> None:
         """Match nothing any more."""
         self._rules = ()
-        self._candidates.clear()
-        self._named.clear()
+        self._sorts.clear()
 
-    def _candidates_for(self, scope: str, kind: SpanKind) -> tuple[SpanRule, ...]:
+    def _sort(self, tracer: str, kind: SpanKind) -> _Sort:
         name = _KINDS[kind]
         # Our own spans have their records already.
-        found = () if scope == _OURS else self._rules
-        found = tuple(rule for rule in found if rule.could_match(scope, name))
-        if len(self._candidates) >= _CACHED:
-            self._candidates.clear()
-        self._candidates[scope, kind] = found
-        return found
-
-    def _named_for(
-        self, named: tuple[tuple[str, Any], tuple[str, ...]], rules: tuple[SpanRule, ...]
-    ) -> tuple[SpanRule, ...]:
-        found = tuple(rule for rule in rules if rule.asks_for(named[1]))
-        if len(self._named) >= _CACHED:
-            self._named.clear()
-        self._named[named] = found
-        return found
+        rules = () if tracer == _OURS else self._rules
+        sort = _Sort(name, tuple(rule for rule in rules if rule.could_match(tracer, name)))
+        if len(self._sorts) >= _CACHED:
+            self._sorts.clear()
+        self._sorts[tracer, kind] = sort
+        return sort
 
     def _record(self, span: ReadableSpan, rule: SpanRule, facts: dict[str, Any]) -> None:
         try:
@@ -236,21 +244,29 @@ def _set_sampler(provider: Any, change: Callable[[Any], Any]) -> None:
         tracer.sampler = provider.sampler
 
 
+def _copied(attributes: Attributes) -> dict[str, Any]:
+    """Copy a span's attributes: in one step where the SDK's own mapping can."""
+    copy: Callable[[], dict[str, Any]] | None = getattr(attributes, "copy", None)
+    return dict(attributes or {}) if copy is None else copy()
+
+
+def _status(span: ReadableSpan) -> str:
+    code = span.status.status_code
+    if code is trace.StatusCode.UNSET:
+        return "unset"
+    return "error" if code is trace.StatusCode.ERROR else "ok"
+
+
 def _facts(
-    span: ReadableSpan, status: str, scope: str, attributes: dict[str, Any]
+    span: ReadableSpan, status: str, kind: str, scope: str, attributes: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what a rule's templates can name: the attributes, and what is in none."""
-    facts = {
-        **attributes,
-        "name": span.name,
-        "kind": _KINDS[span.kind],
-        "scope": scope,
-        "status": status,
-    }
+    facts = {**attributes, "name": span.name, "kind": kind, "scope": scope, "status": status}
     if status == "error":
         facts["error"] = facts.get("error.type") or _kind_of(span.status.description)
-    if span.start_time is not None and span.end_time is not None:
-        facts["duration_ms"] = round((span.end_time - span.start_time) / 1e6, 3)
+    started, ended = span.start_time, span.end_time
+    if started is not None and ended is not None:
+        facts["duration_ms"] = round((ended - started) / 1e6, 3)
     if _INPUT in facts or _OUTPUT in facts:
         facts["total_tokens"] = facts.get(_INPUT, 0) + facts.get(_OUTPUT, 0)
     return facts

@@ -5,10 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from otel_audit.api.derived import FAILED, Saying
+from otel_audit.api.derived import FAILED, SPAN_STATUSES, Saying
 from otel_audit.api.policy import Decision
-from otel_audit.api.policy_file import parse_policy, policy_for, read_policy, rule_set_names
+from otel_audit.api.policy_file import (
+    parse_policy,
+    policy_for,
+    read_policy,
+    rule_set,
+    rule_set_names,
+)
 from otel_audit.api.template import Template
 from otel_audit.errors import AuditSettingsError
 from otel_audit.settings import Settings
@@ -204,7 +212,46 @@ def test_templates(text: str, value: Any) -> None:
         "u": "https://me:pw@example.com:8443/a?token=1#x",
         "q": "INSERT INTO shop.users VALUES ('it''s', 42)",
     }
-    assert Template(text).render(facts) == value
+    template = Template(text)
+    assert template.render(facts) == value
+    narrow = template.narrowed(facts)
+    assert (None if narrow is None else narrow.render(facts)) == value
+
+
+_SHIPPED = [rule for name in rule_set_names() for rule in rule_set(name, "test").policy.spans]
+_ATTRIBUTES = sorted(
+    {name for rule in _SHIPPED for either in rule.attributes for name in either}
+    | {
+        "db.name",
+        "db.namespace",
+        "server.address",
+        "server.port",
+        "gen_ai.request.model",
+        "foreign",
+    }
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(_ATTRIBUTES),
+        st.sampled_from(["DELETE FROM users", "SET", "postgresql", "redis", "chat", 200, True]),
+    ),
+    st.sampled_from(SPAN_STATUSES),
+)
+def test_a_rule_for_spans_of_certain_attributes_does_what_the_rule_does(
+    attributes: dict[str, Any], status: str
+) -> None:
+    facts = {"name": "DELETE users", "kind": "client", "status": status, "duration_ms": 1.5}
+    for rule in _SHIPPED:
+        if not rule.asks_for(attributes):
+            assert not rule.matches("DELETE users", status, attributes)
+            continue
+        narrow = rule.narrowed(tuple(attributes), tuple(facts))
+        matches = rule.matches("DELETE users", status, attributes)
+        assert narrow.matches("DELETE users", status, attributes) == matches
+        said = rule.saying.say({**attributes, **facts}, "success")
+        assert narrow.saying.say({**attributes, **facts}, "success") == said
 
 
 class Refusing:
