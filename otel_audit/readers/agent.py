@@ -22,9 +22,10 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Final, Protocol
 
-from otel_audit.errors import AuditSettingsError, TrailLockedError
+from otel_audit.errors import AuditSettingsError
 from otel_audit.readers.cursors import Cursors
 from otel_audit.readers.mirror import Mirror, create, cursor_name
+from otel_audit.readers.watch import RETRY_SECONDS, Watch
 from otel_audit.trail.lock import FileLock
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ _STANDBY: Final = 1.0
 _CHECKPOINT_SECONDS: Final = 1.0
 _CHECKPOINT_LEAVES: Final = 10_000
 _WAL_SECONDS: Final = 2.0
-_RETRY_SECONDS: Final = 1.0
-_LOG_SECONDS: Final = 60.0
 _GRACE_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.005
 _HOPELESS: Final = 2
@@ -132,7 +131,7 @@ class Agent:
             ),
         )
         self._watches = {
-            name: _Watch(name)
+            name: Watch(name)
             for name in ("trail", "checkpoint", "log", "mirror", "attendants", "space")
         }
         self._mutex = threading.Lock()
@@ -293,7 +292,7 @@ class Agent:
         began = time.thread_time()
         more = self._work()
         if self._watches["trail"].report:
-            return _RETRY_SECONDS
+            return RETRY_SECONDS
         if not more:
             return _TICK
         if self._flushing:
@@ -559,61 +558,6 @@ class _Mirroring:
         if self._mirror is not None:
             self._mirror.close()
             self._mirror = None
-
-
-class _Watch:
-    """Keeps the failures of one duty from ending the agent, and from filling the log."""
-
-    def __init__(self, name: str) -> None:
-        self.errors = 0
-        self.lasting = 0
-        """Errors without those that end by themselves: a lock that another process still has."""
-        self.report = ""
-        self._name = name
-        self._unlogged = 0
-        self._retry_at = 0.0
-        self._logged_at: float | None = None
-
-    @property
-    def due(self) -> bool:
-        """Whether the pause after a failure is over."""
-        return time.monotonic() >= self._retry_at
-
-    def forget(self) -> None:
-        """Try again at once."""
-        self._retry_at = 0.0
-
-    def attempt(self, work: Callable[[], bool]) -> bool:
-        """Return what ``work`` returns, or False when it failed."""
-        try:
-            done = work()
-        except Exception as error:  # noqa: BLE001 - whatever fails, the other duties go on
-            self._failed(error)
-            return False
-        if self.report:
-            _logger.warning("the agent's duty %r works again", self._name)
-            self.report, self._logged_at = "", None
-        return done
-
-    def _failed(self, error: Exception) -> None:
-        now = time.monotonic()
-        self.errors += 1
-        self.lasting += not isinstance(error, TrailLockedError)
-        self.report = f"{self._name}: {error}"
-        self._retry_at = now + _RETRY_SECONDS
-        if self._logged_at is not None and now - self._logged_at < _LOG_SECONDS:
-            self._unlogged += 1
-            return
-        _logger.error(
-            "the agent's duty %r failed, it tries again each %g s (%d failures since the last "
-            "message): %s",
-            self._name,
-            _RETRY_SECONDS,
-            self._unlogged,
-            error,
-            exc_info=error,
-        )
-        self._logged_at, self._unlogged = now, 0
 
 
 _agents: weakref.WeakSet[Agent] = weakref.WeakSet()

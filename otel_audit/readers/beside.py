@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING, Final
 
+from otel_audit.readers.failures import Failures
 from otel_audit.readers.pace import Pace
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ SHARE: Final = 0.05
 
 _TICK: Final = 0.2
 _RETRY_SECONDS: Final = 1.0
-_LOG_SECONDS: Final = 60.0
 _PATIENCE: Final = 5.0
 _LEAST_PATIENCE: Final = 1.0
 
@@ -46,14 +45,18 @@ class Beside:
         ``rest`` is called in the thread before it ends, to let go of files.
         """
         self.name = name
-        self.errors = 0
+        self._failures = Failures()
         self.last_error: str | None = None
         self._work = work
         self._rest = rest
         self._pace = Pace(share)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._logged_at: float | None = None
+
+    @property
+    def errors(self) -> int:
+        """How often the work failed."""
+        return self._failures.total
 
     def start(self) -> None:
         """Start the thread; harmless when it runs."""
@@ -106,15 +109,13 @@ class Beside:
             return _RETRY_SECONDS
         if self.last_error is not None:
             _logger.warning("the %s works again", self.name)
-            self.last_error = self._logged_at = None
+            self.last_error = None
+            self._failures.end()
         return 0.0 if more else _TICK
 
     def _failed(self, error: Exception) -> None:
-        self.errors += 1
         self.last_error = f"{self.name}: {error}"
-        now = time.monotonic()
-        if self._logged_at is None or now - self._logged_at >= _LOG_SECONDS:
-            self._logged_at = now
+        if self._failures.add():
             _logger.error(
                 "the %s failed (%d times by now), it tries again each %g s: %s",
                 self.name,

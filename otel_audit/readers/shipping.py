@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from otel_audit.readers import instruments
 from otel_audit.readers.cursors import Cursors
+from otel_audit.readers.failures import Failures
 from otel_audit.readers.otlp.sender import sender
 from otel_audit.readers.pace import Pace
 from otel_audit.readers.shipper import Shipper
@@ -36,7 +37,6 @@ SHARE: Final = 0.1
 """Of one processor's time: what a destination takes at most beside an application that works."""
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 60.0
-_LOG_SECONDS: Final = 60.0
 _COUNT_SECONDS: Final = 5.0
 
 _logger = logging.getLogger("otel_audit.shipper")
@@ -178,11 +178,13 @@ class _Worker:
 
     def _run(self) -> None:
         while not self._abandoned:
-            began = time.monotonic()
+            # Only a step that began after it was asked for is the last one: another one may have
+            # looked before the last records were there.
+            ending, began = self._ending, time.monotonic()
             pause, done = self._turn()
             if done:
                 self.done_since = began
-                if self._ending:
+                if ending:
                     break
             self._wake.wait(pause)
             if not self._ending:
@@ -231,29 +233,23 @@ class _Worker:
 
 
 class _Log:
-    """Loud at first, then once a minute, and once more when it is over."""
+    """What is said of a destination that records do not reach, and when they do again."""
 
     def __init__(self, destination: str) -> None:
         self._destination = destination
-        self._failures = 0
-        self._logged_at: float | None = None
+        self._failures = Failures()
 
     def failed(self, reason: str) -> None:
-        self._failures += 1
-        now = time.monotonic()
-        if self._logged_at is not None and now - self._logged_at < _LOG_SECONDS:
-            return
-        self._logged_at = now
-        _logger.error(
-            "records do not reach %r (failure %d; they stay in the trail, and it is tried again): %s",
-            self._destination,
-            self._failures,
-            reason,
-        )
+        if self._failures.add():
+            _logger.error(
+                "records do not reach %r (failure %d; they stay in the trail, and it is tried "
+                "again): %s",
+                self._destination,
+                self._failures.in_a_row,
+                reason,
+            )
 
     def succeeded(self) -> None:
-        if self._failures:
-            _logger.warning(
-                "records reach %r again, after %d failures", self._destination, self._failures
-            )
-        self._failures, self._logged_at = 0, None
+        failed = self._failures.end()
+        if failed:
+            _logger.warning("records reach %r again, after %d failures", self._destination, failed)

@@ -1,0 +1,46 @@
+"""Failures that go on and on, counted and now and then worth a line of the log.
+
+`Failures` promises: the first one is worth a line at once, of those that follow
+one a minute; so a disk or a network that is down for a night does not fill a
+log, and nobody looks at an old line and believes that it is over.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+_LINE_SECONDS: Final = 60.0
+
+
+class Failures:
+    """Failures of one piece of work."""
+
+    __slots__ = ("_line_at", "in_a_row", "total", "untold")
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.in_a_row = 0
+        self.untold = 0
+        """How many there were since the last line."""
+        self._line_at: float | None = None
+
+    def add(self) -> bool:
+        """Count one more; True if it is worth a line."""
+        self.total += 1
+        self.in_a_row += 1
+        now = time.monotonic()
+        if self._line_at is not None and now - self._line_at < _LINE_SECONDS:
+            self.untold += 1
+            return False
+        self._line_at = now
+        return True
+
+    def told(self) -> None:
+        """Count anew what no line tells of."""
+        self.untold = 0
+
+    def end(self) -> int:
+        """Return how many there were in a row; the next one is the first again."""
+        ended, self.in_a_row, self.untold, self._line_at = self.in_a_row, 0, 0, None
+        return ended
