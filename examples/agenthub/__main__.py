@@ -31,7 +31,7 @@ def main() -> None:
     port = _free_port(arguments.host, arguments.port)
     os.environ["AGENTHUB_DATA"] = str(config.data)
     password = _prepare(config, new_password=arguments.new_password)
-    token = _operator_token()
+    token = _operator_token(port)
     address = f"http://{arguments.host}:{port}"
     print(_banner(config, address, password, token), flush=True)
     uvicorn.run(
@@ -80,28 +80,31 @@ def _free_port(host: str, wanted: int | None) -> int:
 
 
 def _prepare(config: Config, *, new_password: bool) -> str | None:
-    """Make the demo data on the first start; return the demo users' password if it is new."""
-    password = os.environ.get("AGENTHUB_PASSWORD") or "-".join(
-        secrets.token_hex(2) for _ in range(3)
-    )
+    """Make the demo data on the first start; return the demo users' password if it is new.
+
+    One that was named counts, whatever it was before.
+    """
+    wanted = os.environ.get("AGENTHUB_PASSWORD")
+    password = wanted or "-".join(secrets.token_hex(2) for _ in range(3))
     # uvicorn opens everything anew in the processes that serve.
     services = Services.build(config)
     try:
         if services.add_demo_data(password):
             return password
-        if new_password:
+        if new_password or wanted:
             services.reset_demo_password(password)
-            return password
-        return None
+        return password if new_password else None
     finally:
         get_audit_provider().close()
 
 
-def _operator_token() -> str:
-    """Make a token for this evening; those of earlier starts hold no more."""
+def _operator_token(port: int) -> str:
+    """Make a token for this evening; that of an earlier start on this port holds no more."""
     tokens = TokenFile(get_audit_provider().directory / FILE)
-    tokens.revoke(OPERATOR)
-    token, _ = tokens.create(OPERATOR, SCOPES, seconds=12 * 3_600)
+    # Another hub may serve the same data on another port.
+    name = f"{OPERATOR}-{port}"
+    tokens.revoke(name)
+    token, _ = tokens.create(name, SCOPES, seconds=12 * 3_600)
     return token
 
 
@@ -112,7 +115,9 @@ def _banner(config: Config, address: str, password: str | None, token: str) -> s
     programs = _short(Path(sys.executable).parent)
     users = ", ".join(f"{name} ({role.value})" for name, role in DEMO_USERS.items())
     another = f"{programs}/python -m examples.agenthub --new-password"
-    known = password or f"the one printed on the first start ({another} makes another)"
+    named = "AGENTHUB_PASSWORD" in os.environ
+    before = f"the one printed on the first start ({another} makes another)"
+    known = password or ("the one in AGENTHUB_PASSWORD" if named else before)
     given = password or "..."
     lines = [
         "",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from examples.agenthub import driver
 from otel_audit import TrailReader
 from otel_audit.trail.verify import verify
-from tests.examples.hubs import PASSWORD, running_hub, wait_until
+from tests.examples.hubs import PASSWORD, RunningHub, running_hub, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,3 +78,31 @@ def test_two_workers_are_one_hub(tmp_path: Path) -> None:
         hub.stop()
         with TrailReader(hub.trail) as reader:
             assert verify(reader).ok
+
+
+def operator_token(hub: RunningHub) -> str:
+    match = re.search(r"Bearer (\S+)'", hub.banner)
+    assert match
+    return match[1]
+
+
+def test_a_second_hub_beside_the_first_takes_nothing_from_it(tmp_path: Path) -> None:
+    with running_hub(tmp_path / "data") as first:
+        token = operator_token(first)
+        with running_hub(tmp_path / "data") as second:
+            assert second.url != first.url
+            assert operator_token(second) != token
+        answer = httpx.get(
+            f"{first.url}/audit/events?limit=1", headers={"Authorization": f"Bearer {token}"}
+        )
+        assert answer.status_code == 200
+
+
+def test_a_password_that_is_named_counts_on_a_later_start_too(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with running_hub(data):
+        pass
+    with running_hub(data, AGENTHUB_PASSWORD="quite-another-one") as hub:
+        assert "the one in AGENTHUB_PASSWORD" in hub.banner
+        login = {"name": "olga", "password": "quite-another-one"}
+        assert httpx.post(f"{hub.url}/api/login", json=login).status_code == 200
