@@ -19,6 +19,7 @@ import orjson
 
 from otel_audit.errors import TrailError, TrailLockedError
 from otel_audit.trail.database import Handle, fetch
+from otel_audit.trail.reader import open_read_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,16 +31,15 @@ _BUSY_MILLISECONDS: Final = 5_000
 _APPLICATION_ID: Final = 0x6F744143
 """PRAGMA application_id: "otAC"."""
 
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS cursor (
+_TABLES: Final = {
+    "cursor": """(
   reader TEXT PRIMARY KEY, position INTEGER NOT NULL, state TEXT NOT NULL,
-  updated_unix_nano INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS aside (
+  updated_unix_nano INTEGER NOT NULL) WITHOUT ROWID""",
+    "aside": """(
   destination TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, reason TEXT NOT NULL,
   unix_nano INTEGER NOT NULL, wanted INTEGER NOT NULL,
-  PRIMARY KEY (destination, kind, number)) WITHOUT ROWID;
-PRAGMA user_version = 2;
-"""
+  PRIMARY KEY (destination, kind, number)) WITHOUT ROWID""",
+}
 _SCHEMA_VERSION: Final = 2
 
 
@@ -58,10 +58,14 @@ class Cursor(NamedTuple):
 class Cursors:
     """The cursors of one trail; usable from several threads, processes and forks."""
 
-    def __init__(self, directory: Path) -> None:
-        """Remember the trail's directory; nothing is opened yet."""
+    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
+        """Remember the trail's directory; nothing is opened yet.
+
+        With ``read_only`` nothing is ever written either: for who looks at a
+        trail that is somebody else's. The file has to be there.
+        """
         self.path = directory / DATABASE
-        self._handle = Handle(self._connect)
+        self._handle = Handle(self._look if read_only else self._connect)
 
     def get(self, reader: str) -> int:
         """Return the reader's position, 0 when it has no row. Raises `TrailError`."""
@@ -178,8 +182,23 @@ class Cursors:
             connection.pragma("synchronous", "full")
             known = connection.pragma("application_id") == _APPLICATION_ID
             if not known or connection.pragma("user_version") < _SCHEMA_VERSION:
-                connection.execute(_SCHEMA)
+                for name, form in _TABLES.items():
+                    connection.execute(f"CREATE TABLE IF NOT EXISTS {name} {form}")
+                connection.pragma("user_version", _SCHEMA_VERSION)
                 connection.pragma("application_id", _APPLICATION_ID)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _look(self) -> apsw.Connection:
+        connection = open_read_only(self.path)
+        try:
+            connection.pragma("temp_store", "memory")
+            present = {name for (name,) in fetch(connection, "SELECT name FROM sqlite_schema")}
+            for name in _TABLES.keys() - present:
+                # What nobody has made yet, as with a file of an older version, is empty.
+                connection.execute(f"CREATE TEMP TABLE {name} {_TABLES[name]}")
         except BaseException:
             connection.close()
             raise

@@ -52,7 +52,7 @@ def known(directory: Path, configured: Iterable[str] = ()) -> list[str]:
     """Name the destinations that are configured or were shipped to. Raises `TrailError`."""
     found = dict.fromkeys(configured)
     if (directory / DATABASE).exists():
-        cursors = Cursors(directory)
+        cursors = Cursors(directory, read_only=True)
         try:
             names = [name for name in cursors.rows() if name.startswith(_PREFIX)]
         finally:
@@ -66,7 +66,7 @@ def standing(reader: TrailReader, destination: str) -> Standing:
     size = reader.tree().size
     if not (reader.directory / DATABASE).exists():
         return Standing(destination, 0, size, _committed(reader, 0), 0, 0, 0, "", 0)
-    cursors = Cursors(reader.directory)
+    cursors = Cursors(reader.directory, read_only=True)
     try:
         row = cursors.row(cursor_name(destination))
         quarantine = Quarantine(cursors, destination)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner
 
-from otel_audit import __version__
+from otel_audit import TrailReader, __version__
 from otel_audit.cli.app import app, run
 from otel_audit.cli.output import moment, span, stamp, visible
+from otel_audit.readers.cursors import Cursors
 from tests.cli.conftest import Cli, process, record
 
 if TYPE_CHECKING:
@@ -211,3 +213,35 @@ def test_times() -> None:
 
 def test_visible_text() -> None:
     assert visible("a\tb\x7f\x9b\u2028é☃") == r"a\tb\x7f\x9b\u2028é☃"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["doctor", "ship status", "verify", "query", "tail", "timeline --actor olga", "show 0", "keys"],
+)
+def test_a_command_that_reads_leaves_a_copied_trail_as_it_was(
+    trail: Path, tmp_path: Path, command: str
+) -> None:
+    """A copy as an auditor gets it, taken while others had it open."""
+    reader, cursors = TrailReader(trail), Cursors(trail)
+    reader.tree()
+    cursors.set("ship loki", 1, {})
+    copy = tmp_path / "copy"
+    shutil.copytree(trail, copy)
+    cursors.close()
+    reader.close()
+
+    def contents() -> dict[str, bytes]:
+        return {
+            path.name: path.read_bytes()
+            for path in copy.iterdir()
+            # Which readers there are: nothing of the trail's.
+            if not path.name.endswith("-shm")
+        }
+
+    before = contents()
+    assert {"trail.db", "cursors.db", "cursors.db-wal"} <= before.keys()
+    one = process(*command.split(), "--dir", str(copy))
+    one.communicate(timeout=60)
+    assert one.returncode in {0, 1}
+    assert contents() == before

@@ -12,6 +12,7 @@ import pytest
 
 from otel_audit.errors import TrailError, TrailLockedError
 from otel_audit.readers import cursors as module
+from otel_audit.readers.aside import Quarantine
 from otel_audit.readers.cursors import Cursors
 
 if TYPE_CHECKING:
@@ -139,3 +140,27 @@ def test_a_lock_that_is_not_given_back_is_named(
     with pytest.raises(TrailLockedError, match="locked by another process"):
         cursors.set("mirror", 2)
     other.close()
+
+
+def test_who_only_looks_writes_nothing(tmp_path: Path, cursors: Cursors) -> None:
+    cursors.set("mirror", 7, {"inode": 1})
+
+    def contents() -> dict[str, bytes]:
+        return {name: (tmp_path / name).read_bytes() for name in ("cursors.db", "cursors.db-wal")}
+
+    before = contents()
+    looking = Cursors(tmp_path, read_only=True)
+    assert looking.get("mirror") == 7
+    with pytest.raises(TrailError, match="readonly"):
+        looking.set("mirror", 8)
+    looking.close()
+    assert contents() == before
+
+
+def test_who_only_looks_takes_for_empty_what_nobody_has_made(tmp_path: Path) -> None:
+    (tmp_path / "cursors.db").touch()
+    looking = Cursors(tmp_path, read_only=True)
+    assert looking.rows() == {}
+    assert Quarantine(looking, "loki").count() == 0
+    looking.close()
+    assert (tmp_path / "cursors.db").read_bytes() == b""

@@ -110,7 +110,7 @@ def _row(directory: Path, path: Path) -> cursors.Cursor | None:
     """Read the mirror's cursor. Raises `TrailError`."""
     if not (directory / cursors.DATABASE).exists():
         return None
-    rows = cursors.Cursors(directory)
+    rows = cursors.Cursors(directory, read_only=True)
     try:
         return rows.row(cursor_name(path))
     finally:

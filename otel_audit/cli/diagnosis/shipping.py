@@ -49,7 +49,7 @@ def reconciled(subject: Subject) -> Iterator[Check]:
     settings = subject.settings
     if settings.reconcile_loki is None or not (subject.directory / DATABASE).exists():
         return
-    cursors = Cursors(subject.directory)
+    cursors = Cursors(subject.directory, read_only=True)
     try:
         row = cursors.row(_RECONCILED)
     finally:

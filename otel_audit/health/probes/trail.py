@@ -99,7 +99,7 @@ class TrailProbe:
         directory = self._provider.directory
         if not (directory / CURSORS).exists():
             return []
-        cursors = Cursors(directory)
+        cursors = Cursors(directory, read_only=True)
         try:
             rows = cursors.rows()
         finally:
