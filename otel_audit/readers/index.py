@@ -27,14 +27,8 @@ from otel_audit.errors import TrailError
 from otel_audit.readers import index_file, segments
 from otel_audit.readers.beside import SHARE, Beside
 from otel_audit.readers.gathering import Gathered
-from otel_audit.readers.segments import (
-    LARGE,
-    SMALL,
-    DamagedError,
-    Joined,
-    Terms,
-    Times,
-)
+from otel_audit.readers.index_file import DamagedError
+from otel_audit.readers.segments import LARGE, SMALL, Joined, Terms, Times
 from otel_audit.trail.database import Handle
 
 if TYPE_CHECKING:
@@ -121,6 +115,7 @@ class QueryIndex:
 
     def _step(self, reader: TrailReader, size: int) -> bool:
         with self._handle.use() as connection:
+            index_file.check_seal(connection)
             position, last_hash = index_file.position(connection), index_file.last_hash(connection)
             terms = Terms(index_file.key(connection))
         if not _belongs(reader, size, position, last_hash):
@@ -134,11 +129,11 @@ class QueryIndex:
         facets = {field: index_file.facet(list(values)) for field, values in built.rows.items()}
         packed = list(segments.pack_all(self._hashed(built, terms), SMALL))
         with self._handle.use() as connection, index_file.transaction(connection):
-            segment = index_file.segment_of(position, SMALL, built.times)
-            index_file.store(connection, segment, built.times, packed, facets)
+            index_file.store(connection, position, built.times, packed, facets)
             index_file.store_last_hash(connection, built.last_hash)
             if self.full_text:
                 index_file.store_texts(connection, built.texts)
+            index_file.seal(connection)
         if (position + SMALL) % LARGE == 0:
             self._merge(position + SMALL - LARGE)
         return size - position >= 2 * SMALL
@@ -167,23 +162,22 @@ class QueryIndex:
                 return
             times = array("q")
             for small in smalls:
-                times.extend(Times(index_file.times(connection, small.start), SMALL).of)
+                times.extend(Times(index_file.times(connection, small), SMALL).of)
             facets = index_file.joined_facets(connection, start)
         packed: list[tuple[int, bytes]] = []
         for number in range(segments.buckets(SMALL)):
             packed += segments.pack_all(self._joined(smalls, number), LARGE)
         with self._handle.use() as connection, index_file.transaction(connection):
             index_file.remove(connection, start, stop)
-            index_file.store(
-                connection, index_file.segment_of(start, LARGE, times), times, packed, facets
-            )
+            index_file.store(connection, start, times, packed, facets)
+            index_file.seal(connection)
 
     def _joined(self, smalls: Sequence[Segment], number: int) -> dict[int, Rows]:
         """Join one bucket of the small segments."""
         joined = Joined()
         for small in smalls:
             with self._handle.use() as connection:
-                blob = index_file.bucket(connection, small.start, number)
+                blob = index_file.bucket(connection, small, number)
             if blob is not None:
                 joined.add(blob, small.start - smalls[0].start)
             self._breathe()

@@ -1,20 +1,28 @@
 """The file `index.db`: its schema, and its rows in and out of a connection.
 
-The only module that knows the tables. Promises: what is asked for and not there
-is None, empty or 0; nothing begins or ends a transaction but `transaction`. When
-something is written is left to `index.py`, what it means to those who ask.
+The only module that knows the tables. Promises: what is asked for and was never
+written is None, empty or 0; what was written and is changed, elsewhere or gone
+is a `DamagedError`, never a wrong answer (but for words, which SQLite keeps);
+nothing begins or ends a transaction but `transaction`. When something is written
+is left to `index.py`, what it means to those who ask.
+
+Each blob begins with a checksum of itself and its place. The rows of segments,
+which say what has to be there, are few and have one for them all: the seal.
 """
 
 from __future__ import annotations
 
+import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from zlib import crc32
 
 import orjson
 
+from otel_audit.errors import OtelAuditError
 from otel_audit.readers import segments
 from otel_audit.readers.segments import LARGE, NO_TIME
-from otel_audit.trail.database import fetch
+from otel_audit.trail import database
 
 if TYPE_CHECKING:
     from array import array
@@ -26,6 +34,10 @@ if TYPE_CHECKING:
 DATABASE: Final = "index.db"
 _APPLICATION_ID: Final = 0x6F744149
 """PRAGMA application_id: "otAI"."""
+
+_ROW: Final = struct.Struct("=5q")
+_GUARD: Final = 4
+"""Bytes of the checksum before each blob."""
 
 _SHIFT: Final = 10
 """Bits of a bucket's number in its key."""
@@ -39,7 +51,8 @@ _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE segment (
   start INTEGER PRIMARY KEY, span INTEGER NOT NULL, present INTEGER NOT NULL,
-  first_ns INTEGER NOT NULL, last_ns INTEGER NOT NULL);
+  first_ns INTEGER NOT NULL, last_ns INTEGER NOT NULL, buckets BLOB NOT NULL,
+  fields TEXT NOT NULL);
 CREATE TABLE times (start INTEGER PRIMARY KEY, nanos BLOB NOT NULL);
 CREATE TABLE bucket (id INTEGER PRIMARY KEY, terms BLOB NOT NULL);
 CREATE TABLE facet (
@@ -52,19 +65,39 @@ CREATE VIRTUAL TABLE text USING fts5(
 """
 
 
+class DamagedError(OtelAuditError, ValueError):
+    """A part of the index is not what was written; the trail has to be read instead."""
+
+
 class Segment(NamedTuple):
-    """One segment's row; times are nanoseconds since 1970, of the records themselves."""
+    """One segment's row; times are nanoseconds since 1970, of the records themselves.
+
+    ``buckets`` has a bit for each bucket that is not empty; ``fields`` are the
+    names of the fields that the records have, a JSON array.
+    """
 
     start: int
     span: int
     present: int
     first_ns: int
     last_ns: int
+    buckets: bytes
+    fields: str
 
     @property
     def stop(self) -> int:
         """The sequence number after its last one."""
         return self.start + self.span
+
+
+def fetch(
+    connection: apsw.Connection, query: str, bindings: tuple[int | str | bytes, ...] = ()
+) -> list[Any]:
+    """Return all rows. Raises `DamagedError` for a text that is none any more."""
+    try:
+        return database.fetch(connection, query, bindings)
+    except UnicodeDecodeError as error:
+        raise DamagedError(_DAMAGED) from error
 
 
 def make(connection: apsw.Connection, origin: str, key: bytes, *, full_text: bool) -> None:
@@ -75,6 +108,7 @@ def make(connection: apsw.Connection, origin: str, key: bytes, *, full_text: boo
             connection.execute(_TEXT)
         about = {"format": segments.FORMAT, "origin": origin, "key": key, "last_hash": b""}
         connection.executemany("INSERT INTO meta VALUES (?, ?)", list(about.items()))
+        seal(connection)
         connection.pragma("application_id", _APPLICATION_ID)
 
 
@@ -135,43 +169,100 @@ def has_text(connection: apsw.Connection) -> bool:
     return bool(fetch(connection, f"{_TABLES} WHERE name = 'text'"))
 
 
-def bucket(connection: apsw.Connection, start: int, number: int) -> bytes | None:
-    """Return a bucket of the segment that begins with ``start``."""
-    query = "SELECT terms FROM bucket WHERE id = ?"
-    rows = fetch(connection, query, ((start << _SHIFT) | number,))
-    return rows[0][0] if rows else None
+def seal(connection: apsw.Connection) -> None:
+    """Vouch for the rows of segments as they are now: the last thing in a transaction."""
+    connection.execute("REPLACE INTO meta VALUES ('seal', ?)", (_checksum(connection),))
 
 
-def times(connection: apsw.Connection, start: int) -> bytes:
-    """Return the times of a segment's rows, as `segments.Times` takes them."""
-    rows = fetch(connection, "SELECT nanos FROM times WHERE start = ?", (start,))
-    return bytes(rows[0][0]) if rows else b""
+def check_seal(connection: apsw.Connection) -> None:
+    """Raise `DamagedError` unless the rows of segments are those that were written."""
+    try:
+        sealed = _meta(connection, "seal") == _checksum(connection)
+    except (AttributeError, struct.error, TypeError) as error:  # values of other types
+        raise DamagedError(_DAMAGED) from error
+    if not sealed:
+        raise DamagedError(_DAMAGED)
 
 
-def segment_of(start: int, span: int, times: array[int]) -> Segment:
-    """Return the row of a segment whose records have these times."""
-    known = [moment for moment in times if moment != NO_TIME]
-    return Segment(start, span, len(known), min(known, default=0), max(known, default=0))
+def _checksum(connection: apsw.Connection) -> int:
+    """Return the checksum of what terms are hashed with, and of all rows of segments."""
+    parts = [bytes(_meta(connection, "key"))]
+    for *numbers, buckets, fields in fetch(connection, "SELECT * FROM segment ORDER BY start"):
+        parts += (_ROW.pack(*numbers), buckets, fields.encode())
+    return crc32(b"".join(parts))
+
+
+def _guard(table: str, place: object, blob: bytes | memoryview) -> bytes:
+    """Return the checksum of a blob and of where it belongs."""
+    return crc32(blob, crc32(f"{table} {place}".encode())).to_bytes(_GUARD, "big")
+
+
+def _guarded(table: str, place: object, blob: bytes) -> bytes:
+    return _guard(table, place, blob) + blob
+
+
+def _unguarded(table: str, place: object, rows: Sequence[Sequence[object]]) -> memoryview:
+    """Return the blob that has to be in this place."""
+    stored = rows[0][0] if rows else None
+    if isinstance(stored, bytes):
+        blob = memoryview(stored)[_GUARD:]
+        if _guard(table, place, blob) == stored[:_GUARD]:
+            return blob
+    raise DamagedError(_DAMAGED)
+
+
+def bucket(connection: apsw.Connection, segment: Segment, number: int) -> memoryview | None:
+    """Return a bucket of a segment, None if it is empty. Raises `DamagedError`."""
+    if not segment.buckets[number >> 3] >> (number & 7) & 1:
+        return None
+    place = (segment.start << _SHIFT) | number
+    rows = fetch(connection, "SELECT terms FROM bucket WHERE id = ?", (place,))
+    return _unguarded("bucket", place, rows)
+
+
+def times(connection: apsw.Connection, segment: Segment) -> memoryview:
+    """Return the times of a segment's rows, for `segments.Times`. Raises `DamagedError`."""
+    rows = fetch(connection, "SELECT nanos FROM times WHERE start = ?", (segment.start,))
+    return _unguarded("times", segment.start, rows)
 
 
 def store(
     connection: apsw.Connection,
-    segment: Segment,
+    start: int,
     times: array[int],
     packed: Sequence[tuple[int, bytes]],
     facets: dict[str, bytes | None],
 ) -> None:
-    """Write a segment, its times, its buckets, and the values of its fields."""
-    start = segment.start
-    connection.execute("INSERT INTO segment VALUES (?, ?, ?, ?, ?)", segment)
-    connection.execute("INSERT INTO times VALUES (?, ?)", (start, segments.pack_times(times)))
+    """Write a segment: the times of its rows, its buckets, and the values of its fields."""
+    known = [moment for moment in times if moment != NO_TIME]
+    bits = bytearray(-(-segments.buckets(len(times)) // 8))
+    for number, _ in packed:
+        bits[number >> 3] |= 1 << (number & 7)
+    connection.execute(
+        "INSERT INTO segment VALUES (?, ?, ?, ?, ?, ?, ?)",
+        Segment(
+            start,
+            len(times),
+            len(known),
+            min(known, default=0),
+            max(known, default=0),
+            bytes(bits),
+            orjson.dumps(list(facets)).decode(),
+        ),
+    )
+    blob = _guarded("times", start, segments.pack_times(times))
+    connection.execute("INSERT INTO times VALUES (?, ?)", (start, blob))
+    places = [((start << _SHIFT) | number, blob) for number, blob in packed]
     connection.executemany(
         "INSERT INTO bucket VALUES (?, ?)",
-        [((start << _SHIFT) | number, blob) for number, blob in packed],
+        [(place, _guarded("bucket", place, blob)) for place, blob in places],
     )
     connection.executemany(
         "INSERT INTO facet VALUES (?, ?, ?)",
-        [(start, field, values) for field, values in facets.items()],
+        [
+            (start, field, _guarded("facet", (start, field), b"null" if values is None else values))
+            for field, values in facets.items()
+        ],
     )
 
 
@@ -207,14 +298,15 @@ def facet(values: list[str]) -> bytes | None:
 
 def joined_facets(connection: apsw.Connection, start: int) -> dict[str, bytes | None]:
     """Join the values of the small segments' fields."""
-    query = 'SELECT field, "values" FROM facet WHERE start >= ? AND start < ? ORDER BY start'
     joined: dict[str, dict[str, None] | None] = {}
-    for field, blob in fetch(connection, query, (start, start + LARGE)):
-        before = joined.setdefault(field, {})
-        if blob is None or before is None or len(before) > _VALUES:
-            joined[field] = None
-        else:
-            before.update(dict.fromkeys(orjson.loads(blob)))
+    for segment in segments_in(connection, start, start + LARGE):
+        for field in orjson.loads(segment.fields):
+            values = values_of(connection, segment, field)
+            before = joined.setdefault(field, {})
+            if values is None or before is None or len(before) > _VALUES:
+                joined[field] = None
+            else:
+                before.update(dict.fromkeys(values))
     return {
         field: None if values is None else facet(list(values)) for field, values in joined.items()
     }
@@ -250,15 +342,13 @@ def segments_in(connection: apsw.Connection, start: int, stop: int) -> list[Segm
     return [Segment._make(row) for row in fetch(connection, _SEGMENTS_IN, (start, stop))]
 
 
-def values_of(connection: apsw.Connection, start: int, field: str) -> list[str] | None:
-    """Return the values of a field in a segment, None when they are too many."""
-    query = 'SELECT "values" FROM facet WHERE start = ? AND field = ?'
-    rows = fetch(connection, query, (start, field))
-    if not rows:
+def values_of(connection: apsw.Connection, segment: Segment, field: str) -> list[str] | None:
+    """Return the values of a field in a segment, None when too many. Raises `DamagedError`."""
+    if field not in orjson.loads(segment.fields):
         return []
-    if rows[0][0] is None:
-        return None
-    values: list[str] = orjson.loads(rows[0][0])
+    query = 'SELECT "values" FROM facet WHERE start = ? AND field = ?'
+    rows = fetch(connection, query, (segment.start, field))
+    values: list[str] | None = orjson.loads(_unguarded("facet", (segment.start, field), rows))
     return values
 
 
@@ -283,3 +373,4 @@ _NEXT_ABOVE: Final = (
 )
 _SEGMENTS_IN: Final = "SELECT * FROM segment WHERE start >= ? AND start < ? ORDER BY start"
 _TABLES: Final = "SELECT name FROM sqlite_schema"
+_DAMAGED: Final = "a part of the query index was changed on the disk"

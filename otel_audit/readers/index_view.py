@@ -38,6 +38,8 @@ class IndexView:
         self._handle = Handle(self._connect)
         self._file: tuple[int, int] | None = None
         self._terms: Terms | None = None
+        self._checked: int | None = None
+        """The version of the index that was found whole."""
 
     @contextmanager
     def use(self) -> Iterator[Lookup | None]:
@@ -52,6 +54,7 @@ class IndexView:
                     return
                 connection.execute("BEGIN")
                 try:
+                    self._check(connection)
                     yield Lookup(connection, terms)
                 finally:
                     if connection.in_transaction:
@@ -64,8 +67,17 @@ class IndexView:
         """Close the database; a later call would open it again."""
         self._handle.close()
 
+    def _check(self, connection: apsw.Connection) -> None:
+        """Look whether the index is whole: again only when somebody has written."""
+        index_file.position(connection)  # what is read from here on is of one moment
+        version = connection.data_version()
+        if version != self._checked:
+            index_file.check_seal(connection)
+            self._checked = version
+
     def _connect(self) -> apsw.Connection:
         self._terms, self._file = None, index_file.identity(self.path)
+        self._checked = None
         if self._file is None:
             return apsw.Connection(":memory:")
         try:
@@ -116,16 +128,16 @@ class Lookup:
         if term is None:
             term = self._hashed[named] = self._terms(field, value)
         number = segments.bucket_of(term, segment.span)
-        blob = index_file.bucket(self._connection, segment.start, number)
+        blob = index_file.bucket(self._connection, segment, number)
         return 0 if blob is None else Bucket(blob, segment.span).bitmap(term)
 
     def times(self, segment: Segment) -> Times:
         """Return the times of the rows."""
-        return Times(index_file.times(self._connection, segment.start), segment.span)
+        return Times(index_file.times(self._connection, segment), segment.span)
 
     def values(self, segment: Segment, field: str) -> list[str] | None:
         """Return the values of a field in a segment, None when they are too many."""
-        return index_file.values_of(self._connection, segment.start, field)
+        return index_file.values_of(self._connection, segment, field)
 
     def text(self, segment: Segment, match: str) -> int:
         """Return the rows whose words match a query of SQLite's FTS5, as a bitmap."""

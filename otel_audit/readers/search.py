@@ -17,6 +17,7 @@ import apsw
 
 from otel_audit.errors import QueryError
 from otel_audit.readers import segments
+from otel_audit.readers.index_file import DamagedError
 from otel_audit.readers.index_view import IndexView
 from otel_audit.readers.query import (
     Counts,
@@ -28,7 +29,7 @@ from otel_audit.readers.query import (
     needles,
     where,
 )
-from otel_audit.readers.segments import NO_TIME, SMALL, DamagedError
+from otel_audit.readers.segments import NO_TIME, SMALL
 from otel_audit.readers.times import stamp
 from otel_audit.readers.words import fields_of, moment_of, stamp_of, texts_of
 from otel_audit.trail.reader import TrailReader

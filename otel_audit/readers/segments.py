@@ -6,8 +6,8 @@ it; the index knows it by a keyed hash of 64 bits alone, so that it holds no
 values, and nobody can make values whose terms collide. A segment's terms lie
 in buckets by their first bits, and one lookup reads one bucket.
 
-Promises: packing and unpacking are each other's inverse; a bucket that was
-changed on the disk is a `DamagedError`, never a wrong answer.
+Promises: packing and unpacking are each other's inverse. That what is unpacked
+is what was packed is seen to by `index_file.py`.
 
 Rows are written as in a Roaring bitmap (https://roaringbitmap.org): 16-bit
 numbers when there are few, a bitmap when there are many. In memory a set of
@@ -20,13 +20,10 @@ from __future__ import annotations
 import re
 import struct
 import sys
-import zlib
 from array import array
 from bisect import bisect_left
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, TypeAlias
-
-from otel_audit.errors import OtelAuditError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,7 +32,7 @@ SMALL: Final = 1_024
 LARGE: Final = 65_536
 """Rows of a segment: as many as 16 bits can number."""
 
-FORMAT: Final = f"3-{sys.byteorder}"
+FORMAT: Final = f"4-{sys.byteorder}"
 """An index of another format is made anew."""
 
 _BITS: Final = {SMALL: 4, LARGE: 10}
@@ -50,7 +47,7 @@ _BITMAP: Final = 0xFFFF
 _FEW: Final = 16
 """A list of rows has this many bits a row: from so many of all rows on a bitmap is shorter."""
 
-_HEAD: Final = struct.Struct("=II")
+_HEAD: Final = struct.Struct("=Q")
 _BLOCK: Final = 32
 """Bytes of a bitmap that are looked at together."""
 
@@ -68,10 +65,6 @@ _BITS_OF: Final = tuple(
 
 Rows: TypeAlias = "int | Sequence[int] | bytes"
 """What has a term: one row, as with most terms, several in ascending order, or a bitmap of all."""
-
-
-class DamagedError(OtelAuditError, ValueError):
-    """A part of the index is not what was written; the trail has to be read instead."""
 
 
 class Terms:
@@ -133,7 +126,7 @@ def pack(postings: Mapping[int, Rows], span: int, terms: Sequence[int] | None = 
                 data.append(_BITMAP)
                 data.frombytes(bitmap(rows).to_bytes(span // 8, "little"))
     body = array("Q", ordered).tobytes() + references.tobytes() + data.tobytes()
-    return _HEAD.pack(zlib.crc32(body, len(ordered)), len(ordered)) + body
+    return _HEAD.pack(len(ordered)) + body
 
 
 class Bucket:
@@ -141,19 +134,14 @@ class Bucket:
 
     __slots__ = ("_data", "_octets", "_references", "_terms")
 
-    def __init__(self, blob: bytes, span: int) -> None:
-        """Check the blob. Raises `DamagedError`."""
+    def __init__(self, blob: bytes | memoryview, span: int) -> None:
+        """Take what `pack` wrote, and nothing else."""
         self._octets = span // 8
-        try:
-            checksum, count = _HEAD.unpack_from(blob)
-            body = memoryview(blob)[_HEAD.size :]
-            if zlib.crc32(body, count) != checksum:
-                raise DamagedError(_DAMAGED)
-            self._terms = body[: count * 8].cast("Q")
-            self._references = body[count * 8 : count * 12].cast("I")
-            self._data = body[count * 12 :].cast("H")
-        except (struct.error, TypeError) as error:
-            raise DamagedError(_DAMAGED) from error
+        (count,) = _HEAD.unpack_from(blob)
+        body = memoryview(blob)[_HEAD.size :]
+        self._terms = body[: count * 8].cast("Q")
+        self._references = body[count * 8 : count * 12].cast("I")
+        self._data = body[count * 12 :].cast("H")
 
     def bitmap(self, term: int) -> int:
         """Return the rows of a term, 0 when it has none here."""
@@ -204,7 +192,7 @@ class Joined:
         self._few: dict[int, int | array[int]] = {}
         self._many: dict[int, bytearray] = {}
 
-    def add(self, blob: bytes, offset: int) -> None:
+    def add(self, blob: bytes | memoryview, offset: int) -> None:
         """Add a bucket whose segment begins at row ``offset`` of the large one."""
         few = self._few
         for term, rows in Bucket(blob, SMALL).items():
@@ -300,11 +288,9 @@ class Times:
 
     __slots__ = ("_bounds", "of")
 
-    def __init__(self, blob: bytes, span: int) -> None:
-        """Take what `pack_times` wrote. Raises `DamagedError`."""
+    def __init__(self, blob: bytes | memoryview, span: int) -> None:
+        """Take what `pack_times` wrote, and nothing else."""
         numbers = 2 * span // BLOCK
-        if len(blob) != (numbers + span) * 8:
-            raise DamagedError(_DAMAGED)
         everything = memoryview(blob).cast("q")
         self._bounds = everything[:numbers]
         self.of = everything[numbers:]
@@ -321,6 +307,3 @@ def pack_times(times: array[int]) -> bytes:
         known = [moment for moment in times[start : start + BLOCK] if moment != NO_TIME]
         bounds.extend((min(known, default=NO_TIME), max(known, default=NO_TIME)))
     return bounds.tobytes() + times.tobytes()
-
-
-_DAMAGED: Final = "a part of the query index was changed on the disk"

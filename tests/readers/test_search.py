@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import apsw
 import pytest
 
-from otel_audit.errors import QueryError
+from otel_audit.errors import QueryError, TrailError
+from otel_audit.readers import index_file
 from otel_audit.readers.index_file import DATABASE
 from otel_audit.readers.index_view import IndexView
 from otel_audit.readers.page_cursor import CursorSigner
@@ -18,6 +19,7 @@ from otel_audit.readers.parameters import parse
 from otel_audit.readers.query import Condition, Query, where
 from otel_audit.readers.search import TrailSearch
 from otel_audit.readers.segments import LARGE, SMALL
+from otel_audit.readers.times import stamp
 from otel_audit.readers.words import texts_of
 from tests.readers.ledger import BEGAN, EVENTS, SECOND, Ledger
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+HOUR = 3_600 * SECOND
 COUNT = LARGE + 3 * SMALL + 700
 
 
@@ -124,6 +127,7 @@ def test_the_answer_is_the_same_with_a_part_of_an_index_and_without(
     search = TrailSearch.open(copy)
     with apsw.Connection(str(copy / DATABASE)) as database:
         database.execute("DELETE FROM segment WHERE start >= ?", (LARGE + SMALL,))
+        index_file.seal(database)
     assert search.progress()[:2] == (LARGE + SMALL, COUNT)
     assert pages(search, query) == expected
     (copy / DATABASE).unlink()
@@ -312,6 +316,68 @@ def test_a_damaged_index_costs_time_and_nothing_else(ledger: Ledger, how: str) -
         assert asked.count(query) == {(None, None): len(expected)}
         assert asked.progress().size == ledger.size
     fresh.close()
+
+
+_CHANGES = {
+    "no buckets": "DELETE FROM bucket",
+    "empty buckets": "UPDATE bucket SET terms = zeroblob(12)",
+    "buckets of others": "UPDATE bucket SET terms = (SELECT terms FROM bucket WHERE id < 16 LIMIT 1)",
+    "a bit in each bucket": "UPDATE bucket SET terms = substr(terms, 1, 20) || x'01' || substr(terms, 22)",
+    "no times": "DELETE FROM times",
+    "other times": "UPDATE times SET nanos = substr(nanos, 1, 4) || zeroblob(length(nanos) - 4)",
+    "no values": "DELETE FROM facet",
+    "other values": """UPDATE facet SET "values" = substr("values", 1, 4) || '[]'""",
+    "values of others": """UPDATE facet SET "values" =
+        (SELECT "values" FROM facet AS other WHERE other.field = 'outcome' LIMIT 1)""",
+    "nothing there": "UPDATE segment SET present = 0",
+    "of another time": "UPDATE segment SET first_ns = 1, last_ns = 2",
+    "longer": "UPDATE segment SET span = 4096 WHERE start = 1024",
+    "a segment less": "DELETE FROM segment WHERE start = 2048",
+    "no fields": "UPDATE segment SET fields = '[]'",
+    "nothing in buckets": "UPDATE segment SET buckets = zeroblob(2)",
+    "no text": "UPDATE segment SET fields = CAST(x'ff' AS TEXT)",
+    "no number": "UPDATE segment SET last_ns = 'never'",
+    "another key": "UPDATE meta SET value = zeroblob(32) WHERE key = 'key'",
+}
+
+
+@pytest.mark.parametrize("change", _CHANGES)
+def test_whatever_is_changed_in_the_index_answers_stay_right(ledger: Ledger, change: str) -> None:
+    ledger.fill(6 * SMALL)
+    index = ledger.index()
+    asked = [
+        parse([*said, ("limit", "1000")])[0]
+        for said in (
+            [("event", "authentication"), ("outcome", "failure")],
+            [("event", "auth*")],
+            [("event!", "authentication"), ("start", stamp(BEGAN + 1_000 * SECOND))],
+            [("start", stamp(BEGAN)), ("end", stamp(BEGAN + 3_000 * SECOND))],
+        )
+    ]
+    search = TrailSearch.open(ledger.directory)
+    right = [(pages(search, query), search.count(query, by="outcome", per=HOUR)) for query in asked]
+    assert [found for found, _ in right] == [ledger.expected(query) for query in asked]
+    search.close()
+    with apsw.Connection(str(index.path)) as database:
+        database.execute(_CHANGES[change])
+        assert database.changes()
+    fresh = TrailSearch.open(ledger.directory)
+    for query, expected in zip(asked, right, strict=True):
+        assert (pages(fresh, query), fresh.count(query, by="outcome", per=HOUR)) == expected
+    fresh.close()
+
+
+def test_an_index_whose_segments_were_changed_is_made_anew(ledger: Ledger) -> None:
+    ledger.fill(6 * SMALL)
+    index = ledger.index()
+    with apsw.Connection(str(index.path)) as database:
+        database.execute("UPDATE segment SET present = 0")
+    with pytest.raises(TrailError, match="damaged"):
+        index.step(ledger.reader, ledger.size)
+    while index.step(ledger.reader, ledger.size):
+        pass
+    index.close()
+    assert TrailSearch(ledger.reader).progress()[:2] == (6 * SMALL, 6 * SMALL)
 
 
 def damage(path: Path, how: str) -> None:
