@@ -70,9 +70,10 @@ def _directory(value: str) -> Path:
     return Path(os.path.abspath(expanded))  # noqa: PTH100 - resolve() would follow links, and the caller's name for the place is what errors should show
 
 
-def _choice(*choices: str) -> Callable[[str], str]:
+def _choice(*choices: str, also: Mapping[str, str] | None = None) -> Callable[[str], str]:
     def parse(value: str) -> str:
         lowered = value.strip().lower()
+        lowered = (also or {}).get(lowered, lowered)
         if lowered not in choices:
             message = f"expected one of {', '.join(choices)}"
             raise ValueError(message)
@@ -184,7 +185,7 @@ class Settings:
     )
     http_activity: str = _setting(
         "OTEL_AUDIT_HTTP_ACTIVITY",
-        _choice("all", "mutating", "off"),
+        _choice("all", "mutating", "off", also={"on": "all"}),
         "all",
         "which requests become http.request records",
     )

@@ -36,6 +36,7 @@ def test_nothing_set_gives_defaults_that_say_so() -> None:
         ("OTEL_SERVICE_NAME", " shop ", "shop"),
         ("OTEL_AUDIT_ON_FAILURE", "Continue", "continue"),
         ("OTEL_AUDIT_HTTP_ACTIVITY", "mutating", "mutating"),
+        ("OTEL_AUDIT_HTTP_ACTIVITY", "On", "all"),
         ("OTEL_AUDIT_AGENT", "off", "off"),
         ("OTEL_AUDIT_POLICY_FILE", "/etc/app/policy.yaml", Path("/etc/app/policy.yaml")),
         ("OTEL_AUDIT_RULE_SETS", " sql, logins,,", ("sql", "logins")),

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def checked_activity(http_activity: str | None) -> str | None:
-    """Return the choice, None for none. Raises `AuditSettingsError`."""
+    """Return the choice, None for none; ``on`` is ``all``. Raises `AuditSettingsError`."""
+    if http_activity == "on":
+        return "all"
     if http_activity is not None and http_activity not in HTTP_ACTIVITY:
         message = (
             f"http_activity={http_activity!r} cannot be used: say {', '.join(HTTP_ACTIVITY)}, or "

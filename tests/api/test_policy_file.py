@@ -53,6 +53,13 @@ spans:
 """
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"), [("all", "all"), ("on", "all"), ("mutating", "mutating"), ("off", "off")]
+)
+def test_activity_is_said_by_one_of_three_words_and_on_is_all(word: str, meant: str) -> None:
+    assert parse_policy(f"http_activity: {word}\n", "p.yaml").policy.http_activity == meant
+
+
 def test_a_whole_file() -> None:
     said = parse_policy(WHOLE, "p.yaml")
     policy = said.policy

@@ -88,7 +88,12 @@ async def test_a_long_path_is_cut(provider: AuditProvider, records: Records) -> 
 @pytest.mark.parametrize("by", ["argument", "policy"])
 @pytest.mark.parametrize(
     ("activity", "recorded"),
-    [("all", ["GET", "HEAD", "POST", "PURGE"]), ("mutating", ["POST", "PURGE"]), ("off", [])],
+    [
+        ("all", ["GET", "HEAD", "POST", "PURGE"]),
+        ("on", ["GET", "HEAD", "POST", "PURGE"]),
+        ("mutating", ["POST", "PURGE"]),
+        ("off", []),
+    ],
 )
 async def test_which_requests_are_recorded(
     provider: AuditProvider,
