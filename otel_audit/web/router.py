@@ -87,6 +87,9 @@ _PROBLEMS: Final = {
 }
 
 
+_OTHER_METHODS: Final = ("HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+
+
 class _Delegated(Response):
     """Lets `AuditEvents` answer, at the time when the response is sent."""
 
@@ -142,6 +145,15 @@ def _add(
         summary=summary,
         response_class=Response,
         openapi_extra=extra,
+    )
+    # Else FastAPI answers these by itself, and HEAD is refused.
+    router.add_api_route(
+        path,
+        endpoint,
+        methods=list(_OTHER_METHODS),
+        name=f"audit {path} by other methods",
+        response_class=Response,
+        include_in_schema=False,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import orjson
+import pytest
 from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 
@@ -55,6 +56,34 @@ async def test_the_routes_answer_in_an_audited_application(
     requests = [record for record in records() if record["event_type"] == "http.request"]
     assert queries[0]["request_id"] == requests[0]["request_id"]
     assert requests[1]["resource_name"] == "/audit/events/{record_id}"
+
+
+@pytest.mark.parametrize(
+    "path", ["/events", "/events/0", "/events/0/proof", "/stats", "/stream", "/checkpoint"]
+)
+async def test_other_methods_are_answered_as_without_fastapi(
+    provider: AuditProvider, path: str
+) -> None:
+    app = FastAPI()
+    app.include_router(audit_router(provider=provider, per_minute=0))
+
+    @app.get("/audit/own")
+    def own() -> str:
+        return "own"
+
+    for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
+        wire = await request(app, http(f"/audit{path}", method=method))
+        assert wire.status == 405
+        assert wire.header(b"content-type") == [b"application/problem+json"]
+        assert wire.header(b"allow") == [b"GET, HEAD"]
+        assert orjson.loads(wire.body)["type"].endswith("#not-found")
+    token, _ = TokenFile(provider.directory / FILE).create("ann", ["read"])
+    head = await request(app, http("/audit/events", method="HEAD", headers=bearer(token)))
+    assert (head.status, head.body) == (200, b"")
+    nothing = await request(app, http("/audit/events/nothing", headers=bearer(token)))
+    assert orjson.loads(nothing.body)["type"].endswith("#not-found")
+    assert (await request(app, http("/audit/own"))).status == 200
+    assert (await request(app, http("/audit/nothing"))).status == 404
 
 
 async def test_a_hook_sees_the_request_as_starlette_shows_it(provider: AuditProvider) -> None:
