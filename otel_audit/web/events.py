@@ -193,8 +193,9 @@ class AuditEvents:
             self._count_against(caller)
             challenge = ("www-authenticate", 'Bearer error="invalid_token"')
             raise ProblemError(401, "not-authenticated", f"{error}", challenge) from None
-        except AuditSettingsError:
-            raise
+        except AuditSettingsError as error:
+            self._count_against(caller)
+            raise _undecided(authorize, error) from None
         except Exception as error:
             _logger.exception("authorize= failed, so nobody has access")
             detail = "Who you are could not be found out; the server's log says why."
@@ -482,6 +483,21 @@ class AuditEvents:
         )
         with acting_as(request.access.name):
             await AuditLogger(provider=self.provider).aemit(told)
+
+
+def _undecided(authorize: Authorize, error: AuditSettingsError) -> ProblemError:
+    """Say that nobody is let in; why, which names files, is told to the server's log alone."""
+    if isinstance(authorize, TokenFile):
+        _logger.error("nobody may query over HTTP: %s", error)
+        detail = (
+            "The file of tokens cannot be used, so nobody is let in. Whoever runs the service "
+            "finds the file, what is wrong with it and what to do in the server's log, or by "
+            "`otel-audit token list`."
+        )
+    else:
+        _logger.error("authorize= failed, so nobody has access: %s", error)
+        detail = "Who you are could not be found out; the server's log says why."
+    return ProblemError(503, "unavailable", detail, ("retry-after", "5"))
 
 
 def _parameters(query_string: bytes) -> tuple[tuple[str, str], ...]:

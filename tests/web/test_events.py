@@ -107,6 +107,28 @@ async def test_without_configuration_nobody_is_let_in_and_the_answer_says_how(
     )
 
 
+async def test_a_token_file_that_is_not_believed_is_named_for_what_it_is(
+    asker: Asker, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = asker.file.path
+    for mode, content, why in (
+        (0o666, path.read_bytes(), "others can write it: chmod 600"),
+        (0o600, b"{}", "cannot be used: "),
+    ):
+        path.write_bytes(content)
+        path.chmod(mode)
+        caplog.clear()
+        said = await asker.problem(503, "/events")
+        assert "file of tokens" in said
+        assert "otel-audit token list" in said
+        assert str(path) not in said
+        assert "trail" not in said
+        [logged] = caplog.records
+        assert (logged.levelname, logged.exc_info) == ("ERROR", None)
+        assert str(path) in logged.getMessage()
+        assert why in logged.getMessage()
+
+
 async def test_tokens_that_do_not_hold_are_refused(asker: Asker) -> None:
     wire = await asker("/events", headers={"authorization": ""})
     assert wire.status == 401
@@ -194,6 +216,8 @@ async def test_the_application_may_decide_who_asks(provider: AuditProvider) -> N
         name = dict(scope["headers"]).get(b"x-user")
         if name == b"broken":
             raise LookupError
+        if name == b"misspelt":
+            return Access.of("ann", ["write"])
         if name == b"gone":
             message = "you are gone"
             raise RefusedError(message)
@@ -204,6 +228,7 @@ async def test_the_application_may_decide_who_asks(provider: AuditProvider) -> N
     assert "Send a token" in await asker.problem(401, "/events")
     assert "you are gone" in await asker.problem(401, "/events", headers={"x-user": "gone"})
     assert "server's log" in await asker.problem(503, "/events", headers={"x-user": "broken"})
+    assert "Who you are" in await asker.problem(503, "/events", headers={"x-user": "misspelt"})
     with pytest.raises(AuditSettingsError, match="no scope"):
         Access.of("ann", ["write"])
 
