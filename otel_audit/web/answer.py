@@ -26,7 +26,9 @@ JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 CSV: Final = "text/csv"
 TEXT: Final = "text/plain; charset=utf-8"
-_FORMS: Final = (JSON, NDJSON, CSV)
+EVENTS: Final = "text/event-stream"
+LISTS: Final = (JSON, NDJSON, CSV)
+"""What lists of records come as."""
 
 
 @dataclass
@@ -63,25 +65,29 @@ _TITLES: Final = {
 }
 
 
-def wanted_form(accept: str) -> str:
-    """Return the media type that is wanted most of those that there are (RFC 9110, section 12.5.1)."""
+def wanted_form(accept: str, *forms: str) -> str:
+    """Return the one of ``forms`` that is wanted most (RFC 9110, section 12.5.1).
+
+    Raises `ProblemError` when none is wanted.
+    """
     if not accept:
-        return JSON
+        return forms[0]
     best: tuple[float, int, str] | None = None
     for number, item in enumerate(accept.split(",")[:32]):
         name, *parameters = (part.strip().lower() for part in item.split(";"))
-        form = next((known for known in _FORMS if _fits(name, known)), None)
+        form = next((known for known in forms if _fits(name, known)), None)
         weight = _weight(parameters)
         if form is not None and weight > 0 and (best is None or weight > best[0]):
             best = (weight, number, form)
     if best is None:
-        detail = f"There are {', '.join(_FORMS)}."
+        there = ", ".join(form.partition(";")[0] for form in forms)
+        detail = f"Accept asks for what there is not; this route answers with {there}."
         raise ProblemError(406, "bad-query", detail)
     return best[2]
 
 
 def _fits(name: str, form: str) -> bool:
-    return name in ("*/*", form, f"{form.partition('/')[0]}/*")
+    return name in ("*/*", form.partition(";")[0], f"{form.partition('/')[0]}/*")
 
 
 def _weight(parameters: Iterable[str]) -> float:

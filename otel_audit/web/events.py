@@ -44,7 +44,9 @@ from otel_audit.trail.proof import prove
 from otel_audit.web import problem
 from otel_audit.web.access import PERSONAL_DATA, PROOF, READ, Access, RateLimit, RefusedError
 from otel_audit.web.answer import (
+    EVENTS,
     JSON,
+    LISTS,
     TEXT,
     Answer,
     ProblemError,
@@ -92,6 +94,10 @@ class _Request:
         """Return a header's value, empty without one."""
         found = [value for key, value in self.scope["headers"] if key == name]
         return found[0].decode("latin-1").strip() if found else ""
+
+    def form(self, *forms: str) -> str:
+        """Return the one of these media types that the caller wants, or raise."""
+        return wanted_form(self.header(b"accept"), *forms)
 
     def need(self, *scopes: str) -> None:
         """Raise unless the caller has one of these scopes."""
@@ -249,7 +255,7 @@ class AuditEvents:
 
     async def _events(self, request: _Request) -> Answer:
         request.need(READ)
-        form = wanted_form(request.header(b"accept"))
+        form = request.form(*LISTS)
         query, cursor = parse(request.parameters, hidden=request.hidden)
         position = None
         if cursor is not None:
@@ -323,6 +329,7 @@ class AuditEvents:
 
     async def _event(self, request: _Request, name: str) -> Answer:
         request.need(READ)
+        request.form(JSON)
         _refuse_parameters(request)
         leaf, entry = await self._desk.ask(lambda search: _found(search, name))
         await self._record(request, "audit.query", 1, record=name)
@@ -340,6 +347,7 @@ class AuditEvents:
 
     async def _proof(self, request: _Request, name: str) -> Answer:
         request.need(PROOF)
+        request.form(TEXT)
         _refuse_parameters(request)
 
         def proved(search: TrailSearch) -> str | ProofError | None:
@@ -365,6 +373,7 @@ class AuditEvents:
 
     async def _checkpoint(self, request: _Request) -> Answer:
         request.need(PROOF, READ)
+        request.form(TEXT)
         _refuse_parameters(request)
         note = await self._desk.ask(lambda search: search.reader.last_checkpoint())
         if note is None:
@@ -374,10 +383,9 @@ class AuditEvents:
 
     async def _stats(self, request: _Request) -> Answer:
         request.need(READ)
-        own = dict(pair for pair in request.parameters if pair[0] in ("by", "per"))
-        query, _ = parse(
-            [pair for pair in request.parameters if pair[0] not in own], hidden=request.hidden
-        )
+        request.form(JSON)
+        own, filters = _for_counts(request.parameters)
+        query, _ = parse(filters, hidden=request.hidden)
         by = own.get("by")
         per = None if "per" not in own else duration("per", own["per"])
         counts = await self._desk.ask_anywhere(
@@ -406,17 +414,17 @@ class AuditEvents:
 
     async def _stream(self, request: _Request) -> Answer:
         request.need(READ)
+        request.form(EVENTS)
         follower = self._following()
         if follower.clients >= self._max_streams:
             detail = f"{follower.clients} streams are open already; try again later."
             raise ProblemError(503, "too-many", detail, ("retry-after", "10"))
-        queries = "true" in [value for name, value in request.parameters if name == "queries"]
-        query = _for_streams(request, queries=queries)
+        query = _for_streams(request)
         position = _last_event(request.header(b"last-event-id"))
         await self._record(request, "audit.stream", None)
         events = self._events_of(request, follower, query, position)
         headers = [("x-accel-buffering", "no")]
-        return Answer(200, events, "text/event-stream", headers)
+        return Answer(200, events, EVENTS, headers)
 
     async def _events_of(
         self, request: _Request, follower: Follower, query: Query, position: int | None
@@ -530,17 +538,43 @@ def _refuse_parameters(request: _Request) -> None:
         raise QueryError(message, parameter=request.parameters[0][0][:64])
 
 
-def _for_streams(request: _Request, *, queries: bool) -> Query:
-    own = ("queries", "limit", "cursor", "order", "end")
-    for name, value in request.parameters:
-        if name in own[1:] or (name == "queries" and value not in ("true", "false")):
+def _for_counts(
+    parameters: Iterable[tuple[str, str]],
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Tell how to count from what to count; refuse what means nothing for a count."""
+    own: dict[str, str] = {}
+    filters = []
+    for name, value in parameters:
+        if name in ("limit", "order", "cursor"):
+            message = f"{name} has no meaning for a count, which has everything that matches"
+            raise QueryError(message, parameter=name)
+        if name not in ("by", "per"):
+            filters.append((name, value))
+            continue
+        if name in own:
+            message = f"{name} is said twice; say it once"
+            raise QueryError(message, parameter=name)
+        if not value:
+            message = f"{name} is empty; say by=FIELD or per=1h, or leave it out"
+            raise QueryError(message, parameter=name)
+        own[name] = value
+    return own, filters
+
+
+def _for_streams(request: _Request) -> Query:
+    for name, _ in request.parameters:
+        if name in ("limit", "cursor", "order", "end"):
             message = f"{name} has no meaning for a stream, which begins now and does not end"
             raise QueryError(message, parameter=name)
+    said = [value for name, value in request.parameters if name == "queries"]
+    if said not in ([], ["true"], ["false"]):
+        message = "queries is true or false, once: whether records of queries are in the stream"
+        raise QueryError(message, parameter="queries")
     query, _ = parse(
         [pair for pair in request.parameters if pair[0] != "queries"], hidden=request.hidden
     )
     conditions = query.conditions
-    if not queries:
+    if said != ["true"]:
         conditions += (Condition(("event_type",), (OWN_QUERIES,), wanted=False),)
     return replace(query, conditions=conditions, oldest_first=True, limit=_AT_A_TIME)
 

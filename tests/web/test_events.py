@@ -411,6 +411,42 @@ async def test_stats_count_by_field_and_time(asker: Asker) -> None:
 @pytest.mark.parametrize(
     ("query", "said"),
     [
+        ({"limit": "3"}, "limit has no meaning for a count"),
+        ({"order": "oldest"}, "order has no meaning for a count"),
+        ({"cursor": "xx"}, "cursor has no meaning for a count"),
+        ({"by": ""}, "by is empty"),
+        ({"per": ""}, "per is empty"),
+        ({"by": ["event", "outcome"]}, "by is said twice"),
+        ({"per": ["1h", "1h"]}, "per is said twice"),
+        ({"by!": "event"}, "no parameter of a query"),
+        ({"servername": "x"}, "did you mean server_name"),
+    ],
+)
+async def test_what_means_nothing_for_a_count_is_refused(
+    asker: Asker, query: dict[str, Any], said: str
+) -> None:
+    assert said in await asker.problem(400, "/stats", **query)
+
+
+async def test_every_route_says_which_forms_it_has(asker: Asker) -> None:
+    asker.app.provider.checkpoint()
+    for path, form, other in (
+        ("/events/3", "application/json", "text/csv"),
+        ("/stats", "application/json", "text/csv"),
+        ("/events/3/proof", "text/plain", "application/json"),
+        ("/checkpoint", "text/plain", "application/json"),
+    ):
+        said = await asker.problem(406, path, headers={"accept": other})
+        assert said.endswith(f"this route answers with {form}.")
+        for accept in (form, "*/*", f"{other}, {form.partition('/')[0]}/*;q=0.1"):
+            assert (await asker(path, headers={"accept": accept})).status == 200
+    said = await asker.problem(406, "/stream", headers={"accept": "application/json"})
+    assert "text/event-stream" in said
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
         ({"servername": "x"}, "did you mean server_name"),
         ({"limit": "1000000"}, "1 to 1000"),
         ({"limit": "0"}, "1 to 1000"),

@@ -210,6 +210,7 @@ async def test_a_stream_ends_when_the_rights_do(provider: AuditProvider) -> None
         (b"order=oldest", "", 400),
         (b"end=now", "", 400),
         (b"queries=maybe", "", 400),
+        (b"queries=true&queries=false", "", 400),
         (b"unknown=1", "", 400),
         (b"", "-1", 400),
         (b"", "x" * 100, 400),
