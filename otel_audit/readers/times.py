@@ -12,6 +12,8 @@ from typing import Final
 from otel_audit.errors import QueryError
 
 _NANO: Final = 1_000_000_000
+_DAY: Final = 86_400 * _NANO
+_DAYS: Final = {"today": 0, "yesterday": _DAY}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _SPAN: Final = re.compile(r"(?:\d{1,9}[smhdw])+")
 _PART: Final = re.compile(r"(\d+)([smhdw])")
@@ -22,12 +24,15 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def moment(name: str, text: str, now: int) -> int:
-    """Return a point in time: RFC 3339, a date (UTC), ``now``, or relative such as ``-15m``.
+    """Return a point in time: RFC 3339, a date, ``now``, or relative such as ``-15m``.
 
+    A date, ``today`` and ``yesterday`` are the beginning of that day in UTC.
     Raises `QueryError`.
     """
     if text == "now":
         return now
+    if text in _DAYS:
+        return now - now % _DAY - _DAYS[text]
     if text[:1] in ("-", "+") and _SPAN.fullmatch(text[1:]):
         distance = duration(name, text[1:])
         return _bounded(name, text, now - distance if text[0] == "-" else now + distance)
@@ -39,7 +44,7 @@ def moment(name: str, text: str, now: int) -> int:
             pass
     message = (
         f"{name} is {text[:64]!r}; it has to be a time such as 2026-01-31T08:00:00Z, a day such as "
-        "2026-01-31 (UTC), or relative: -15m, -24h, -7d"
+        "2026-01-31, today or yesterday (UTC), or relative: -15m, -24h, -7d"
     )
     raise QueryError(message, parameter=name)
 

@@ -26,6 +26,8 @@ NOW = 1_770_000_000 * 10**9
         ("2026-02-02T03:40:00 01:00", 0),
         ("2026-02-02T02:40", 0),
         ("2026-02-02", -9_600),
+        ("today", -9_600),
+        ("yesterday", -9_600 - 86_400),
     ],
 )
 def test_times_are_rfc_3339_or_relative(text: str, expected: int) -> None:
@@ -39,13 +41,18 @@ def test_a_time_has_nanoseconds() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["yesterday", "-15", "15m", "-m", "2026-13-01", "2026-02-30", "2026-02-02T25:00:00Z", "-", "+",
+    ["tomorrow", "Today", "-15", "15m", "-m", "2026-13-01", "2026-02-30", "2026-02-02T25:00:00Z", "-", "+",
      "9999999999999", "2026-02-02T02:40:00+99:99", "0000-00-00", "-999999999w", "\u0661"],
 )  # fmt: skip
 def test_a_time_that_is_none_is_explained(text: str) -> None:
     with pytest.raises(QueryError, match=r"start is .*") as caught:
         moment("start", text, NOW)
     assert caught.value.parameter == "start"
+
+
+def test_what_a_time_can_be_is_said() -> None:
+    with pytest.raises(QueryError, match=r"2026-01-31, today or yesterday \(UTC\), or relative"):
+        moment("end", "tomorrow", NOW)
 
 
 @pytest.mark.parametrize(
