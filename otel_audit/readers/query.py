@@ -30,11 +30,13 @@ MOST: Final = 1_000
 OWN_QUERIES: Final = "audit.query"
 """The event type of the records that queries leave."""
 
-PERSONAL: Final = frozenset(
-    {"actor_id", "client_ip", "session_id", "user_agent", "email", "phone", "query_filter"}
-)
+PERSONAL: Final = frozenset({
+    "actor_id", "client_ip", "email", "phone", "query_filter", "session_id", "subject_id",
+    "user_agent", "user_id",
+})  # fmt: skip
 """Fields that take the scope `read:pii`, unless the application names others.
 
+``user_id`` is the account that a log-in claimed, ``subject_id`` whose data it was.
 ``query_filter`` is what somebody searched for, which may be any of the others.
 """
 

@@ -47,7 +47,11 @@ _STATS: Final = {
 }
 
 _FILTERS: Final = (
-    ("start", "From then on: RFC 3339, a day, today, yesterday (UTC), or relative: -15m, -24h.", "today"),
+    (
+        "start",
+        "From then on: RFC 3339, a day, today, yesterday (UTC), or relative: -15m, -24h.",
+        "today",
+    ),
     ("end", "Until before then.", "2026-01-31T09:00:00Z"),
     ("action", "The action's or the event's name.", "server_lifecycle_event"),
     ("event", "The event's name.", "authentication"),

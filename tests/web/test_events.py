@@ -15,6 +15,7 @@ import pytest
 
 from otel_audit import AuditEvent, AuditLogger, AuditProvider
 from otel_audit.errors import AuditSettingsError
+from otel_audit.readers.query import PERSONAL
 from otel_audit.trail.note import Verifier
 from otel_audit.trail.proof import check
 from otel_audit.web.access import Access, RateLimit, RefusedError
@@ -73,6 +74,8 @@ def fill(provider: AuditProvider) -> None:
             "failed" if failed else "success",
             server_name="obsidian" if number % 2 else "files",
             email=f"user{number}@example.org",
+            user_id=f"account{number}",
+            subject_id=f"patient{number}",
             number=number,
         )
     provider.flush()
@@ -180,7 +183,7 @@ async def test_personal_fields_take_part_in_nothing_without_their_scope(asker: A
     reader = Asker(asker.app.provider, "read")
     for form in ("application/json", "application/x-ndjson", "text/csv"):
         shown = (await reader("/events", headers={"accept": form})).body
-        assert b"example.org" not in shown
+        assert not [text for text in (b"example.org", b"account", b"patient") if text in shown]
         assert b"user_agent" not in shown or form == "text/csv"
         assert b"example.org" in (await asker("/events", headers={"accept": form})).body
     one = orjson.loads((await reader("/events/3")).body)
@@ -188,7 +191,8 @@ async def test_personal_fields_take_part_in_nothing_without_their_scope(asker: A
     assert "email" not in one["record"]
     assert b"example.org" in (await asker("/events/3")).body
     for query in ({"field.email": "user3@example.org"}, {"actor": "x"}, {"client_ip!": "x"},
-                  {"field.query_filter": "x"}, {"session_id": "x"}):  # fmt: skip
+                  {"field.query_filter": "x"}, {"session_id": "x"},
+                  {"field.user_id": "account3"}, {"field.subject_id!": "x"}):  # fmt: skip
         assert "hidden from you" in await reader.problem(400, "/events", **query)
         assert "hidden from you" in await reader.problem(400, "/stream", **query)
         assert "hidden from you" in await reader.problem(400, "/stats", **query)
@@ -202,6 +206,15 @@ async def test_personal_fields_take_part_in_nothing_without_their_scope(asker: A
     assert b"\nextra " not in (await prover("/events/3/proof")).body
     proof = (await Asker(asker.app.provider, *EVERYTHING)("/events/3/proof")).body
     assert b"example.org" in check(proof, None, keys).record
+
+
+async def test_the_application_may_hide_more(asker: Asker) -> None:
+    more = PERSONAL | {"resource_name", "number"}
+    reader = Asker(asker.app.provider, "read", personal=more)
+    for form in ("application/json", "application/x-ndjson", "text/csv"):
+        shown = (await reader("/events", headers={"accept": form}, event="authentication")).body
+        assert not [text for text in (b"s-1", b"account", b'"number"') if text in shown]
+    assert "hidden from you" in await reader.problem(400, "/events", resource="s-3")
 
 
 def provider_verifiers(provider: AuditProvider) -> list[Verifier]:
