@@ -6,7 +6,9 @@ import csv
 import hmac
 import io
 import os
+import re
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -19,13 +21,14 @@ from otel_audit.readers.query import PERSONAL
 from otel_audit.trail.note import Verifier
 from otel_audit.trail.proof import check
 from otel_audit.web.access import Access, RateLimit, RefusedError
+from otel_audit.web.answer import _TITLES
 from otel_audit.web.events import AuditEvents
+from otel_audit.web.problem import NOT_CONFIRMED, REFUSED, described
 from otel_audit.web.tokens import FILE, TokenFile
 from tests.web.driving import Wire, http, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Records = Callable[[], list[dict[str, Any]]]
 
@@ -276,6 +279,22 @@ async def test_a_query_whose_record_is_not_confirmed_is_not_answered(
             wire = await asker("/events", headers={"accept": accept})
             assert wire.status == 503
             assert b"obsidian" not in wire.body
+
+
+def test_each_type_of_problem_has_its_heading_with_cause_and_remedy() -> None:
+    root = Path(__file__).parents[2] / "docs"
+    for kind in _TITLES:
+        address = orjson.loads(described(400, kind, "", ""))["type"]
+        assert address.endswith(f"/docs/query.md#{kind}")
+    for kind, page in {
+        **dict.fromkeys(_TITLES, "query.md"),
+        **{address.rpartition("#")[2]: "fastapi.md" for address in (NOT_CONFIRMED, REFUSED)},
+    }.items():
+        text = (root / page).read_text(encoding="utf-8")
+        found = re.findall(
+            rf"^#+ {kind.replace('-', '[ -]')}\n\n(?=.)", text, re.MULTILINE | re.IGNORECASE
+        )
+        assert len(found) == 1, f"{page}#{kind}"
 
 
 # what is asked
