@@ -63,9 +63,14 @@ _FILTERS: Final = (
     ("resource_type", "On what kind of thing.", "credential"),
     ("resource_name", "On what; `resource` means the same.", "openai"),
     ("outcome", "success, failure or unknown.", "failure"),
+    ("outcome!", "Any other outcome: `!` after a name asks for records without it.", "success"),
+    ("status", "How it went, in the record's own word.", "denied"),
+    ("session_id", "In which session; takes read:pii.", "4be1c0a29d7f43c5a1d0b6c8e2f49a77"),
+    ("record_id", "This one record.", "5f0c4b0e-8a34-4d8e-9f6b-0d6a6a3c1f11"),
     ("level", "debug, info, warning, error or critical.", "warning"),
     ("request_id", "In which request.", "5f0c4b0e-8a34-4d8e-9f6b-0d6a6a3c1f11"),
     ("trace_id", "In which trace.", "4bf92f3577b34da6a3ce929d0e0e4736"),
+    ("field.NAME", "Your own field NAME.", "rotation"),
     ("q", "Words that are in the record, all of them, or an id; WORD* for a beginning.", "refused"),
 )
 _PAGING: Final = (
@@ -77,6 +82,9 @@ _COUNTING: Final = (
     ("by", "Count by the values of this field.", "outcome"),
     ("per", "Count by time: 1h for each hour.", "1h"),
 )
+_STREAMING: Final = (
+    ("queries", "true: also the records that queries leave; false without.", "true"),
+)
 _MORE: Final = (
     "A parameter may come several times: any of the values will do. Its name followed by `!` asks "
     "for records without it; in values `*` stands for any text. Fields of your own are "
@@ -86,10 +94,17 @@ _PROBLEMS: Final = {
     400: "A parameter cannot be used; the problem document says which and why.",
     401: "No token, or one that does not hold.",
     403: "Nobody may query yet, or the token lacks the scope.",
+    406: "Accept asks for a form that this route has not.",
+    414: "The query string is too long.",
     429: "Too many requests; Retry-After says when to come back.",
     503: "The trail, or the record of this query, is not available.",
 }
-
+_MISSING: Final = {
+    "/events/{record_id}": "There is no such record.",
+    "/events/{record_id}/proof": "There is no such record.",
+    "/checkpoint": "There is no checkpoint yet.",
+}
+"""What 404 means, where it can be."""
 
 _OTHER_METHODS: Final = ("HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
@@ -133,9 +148,10 @@ def _add(
         named = path.replace("{record_id}", request.path_params.get("record_id", ""))
         return _Delegated(events, named)
 
+    problems = {**_PROBLEMS, **({404: _MISSING[path]} if path in _MISSING else {})}
     described = {
         str(status): {"description": text, "content": {"application/problem+json": {}}}
-        for status, text in _PROBLEMS.items()
+        for status, text in sorted(problems.items())
     }
     extra = {
         **documented,
@@ -243,7 +259,7 @@ _ROUTES: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
         {
             "description": f"Server-Sent Events; Last-Event-ID resumes. {_MORE} Records of queries "
             "are left out, unless queries=true. Scope: read.",
-            "parameters": _parameters(_FILTERS[2:]),
+            "parameters": _parameters(_FILTERS[2:], _STREAMING),
             "responses": _shown("text/event-stream", "id: 17\nevent: record\ndata: {...}\n\n"),
         },
     ),
