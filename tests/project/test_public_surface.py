@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -52,6 +53,32 @@ def test_the_public_members_of_a_class_are_documented(name: str) -> None:
         and not inspect.getdoc(getattr(value, member))
     ]
     assert undocumented == []
+
+
+def listed_elsewhere() -> set[tuple[str, str]]:
+    rows = re.findall(
+        r"^\| `(otel_audit\.[\w.]+)` \| (.+?) \|", PAGE.read_text("utf-8"), re.MULTILINE
+    )
+    return {(module, name) for module, names in rows for name in re.findall(r"`(\w+)`", names)}
+
+
+def test_names_in_modules_of_their_own_are_there_and_documented() -> None:
+    for module, name in listed_elsewhere():
+        value = getattr(import_module(module), name)
+        assert inspect.getdoc(value), f"{module}.{name}"
+
+
+def test_what_documents_import_is_public() -> None:
+    told = set()
+    for page in [PAGE.parents[1] / "README.md", *PAGE.parent.rglob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        for module, names in re.findall(
+            r"^from (otel_audit[\w.]*) import (\w[\w, ]*)", text, re.MULTILINE
+        ):
+            told |= {(module, name) for name in names.split(", ")}
+    assert len(told) > 10
+    public = {("otel_audit", name) for name in otel_audit.__all__} | listed_elsewhere()
+    assert told - public == set()
 
 
 def test_an_unknown_name_is_refused_as_python_does() -> None:
