@@ -126,7 +126,7 @@ class AuditEvents:
         ``provider``: default is the global one. ``prefix`` is what paths may begin with.
 
         ``authorize``: who may ask (`access.py`); default is the token file that
-        OTEL_AUDIT_READ_TOKEN_FILE names, or ``tokens.json`` beside the trail.
+        OTEL_AUDIT_READ_TOKEN_FILE names, or ``tokens.json`` in its directory.
         ``personal``: fields for whoever has the scope ``read:pii`` only.
         ``per_minute``: requests of one caller, 0 for any number. ``max_streams``:
         open at a time in one process. ``heartbeat``: seconds between signs of
