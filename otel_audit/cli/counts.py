@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.cli import output
+from otel_audit.cli import nothing, output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,10 @@ def show(
     nanoseconds = None if per is None else duration("--per", per)
     counts = search.count(asked, by=by, per=nanoseconds)
     if not (as_json or as_csv):
-        _write_bars(_ordered(counts), asked, nanoseconds)
+        if counts:
+            _write_bars(_ordered(counts), asked, nanoseconds)
+        else:
+            nothing.say(search, asked, by)
         return
     rows = _filled(counts, asked, nanoseconds) if by is None else _ordered(counts)
     if as_json:
@@ -94,9 +97,6 @@ def _write_bars(rows: Sequence[_Row], asked: Query, per: int | None) -> None:
     from rich.text import Text
 
     target = output.console()
-    if not rows:
-        target.print("no record matches")
-        return
     most = max(number for _, _, number in rows)
     values = [output.visible(value or "")[:_BAR] for _, value, _ in rows]
     wide = max(map(len, values)), max(len(f"{number:,}") for _, _, number in rows)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from otel_audit.cli import output
+from otel_audit.cli import nothing
 from otel_audit.cli.counts import show
 from otel_audit.cli.options import Directory, Json, open_reader, settings_for
 from otel_audit.cli.outcome import UsageError
@@ -164,7 +164,8 @@ def timeline(  # noqa: PLR0913 - each filter is an option
     with _opened(directory, loki, loki_tenant, verbose=verbose) as search:
         entries = search.stream(asked)
         write = raw_writer() if as_json else line_writer(since=True)
-        _write_chunks(search, entries, write, as_json=as_json)
+        if not _write_chunks(entries, write) and not as_json:
+            nothing.say(search, asked)
 
 
 def _parsed(values: Mapping[str, Sequence[str] | None], where: Sequence[str] | None) -> Query:
@@ -247,37 +248,14 @@ def _write(search: Backend, asked: Query, limit: int, *, as_json: bool, as_csv: 
         sys.stdout.writelines(csv_line(entry, asked) for entry in entries)
         return
     write: Callable[[Sequence[Entry]], None] = raw_writer() if as_json else line_writer()
-    _write_chunks(search, entries, write, as_json=as_json)
+    if not _write_chunks(entries, write) and not as_json:
+        nothing.say(search, asked)
 
 
-def _write_chunks(
-    search: Backend,
-    entries: Iterator[Entry],
-    write: Callable[[Sequence[Entry]], None],
-    *,
-    as_json: bool,
-) -> None:
-    found = False
+def _write_chunks(entries: Iterator[Entry], write: Callable[[Sequence[Entry]], None]) -> int:
+    """Write all entries and return how many there were."""
+    number = 0
     for chunk in _chunks(entries):
-        found = True
         write(chunk)
-    if not (found or as_json):
-        # Not among the results: whoever counts lines counts none.
-        sys.stderr.write(f"{_nothing(search)}\n")
-
-
-def _nothing(search: Backend) -> str:
-    """Say that nothing was found, and of what times there is something."""
-    from otel_audit.readers.query import Query
-    from otel_audit.readers.search import TrailSearch
-    from otel_audit.readers.words import moment_of
-
-    message = "no record matches"
-    if not isinstance(search, TrailSearch):
-        return message
-    edges = [search.page(Query(limit=1, oldest_first=oldest)).entries for oldest in (True, False)]
-    if not all(edges):
-        return f"{message}: the trail is empty"
-    moments = [moment_of(entry.fields, entry.committed_unix_nano) for (entry,) in edges]
-    first, newest = (output.stamp(moment)[:19] + "Z" for moment in moments)
-    return f"{message}; the first one is of {first}, the newest of {newest}"
+        number += len(chunk)
+    return number

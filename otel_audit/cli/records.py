@@ -131,8 +131,8 @@ def _tail(
 
 
 def parse_condition(text: str) -> Condition:
-    """Read FIELD=GLOB or FIELD!=GLOB. Raises `UsageError`."""
-    from otel_audit.readers.query import Condition
+    """Read FIELD=GLOB or FIELD!=GLOB, with the names that filters have. Raises `UsageError`."""
+    from otel_audit.readers.query import Condition, fields_named
 
     match = _CONDITION.fullmatch(text)
     if match is None:
@@ -141,7 +141,7 @@ def parse_condition(text: str) -> Condition:
             "'event=login.*'"
         )
         raise UsageError(message)
-    return Condition((match[1].strip(),), (match[3],), match[2] == "=")
+    return Condition(fields_named(match[1].strip()), (match[3],), match[2] == "=")
 
 
 def _as_text(value: object) -> str:

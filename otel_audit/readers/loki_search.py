@@ -93,7 +93,7 @@ class LokiSearch:
     ) -> Counts:
         """Count the records, by the values of a field, by time buckets, or both."""
         if by is not None:
-            query.check_field(by)
+            by = query.counted(by)
         check_buckets(query, per)
         check_time = _limited(seconds)
 

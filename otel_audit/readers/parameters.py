@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import QueryError
-from otel_audit.readers.query import MOST, Condition, Query, wild
+from otel_audit.readers.query import ALIASES, FIELD_PREFIX, MOST, Condition, Query, wild
 from otel_audit.readers.times import moment
 from otel_audit.readers.words import IDENTIFIERS, words_in
 from otel_audit.record.event import KEYS, LEVELS
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _LONGEST: Final = 4_096
-_ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
-    "action": ("action", "event"),
-    "actor": ("actor_id",),
-    "client": ("client_id",),
-    # The record's own "resource" is the hash of an OpenTelemetry Resource, which nobody asks for;
-    # it is field.resource.
-    "resource": ("resource_name",),
-}
 _KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
     "outcome": ("success", "failure", "unknown"),
     "level": LEVELS,
@@ -40,8 +32,7 @@ _FIELDS: Final = (frozenset(KEYS) - {"schema", "timestamp"}) | {
     "server_name", "status_code", "method", "path", "route",
 }  # fmt: skip
 _OTHER: Final = ("start", "end", "q", "limit", "cursor", "order")
-PARAMETERS: Final = (*_OTHER, *_ALIASES, *sorted(_FIELDS))
-_FIELD_PREFIX: Final = "field."
+PARAMETERS: Final = (*_OTHER, *ALIASES, *sorted(_FIELDS))
 _IDENTIFIER: Final = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}|[0-9a-f]{16}"
 )
@@ -86,7 +77,7 @@ class _Said:
             self.once[name] = value
             return
         plain = name.removesuffix("!")
-        fields = _ALIASES.get(plain) or ((plain,) if plain in _FIELDS else _own(plain))
+        fields = ALIASES.get(plain) or ((plain,) if plain in _FIELDS else _own(plain))
         _check_known(plain, value)
         self._fields.setdefault((fields, plain == name), []).append(value)
 
@@ -120,7 +111,7 @@ def _check_known(name: str, value: str) -> None:
 
 
 def _own(name: str) -> tuple[str, ...]:
-    own = name.removeprefix(_FIELD_PREFIX)
+    own = name.removeprefix(FIELD_PREFIX)
     if own != name and own:
         return (own,)
     shown = name[:64]
@@ -128,7 +119,7 @@ def _own(name: str) -> tuple[str, ...]:
     hint = f"did you mean {near[0]}? " if near else ""
     message = (
         f"{shown!r} is no parameter of a query; {hint}A field of your own is asked for as "
-        f"{_FIELD_PREFIX}{shown or 'NAME'}, and all parameters are in docs/query.md"
+        f"{FIELD_PREFIX}{shown or 'NAME'}, and all parameters are in docs/query.md"
     )
     raise QueryError(message, parameter=shown)
 

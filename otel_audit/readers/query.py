@@ -40,6 +40,19 @@ PERSONAL: Final = frozenset({
 ``query_filter`` is what somebody searched for, which may be any of the others.
 """
 
+ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
+    "action": ("action", "event"),
+    "actor": ("actor_id",),
+    "client": ("client_id",),
+    # The record's own "resource" is the hash of an OpenTelemetry Resource, which nobody asks for;
+    # it is field.resource.
+    "resource": ("resource_name",),
+}
+"""Names of filters that stand for fields: the same wherever a field is named."""
+
+FIELD_PREFIX: Final = "field."
+"""What a field of the caller's own may begin with, so that it is no name of ours."""
+
 _SECOND: Final = 1_000_000_000
 _BUCKETS: Final = 20_000
 _WILD: Final = re.compile(r"([*?])")
@@ -142,6 +155,15 @@ class Query:
                 "the scope read:pii"
             )
             raise QueryError(message, parameter=name)
+
+    def counted(self, name: str) -> str:
+        """Return the field that is counted by ``name``: an action is its own, not its event's.
+
+        Raises `QueryError`.
+        """
+        field_name = fields_named(name)[0]
+        self.check_field(field_name)
+        return field_name
 
     @property
     def identity(self) -> bytes:
@@ -250,6 +272,11 @@ def check_buckets(query: Query, per: int | None) -> None:
     if (end - query.start) // per > _BUCKETS:
         message = f"per makes more than {_BUCKETS} time buckets of this range; take longer ones"
         raise QueryError(message, parameter="per")
+
+
+def fields_named(name: str) -> tuple[str, ...]:
+    """Return the fields of records that a name stands for, any name of a field's own as it is."""
+    return ALIASES.get(name) or (name.removeprefix(FIELD_PREFIX) or name,)
 
 
 def needles(query: Query) -> list[bytes]:

@@ -141,7 +141,7 @@ class TrailSearch:
         `QueryError`, also when ``seconds`` were not enough.
         """
         if by is not None:
-            query.check_field(by)
+            by = query.counted(by)
         check_buckets(query, per)
         counting = _Counting(self.reader, query, by, per, seconds)
         position = self.reader.tree().size

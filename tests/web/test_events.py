@@ -200,6 +200,7 @@ async def test_personal_fields_take_part_in_nothing_without_their_scope(asker: A
         assert "hidden from you" in await reader.problem(400, "/stream", **query)
         assert "hidden from you" in await reader.problem(400, "/stats", **query)
     assert "hidden from you" in await reader.problem(400, "/stats", by="email")
+    assert "hidden from you" in await reader.problem(400, "/stats", by="actor")
     theirs: dict[str, Any] = {"q": "user3", "event_type!": "audit.query"}
     assert found(await reader("/events", **theirs)) == []
     assert found(await asker("/events", **theirs)) == [3]
@@ -436,6 +437,8 @@ async def test_stats_count_by_field_and_time(asker: Asker) -> None:
         ("files", 15),
         ("obsidian", 15),
     ]
+    by_alias = orjson.loads((await asker("/stats", by="field.server_name")).body)
+    assert by_alias["counts"] == document["counts"]
     assert "length of time" in await asker.problem(400, "/stats", per="often")
     assert "time buckets" in await asker.problem(400, "/stats", per="1s", start="2001-01-01")
 
