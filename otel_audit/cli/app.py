@@ -6,7 +6,9 @@ a trail; each command imports what it needs.
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -176,13 +178,39 @@ def _start(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; nothing is raised."""
+    _open_what_is_closed()
     # What a terminal's encoding lacks is shown as an escape instead of ending the command.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = get_command(app).main(list(arguments), prog_name=PROGRAM, standalone_mode=False)
+        status = _main(arguments)
         sys.stdout.flush()
     except Exception as error:  # noqa: BLE001 - this is where every error becomes an exit code
         return outcome.report(error, as_json="--json" in arguments)
     return status if isinstance(status, int) else outcome.ExitCode.OK
+
+
+def _main(arguments: Sequence[str]) -> object:
+    """Run the command line; raise BrokenPipeError when the reader of the output went away.
+
+    Typer, and Rich in its help, exit with 1 then, which is what a check that
+    found something ends with.
+    """
+    try:
+        return get_command(app).main(list(arguments), prog_name=PROGRAM, standalone_mode=False)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise ended.__context__ from None
+        raise
+
+
+def _open_what_is_closed() -> None:
+    """Write to nowhere where the caller closed stdout or stderr: the exit code still says it all.
+
+    Else the next file that is opened, such as the trail, would get their number.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+            setattr(sys, name, nowhere)

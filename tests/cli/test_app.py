@@ -143,13 +143,56 @@ def test_a_defect_keeps_its_traceback(fresh: Cli, monkeypatch: pytest.MonkeyPatc
     assert err.endswith("\notel-audit: 'NoneType' object has no attribute 'main'\n")
 
 
-def test_a_reader_that_goes_away_is_no_defect(trail: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show", "0"),
+        ("show", "0", "--json"),
+        ("query", "-n", "0", "--json"),
+        ("query", "--csv"),
+        ("query", "--count-by", "event"),
+        ("query", "--count-by", "event", "--csv"),
+        ("timeline", "--actor", "u-1", "--json"),
+        ("verify",),
+        ("--help",),
+        ("query", "--help"),
+        (),
+    ],
+    ids=" ".join,
+)
+def test_a_reader_that_goes_away_is_no_defect(trail: Path, arguments: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    child = process("show", "0", "--dir", str(trail), stdout=writing)
+    where = {"OTEL_AUDIT_DIR": str(trail)}
+    child = process(*arguments, stdout=writing, environment=where)
     os.close(writing)
     _, err = child.communicate(timeout=30)
     assert (child.returncode, err) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("verify >&-", 0),
+        ("verify --json >&-", 0),
+        ("tail --json >&-", 0),
+        ("show 99 >&- 2>&-", 4),
+        ("tail >&- <&- 2>&-", 0),
+        ("--help >&-", 0),
+    ],
+)
+def test_a_closed_output_is_no_defect(trail: Path, command: str, code: int) -> None:
+    """Neither a traceback, nor a trail that is written to by accident."""
+    before = (trail / "trail.db").read_bytes()
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m otel_audit.cli {command}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OTEL_AUDIT_DIR": str(trail)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+    assert (trail / "trail.db").read_bytes() == before
 
 
 def test_no_colour_where_there_is_no_terminal_or_none_is_wanted(trail: Path) -> None:
