@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.cli import nothing, output
@@ -15,25 +16,26 @@ if TYPE_CHECKING:
     from otel_audit.readers.query import Backend, Counts, Query
 
 _BAR: Final = 40
-_MANY: Final = 2_000
-"""Time buckets that are listed with nothing in them; beyond, only those that hold something."""
 
 
 def show(
     search: Backend, asked: Query, by: str | None, per: str | None, *, as_json: bool, as_csv: bool
 ) -> None:
     """Count what is asked, and show it in one of three forms."""
+    from otel_audit.readers.query import filled
     from otel_audit.readers.times import duration
 
     nanoseconds = None if per is None else duration("--per", per)
     counts = search.count(asked, by=by, per=nanoseconds)
     if not (as_json or as_csv):
         if counts:
-            _write_bars(_ordered(counts), asked, nanoseconds)
+            _write_bars(counts, asked, nanoseconds)
         else:
             nothing.say(search, asked, by)
         return
-    rows = _filled(counts, asked, nanoseconds) if by is None else _ordered(counts)
+    if by is None and nanoseconds is not None:
+        counts = filled(counts, asked, nanoseconds)
+    rows = _ordered(counts)
     if as_json:
         _write_counts_json(rows, by, per)
     else:
@@ -49,23 +51,10 @@ def _ordered(counts: Counts) -> list[_Row]:
     return sorted(rows, key=lambda row: (row[0] or 0, -row[2], row[1] or ""))
 
 
-def _filled(counts: Counts, asked: Query, per: int | None) -> list[_Row]:
-    """Add the buckets in which nothing happened: what draws the counts needs each."""
-    rows = _ordered(counts)
-    if per is None or not rows:
-        return rows
-    known = {bucket: number for bucket, _, number in rows}
-    first = rows[0][0] or 0
-    if asked.start is not None:
-        first = min(first, asked.start // per * per)
-    buckets = range(first, (rows[-1][0] or 0) + 1, per)
-    if len(buckets) > _MANY:
-        return rows
-    return [(bucket, None, known.get(bucket, 0)) for bucket in buckets]
-
-
 def _moment(bucket: int | None) -> str:
-    return "" if bucket is None else output.stamp(bucket)[:19] + "Z"
+    from otel_audit.readers.times import stamp_of_bucket
+
+    return "" if bucket is None else stamp_of_bucket(bucket)
 
 
 def _write_counts_json(rows: Sequence[_Row], by: str | None, per: str | None) -> None:
@@ -92,20 +81,22 @@ def _write_counts_csv(rows: Sequence[_Row], by: str | None, per: str | None) -> 
         sys.stdout.write(csv_row([*cells, str(number)]))
 
 
-def _write_bars(rows: Sequence[_Row], asked: Query, per: int | None) -> None:
+def _write_bars(counts: Counts, asked: Query, per: int | None) -> None:
     """Draw a bar for each count; of buckets with nothing in them a line for as many as follow."""
     from rich.text import Text
 
     target = output.console()
+    rows = _ordered(counts)
     most = max(number for _, _, number in rows)
     values = [output.visible(value or "")[:_BAR] for _, value, _ in rows]
     wide = max(map(len, values)), max(len(f"{number:,}") for _, _, number in rows)
-    before = None if asked.start is None or per is None else asked.start // per * per - per
+    gaps = {} if per is None else _gaps(counts, asked, per, sum(wide) + 2 * bool(wide[0]))
+    before = None
     for (bucket, _, number), value in zip(rows, values, strict=True):
         line = Text()
-        if bucket is not None and per is not None:
-            if before is not None and bucket - before > per:
-                target.print(_gap(before + per, bucket - per, sum(wide) + 2 * bool(wide[0])))
+        if bucket in gaps:
+            target.print(gaps.pop(bucket))
+        if bucket is not None:
             line.append(f"{_time(bucket) if bucket != before else '':<19}  ", style="dim")
             before = bucket
         if wide[0]:
@@ -114,6 +105,22 @@ def _write_bars(rows: Sequence[_Row], asked: Query, per: int | None) -> None:
         line.append("█" * -(-number * _BAR // most), style="cyan")
         line.rstrip()
         target.print(line)
+    for gap in gaps.values():  # what is left is after the last
+        target.print(gap)
+
+
+def _gaps(counts: Counts, asked: Query, per: int, wide: int) -> dict[int | None, Text]:
+    """Return a line for each gap, by the bucket that follows it."""
+    from otel_audit.readers.query import edges
+
+    first, last = edges(counts, asked, per) or (0, 0)
+    held = sorted({bucket for bucket, _ in counts if bucket is not None})
+    pairs = pairwise([first - per, *held, last + per])
+    return {
+        after: _gap(before + per, after - per, wide)
+        for before, after in pairs
+        if after - before > per
+    }
 
 
 def _gap(first: int, last: int, wide: int) -> Text:

@@ -259,6 +259,32 @@ class Backend(Protocol):
         ...
 
 
+def edges(counts: Counts, query: Query, per: int) -> tuple[int, int] | None:
+    """Return the starts of the first and the last time bucket of an answer.
+
+    They are those of the query's start and of its end, which is now where it has
+    a start only; where it says nothing, those that hold the first and the last
+    record. None where there is neither.
+    """
+    held = [bucket for bucket, _ in counts if bucket is not None]
+    end = time.time_ns() if query.end is None and query.start is not None else query.end
+    firsts = held if query.start is None else [*held, query.start // per * per]
+    lasts = held if end is None else [*held, (end - 1) // per * per]
+    return (min(firsts), max(lasts)) if firsts and lasts else None
+
+
+def filled(counts: Counts, query: Query, per: int) -> Counts:
+    """Add zeros for the time buckets in which nothing happened: what draws counts needs each.
+
+    Not where these would be more than anybody can look at.
+    """
+    found = edges(counts, query, per)
+    if found is None or (found[1] - found[0]) // per > _BUCKETS:
+        return counts
+    empty = range(found[0], found[1] + 1, per)
+    return dict.fromkeys(((bucket, None) for bucket in empty), 0) | counts
+
+
 def check_buckets(query: Query, per: int | None) -> None:
     """Refuse to count by more time buckets than anybody can look at. Raises `QueryError`."""
     if per is None:

@@ -63,6 +63,11 @@ def stamp(nanoseconds: int) -> str:
     return f"{_EPOCH + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}.{fraction:09d}Z"
 
 
+def stamp_of_bucket(nanoseconds: int) -> str:
+    """Return the start of a time bucket, which is a whole second, as RFC 3339 in UTC."""
+    return stamp(nanoseconds)[:19] + "Z"
+
+
 def _blank_zone(text: str) -> bool:
     """Whether the plus of a zone became a blank, as it does in a URL that nobody encoded."""
     return re.fullmatch(r".*[0-9] \d\d:\d\d", text) is not None and "T" in text.upper()

@@ -37,8 +37,8 @@ from otel_audit.errors import (
 from otel_audit.readers.export import as_json
 from otel_audit.readers.page_cursor import CursorSigner
 from otel_audit.readers.parameters import parse
-from otel_audit.readers.query import OWN_QUERIES, PERSONAL, Condition, Query
-from otel_audit.readers.times import duration, stamp
+from otel_audit.readers.query import OWN_QUERIES, PERSONAL, Condition, Query, filled
+from otel_audit.readers.times import duration, stamp_of_bucket
 from otel_audit.record.event import AuditEvent
 from otel_audit.trail.proof import prove
 from otel_audit.web import problem
@@ -393,6 +393,8 @@ class AuditEvents:
         )
         await self._record(request, "audit.count", sum(counts.values()))
         progress = await self._desk.ask_anywhere(lambda search: search.progress())
+        if by is None and per is not None:
+            counts = filled(counts, query, per)
         rows = sorted(
             counts.items(), key=lambda item: (item[0][0] or 0, -item[1], item[0][1] or "")
         )
@@ -406,7 +408,11 @@ class AuditEvents:
             "by": by,
             "per": own.get("per"),
             "counts": [
-                {"start": None if start is None else stamp(start), "value": value, "count": number}
+                {
+                    "start": None if start is None else stamp_of_bucket(start),
+                    "value": value,
+                    "count": number,
+                }
                 for (start, value), number in rows
             ],
         }

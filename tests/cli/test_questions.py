@@ -95,16 +95,17 @@ def test_failed_log_ins_per_hour_are_bars(ask: Cli) -> None:
 
 def test_hours_in_which_nothing_happened_are_shown(ask: Cli) -> None:
     """Each to programs; to people in one line, so that what happened stays in sight."""
-    start = ("--start", "2026-02-02T00:00:00Z")
-    last = ("query", "--where", "number=299", *start)
+    times = ("--start", "2026-02-02T00:00:00Z", "--end", "2026-02-02T10:00:00Z")
+    last = ("query", "--where", "number=299", *times)
     shown = ask(*last, "--per", "1h").out.splitlines()
     assert shown == [
         "2026-02-02 00:00:00  0  until 2026-02-02 06:00:00",
         f"2026-02-02 07:00:00  1  {40 * '█'}",
+        "2026-02-02 08:00:00  0  until 2026-02-02 09:00:00",
     ]
     counts = json.loads(ask(*last, "--per", "1h", "--json").out)["counts"]
-    assert [one["count"] for one in counts] == [0] * 7 + [1]
-    assert len(ask(*last, "--per", "1h", "--csv").out.splitlines()) == 9
+    assert [one["count"] for one in counts] == [0] * 7 + [1, 0, 0]
+    assert len(ask(*last, "--per", "1h", "--csv").out.splitlines()) == 11
     by = ("query", "--where", "number=29*", "--per", "1h", "--count-by", "event")
     assert ask(*by).out.splitlines() == [
         "2026-02-02 03:00:00  authentication     1  █████",
@@ -115,7 +116,37 @@ def test_hours_in_which_nothing_happened_are_shown(ask: Cli) -> None:
     many = ask("query", "--per", "1s").out.splitlines()
     assert len(many) == 599
     assert many[1] == "2026-02-02 02:40:01  0  until 2026-02-02 02:40:59"
-    assert len(json.loads(ask("query", "--per", "1s", "--json").out)["counts"]) == 300
+    assert len(json.loads(ask("query", "--per", "1s", "--json").out)["counts"]) == 299 * 60 + 1
+
+
+def test_hours_are_listed_from_the_start_to_the_end_that_were_said(ask: Cli) -> None:
+    """Also where nothing matches; without an end until now, without a start from the first on."""
+
+    def counted(*arguments: str) -> list[tuple[str, int]]:
+        shown = ask("query", "--per", "1h", "--json", *arguments).out
+        return [(one["start"], one["count"]) for one in json.loads(shown)["counts"]]
+
+    day = ("--start", "2026-02-02T22:30:00Z", "--end", "2026-02-03T01:00:00Z")
+    assert counted(*day) == [
+        ("2026-02-02T22:00:00Z", 0),
+        ("2026-02-02T23:00:00Z", 0),
+        ("2026-02-03T00:00:00Z", 0),
+    ]
+    assert ask("query", "--per", "1h", "--csv", *day).out.splitlines()[1:] == [
+        "2026-02-02T22:00:00Z,0",
+        "2026-02-02T23:00:00Z,0",
+        "2026-02-03T00:00:00Z,0",
+    ]
+    assert "no record matches" in ask("query", "--per", "1h", *day).err
+    assert len(counted("--start", "-3h")) == 4
+    assert counted("--end", "2026-02-02T10:00:00Z")[-2:] == [
+        ("2026-02-02T08:00:00Z", 0),
+        ("2026-02-02T09:00:00Z", 0),
+    ]
+    assert counted("--end", "2026-02-01") == counted("--actor", "nobody") == []
+    assert counted("--start", "2030-01-01") == []
+    assert counted(*day[:2], "--end", day[1]) == [("2026-02-02T22:00:00Z", 0)]
+    assert len(counted("--end", "2110-02-01")) == 6  # the others are more than anybody looks at
 
 
 def test_counts_by_a_field(ask: Cli) -> None:
