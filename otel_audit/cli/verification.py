@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
+    from otel_audit.trail.checkpoint import Checkpoint
     from otel_audit.trail.reader import TrailReader
     from otel_audit.trail.verify import Finding, Report
 
@@ -68,9 +69,10 @@ def verify(
 
     verifiers = None if not public_key else verifiers_in(public_key)
     against = None if checkpoint is None else read_bytes(checkpoint)
+    kept = None
     if against is not None:
         try:
-            read_checkpoint(against)
+            kept = read_checkpoint(against)
         except ProofError as error:
             message = f"{checkpoint}: {error}"
             raise UsageError(message) from error
@@ -83,9 +85,9 @@ def verify(
             processes=processes,
         )
     if as_json:
-        output.write_json(_as_json(report))
+        output.write_json(_as_json(report, kept))
     else:
-        _print(report, reader)
+        _print(report, reader, kept)
     if not report.ok:
         raise typer.Exit(ExitCode.FOUND)
 
@@ -111,7 +113,7 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _as_json(report: Report) -> dict[str, Any]:
+def _as_json(report: Report, kept: Checkpoint | None) -> dict[str, Any]:
     signed = report.last_checkpoint
     return {
         "ok": report.ok,
@@ -121,6 +123,7 @@ def _as_json(report: Report) -> dict[str, Any]:
         "root": report.root,
         "checkpoints": report.checkpoints,
         "last_checkpoint_at": None if signed is None else output.stamp(signed * 1_000_000_000),
+        "kept": None if kept is None else _kept_json(report, kept),
         "keys": list(report.keys),
         "self_asserted": report.self_asserted,
         "finding_count": report.finding_count,
@@ -130,7 +133,7 @@ def _as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _print(report: Report, reader: TrailReader) -> None:
+def _print(report: Report, reader: TrailReader, kept: Checkpoint | None) -> None:
     from rich.text import Text
 
     target = output.console()
@@ -146,11 +149,34 @@ def _print(report: Report, reader: TrailReader) -> None:
         ("records", f"{report.size:,}"),
         ("covered", _covered_text(report)),
         ("after it", _after_text(report)),
-        ("keys", _keys_text(report)),
     ]
+    if kept is not None:
+        rows.append(("kept", _kept_text(report, kept)))
+    rows.append(("keys", _keys_text(report)))
     rows += [("warning", Text(output.visible(warning), "yellow")) for warning in report.warnings]
     rows.append(("result", _result_text(report)))
     output.write_facts(target, rows)
+
+
+def _continues(report: Report, kept: Checkpoint) -> bool:
+    """Whether nothing that was found is about the checkpoint that was kept elsewhere."""
+    if report.finding_count > len(report.findings):
+        return False
+    return all(finding.checkpoint_size != kept.size for finding in report.findings)
+
+
+def _kept_json(report: Report, kept: Checkpoint) -> dict[str, Any]:
+    return {
+        "origin": kept.origin,
+        "size": kept.size,
+        "root": kept.root.hex(),
+        "continued": _continues(report, kept),
+    }
+
+
+def _kept_text(report: Report, kept: Checkpoint) -> str:
+    said = "the trail continues it" if _continues(report, kept) else "see the findings"
+    return f"checkpoint of {output.count(kept.size, 'record')}: {said}"
 
 
 def _finding_text(finding: Finding) -> Text:

@@ -121,11 +121,17 @@ def test_a_checkpoint_kept_elsewhere_finds_a_rollback(
     record(trail, 3)
     kept = tmp_path / "kept"
     kept.write_text(cli("checkpoint").out, encoding="utf-8")
-    cli("verify", "--checkpoint", str(kept))
+    against = ("verify", "--checkpoint", str(kept))
+    assert "\nkept      checkpoint of 15 records: the trail continues it\n" in cli(*against).out
+    told = json.loads(cli(*against, "--json").out)["kept"]
+    assert list(told) == ["origin", "size", "root", "continued"]
+    assert (told["size"], told["continued"]) == (15, True)
     copy(older, trail)
-    cli("verify")
-    shown = cli("verify", "--checkpoint", str(kept), code=1).out
+    assert "\nkept  " not in cli("verify").out
+    shown = cli(*against, code=1).out
     assert "rolled-back" in shown
+    assert "\nkept      checkpoint of 15 records: see the findings\n" in shown
+    assert json.loads(cli(*against, "--json", code=1).out)["kept"]["continued"] is False
 
 
 def copy(source: Path, target: Path) -> None:
@@ -177,6 +183,7 @@ def test_the_json_is_the_documented_one(cli: Cli) -> None:
         "root",
         "checkpoints",
         "last_checkpoint_at",
+        "kept",
         "keys",
         "self_asserted",
         "finding_count",
