@@ -19,17 +19,27 @@ _BAR: Final = 40
 
 
 def show(
-    search: Backend, asked: Query, by: str | None, per: str | None, *, as_json: bool, as_csv: bool
+    search: Backend,
+    asked: Query,
+    by: str | None,
+    per: str | None,
+    *,
+    limit: int | None,
+    as_json: bool,
+    as_csv: bool,
 ) -> None:
-    """Count what is asked, and show it in one of three forms."""
+    """Count what is asked, and show it in one of three forms; ``limit``: the most frequent only."""
     from otel_audit.readers.query import filled
     from otel_audit.readers.times import duration
 
     nanoseconds = None if per is None else duration("--per", per)
-    counts = search.count(asked, by=by, per=nanoseconds)
+    everything = search.count(asked, by=by, per=nanoseconds)
+    counts = _most_frequent(everything, limit)
     if not (as_json or as_csv):
         if counts:
             _write_bars(counts, asked, nanoseconds)
+            if len(counts) < len(everything):
+                nothing.say_more(len(counts))
         else:
             nothing.say(search, asked, by)
         return
@@ -43,6 +53,12 @@ def show(
 
 
 _Row = tuple["int | None", "str | None", int]
+
+
+def _most_frequent(counts: Counts, limit: int | None) -> Counts:
+    if not limit:
+        return counts
+    return {(bucket, value): number for bucket, value, number in _ordered(counts)[:limit]}
 
 
 def _ordered(counts: Counts) -> list[_Row]:

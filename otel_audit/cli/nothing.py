@@ -1,4 +1,4 @@
-"""What is said where nothing was found: whether records match at all, and of what times there are.
+"""What is said of what is not shown: that there is more, or nothing, and of what times there is.
 
 It goes to stderr, and nothing of it into what programs read: whoever counts
 lines counts none.
@@ -26,6 +26,11 @@ def say(search: Backend, asked: Query, by: str | None = None) -> None:
     else:
         message = _no_record(search)
     sys.stderr.write(f"{message}\n")
+
+
+def say_more(shown: int) -> None:
+    """Say that this is not all."""
+    sys.stderr.write(f"{shown:,} shown, there are more: -n 0 for all\n")
 
 
 def _no_record(search: Backend) -> str:

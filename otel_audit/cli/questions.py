@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from otel_audit.readers.query import Backend, Entry, Progress, Query
 
 _AT_A_TIME: Final = 200
+_MOST: Final = 50
+"""Records that are shown when nobody says how many."""
 
 Start = Annotated[
     str | None,
@@ -94,17 +96,20 @@ def query(  # noqa: PLR0913 - each filter is an option
         ),
     ] = None,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=0, metavar="N", help="How many; 0 for all.")
-    ] = 50,
-    oldest: Annotated[bool, typer.Option("--oldest", help="Oldest first.")] = False,
-    count_by: Annotated[
-        str | None,
+        int | None,
         typer.Option(
-            metavar="FIELD", show_default=False, help="Count by this field's values instead."
+            "--limit",
+            "-n",
+            min=0,
+            metavar="N",
+            show_default="50, of --count-by all",
+            help="How many; 0 for all.",
         ),
     ] = None,
+    oldest: Annotated[bool, typer.Option("--oldest", help="Oldest first.")] = False,
+    count_by: Annotated[_Texts, _filter("FIELD", "Count by this field's values instead.")] = None,
     per: Annotated[
-        str | None,
+        _Texts,
         typer.Option(
             metavar="TIME", show_default=False, help="Count by time: 1h is one bar an hour."
         ),
@@ -129,12 +134,20 @@ def query(  # noqa: PLR0913 - each filter is an option
         "start": start and [start], "end": end and [end], "q": words and [words],
         "order": ["oldest" if oldest else "newest"],
     }  # fmt: skip
+    if as_csv and as_json:
+        message = "--csv and --json are two forms of one answer: choose one of them"
+        raise UsageError(message)
+    by, time_bucket = _once("--count-by", count_by), _once("--per", per)
+    if time_bucket is not None and limit is not None:
+        message = "-n limits records, or the values of --count-by; a range of --per is limited by --start and --end"
+        raise UsageError(message)
     asked = _parsed(values, where)
     with _opened(directory, loki, loki_tenant, verbose=verbose) as search:
-        if count_by is not None or per is not None:
-            show(search, asked, count_by, per, as_json=as_json, as_csv=as_csv)
+        if by is not None or time_bucket is not None:
+            show(search, asked, by, time_bucket, limit=limit, as_json=as_json, as_csv=as_csv)
         else:
-            _write(search, asked, limit, as_json=as_json, as_csv=as_csv)
+            most = _MOST if limit is None else limit
+            _write(search, asked, most, as_json=as_json, as_csv=as_csv)
 
 
 def timeline(  # noqa: PLR0913 - each filter is an option
@@ -166,6 +179,14 @@ def timeline(  # noqa: PLR0913 - each filter is an option
         write = raw_writer() if as_json else line_writer(since=True)
         if not _write_chunks(entries, write) and not as_json:
             nothing.say(search, asked)
+
+
+def _once(option: str, said: Sequence[str] | None) -> str | None:
+    """Return what was said once; only one of several would count. Raises `UsageError`."""
+    if said is not None and len(said) > 1:
+        message = f"{option} is said {len(said)} times; say it once: there is one answer"
+        raise UsageError(message)
+    return said[0] if said else None
 
 
 def _parsed(values: Mapping[str, Sequence[str] | None], where: Sequence[str] | None) -> Query:
@@ -240,7 +261,8 @@ def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
 
 
 def _write(search: Backend, asked: Query, limit: int, *, as_json: bool, as_csv: bool) -> None:
-    entries = _limited(search.stream(asked), limit)
+    found = search.stream(asked)
+    entries = _limited(found, limit)
     if as_csv:
         from otel_audit.readers.export import csv_head, csv_line
 
@@ -248,8 +270,13 @@ def _write(search: Backend, asked: Query, limit: int, *, as_json: bool, as_csv: 
         sys.stdout.writelines(csv_line(entry, asked) for entry in entries)
         return
     write: Callable[[Sequence[Entry]], None] = raw_writer() if as_json else line_writer()
-    if not _write_chunks(entries, write) and not as_json:
+    number = _write_chunks(entries, write)
+    if as_json:
+        return
+    if not number:
         nothing.say(search, asked)
+    elif number == limit and next(found, None) is not None:
+        nothing.say_more(number)
 
 
 def _write_chunks(entries: Iterator[Entry], write: Callable[[Sequence[Entry]], None]) -> int:

@@ -149,6 +149,28 @@ def test_hours_are_listed_from_the_start_to_the_end_that_were_said(ask: Cli) -> 
     assert len(counted("--end", "2110-02-01")) == 6  # the others are more than anybody looks at
 
 
+def test_that_there_is_more_is_said_to_people(ask: Cli) -> None:
+    more = "50 shown, there are more: -n 0 for all\n"
+    assert ask("query").err == more
+    assert len(ask("query").out.splitlines()) == 50
+    assert ask("query", "--json").err == ask("query", "--csv").err == ""
+    assert ask("query", "-n", "300").err == ask("query", "-n", "0").err == ""
+    assert ask("query", "-n", "299").err.startswith("299 shown")
+    assert ask("query", "--event", "nothing", "-n", "1").err.startswith("no record")
+
+
+def test_the_limit_is_of_the_values_that_are_counted(ask: Cli) -> None:
+    shown = ask("query", "--count-by", "event", "-n", "1")
+    assert shown.out.split()[:2] == ["authentication", "270"]
+    assert len(shown.out.splitlines()) == 1
+    assert shown.err == "1 shown, there are more: -n 0 for all\n"
+    assert ask("query", "--count-by", "event", "-n", "2").err == ""
+    assert len(ask("query", "--count-by", "number").out.splitlines()) == 300
+    counts = json.loads(ask("query", "--count-by", "event", "-n", "1", "--json").out)["counts"]
+    assert [one["value"] for one in counts] == ["authentication"]
+    assert len(ask("query", "--count-by", "number", "-n", "0", "--csv").out.splitlines()) == 301
+
+
 def test_counts_by_a_field(ask: Cli) -> None:
     lines = ask("query", "--count-by", "event").out.splitlines()
     assert [line.split()[:2] for line in lines] == [
@@ -198,6 +220,10 @@ def test_csv_has_one_column_for_the_callers_own_fields_and_no_formulas(
         (("--per", "often"), "length of time"),
         (("-q", "..."), "no word"),
         (("--event", "x" * 5_000), "at most 4096"),
+        (("--csv", "--json"), "choose one of them"),
+        (("--count-by", "event", "--count-by", "action"), "--count-by is said 2 times"),
+        (("--per", "1h", "--per", "2h"), "--per is said 2 times"),
+        (("--per", "1h", "-n", "2"), "is limited by --start and --end"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(ask: Cli, arguments: tuple[str, ...], said: str) -> None:
@@ -233,18 +259,18 @@ def test_who_asks_without_an_index_is_told(
     ledger.fill(SMALL)
     ledger.index()
     monkeypatch.setattr("otel_audit.cli.questions._UNNOTICED", SMALL)
-    assert ask("query").err == ""
+    assert ask("query", "-n", "0").err == ""
 
 
 def test_whoever_wants_to_know_is_told_how_the_answer_is_found(
     ask: Cli, ledger: Ledger, tmp_path: Path
 ) -> None:
-    told = ask("query", "-v", "--limit", "1").err.splitlines()
+    told = ask("query", "-v", "--limit", "0").err.splitlines()
     assert told[0] == (
         "otel-audit: all 300 records are read; with 1,024 a trail gets an index, and needs one"
     )
     assert told[1].startswith("otel-audit: answered in 0.")
-    assert ask("query", "--limit", "1").err == ""
+    assert ask("query", "--limit", "0").err == ""
     ledger.fill(SMALL)
     ledger.index()
     said = "1,024 of 1,324 records are in the index, 300 are read"
