@@ -52,7 +52,6 @@ app = typer.Typer(
 
 ship = typer.Typer(
     help="See what was shipped, and send again.",
-    no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},

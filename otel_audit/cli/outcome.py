@@ -113,7 +113,8 @@ def _message(error: Exception) -> str:
     if _is_usage_error(error):
         # Not part of Typer's typed interface, but what its own output is made of.
         context = getattr(error, "ctx", None)
-        message = error.format_message().rstrip(".")  # type: ignore[attr-defined]  # see above
+        said = error.format_message()  # type: ignore[attr-defined]  # see above
+        message = " ".join(said.split()).rstrip(".,")
         return f"{message} (try '{context.command_path} --help')" if context else message
     if _is_abort(error):
         return "nothing was done"

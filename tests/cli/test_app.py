@@ -71,6 +71,10 @@ def test_reading_does_not_load_opentelemetry(trail: Path) -> None:
         (("frob",), "No such command 'frob' (try 'otel-audit --help')"),
         (("show",), "Missing argument 'RECORD' (try 'otel-audit show --help')"),
         (("tail", "-n", "x"), "(try 'otel-audit tail --help')"),
+        (("ship",), "Missing command (try 'otel-audit ship --help')"),
+        (("policy",), "(try 'otel-audit policy --help')"),
+        (("policy", "frob"), "(try 'otel-audit policy --help')"),
+        (("token",), "(try 'otel-audit token --help')"),
         (("--frob",), "No such option: --frob (try 'otel-audit --help')"),
     ],
 )
