@@ -67,6 +67,14 @@ def open_reader(settings: Settings) -> TrailReader:
     return TrailReader(directory)
 
 
+def check_there(settings: Settings) -> None:
+    """Raise `TrailError` unless there is a trail, whatever state it is in."""
+    from otel_audit.trail.reader import DATABASE
+
+    if not (settings.trail_directory / DATABASE).is_file():
+        open_reader(settings).close()
+
+
 @contextmanager
 def opened_trail(settings: Settings) -> Iterator[Trail]:
     """Open the trail that the settings name, for writing; it has to be there already.

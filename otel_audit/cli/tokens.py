@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from otel_audit.cli import output
-from otel_audit.cli.options import Directory, Json, own, settings_for
+from otel_audit.cli.options import Directory, Json, check_there, own, settings_for
 from otel_audit.cli.outcome import AbsentError, UsageError
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def _opened(directory: Path | None, file: Path | None) -> TokenFile:
         return TokenFile(file)
     if settings.read_token_file is not None:
         return TokenFile(settings.read_token_file)
+    check_there(settings)
     own(settings.trail_directory)
     return TokenFile(settings.trail_directory / FILE)
 
@@ -127,7 +128,10 @@ def _list(tokens: TokenFile, *, as_json: bool) -> None:
 
 
 def _revoke(tokens: TokenFile, name: str, *, as_json: bool) -> None:
-    gone = tokens.revoke(name)
+    named = [entry for entry in tokens.tokens() if name in (entry.id, entry.name)]
+    over = {entry.id for entry in named if entry.revoked is not None}
+    # A token's id is revoked whatever its state; by its name, only those that hold.
+    gone = tokens.revoke(name) or [entry for entry in named if entry.id in over]
     if not gone:
         message = (
             f"no token in {tokens.path} has the id or name {name}; see `otel-audit token list`"
@@ -139,7 +143,8 @@ def _revoke(tokens: TokenFile, name: str, *, as_json: bool) -> None:
         )
         return
     for entry in gone:
-        sys.stdout.write(f"revoked {entry.id} of {entry.name}\n")
+        done = "already revoked:" if entry.id in over else "revoked"
+        sys.stdout.write(f"{done} {entry.id} of {entry.name}\n")
 
 
 def _described(entry: Token) -> dict[str, Any]:

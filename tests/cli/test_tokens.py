@@ -30,7 +30,35 @@ def test_a_token_is_made_listed_and_revoked(cli: Cli, trail: Path) -> None:
     with pytest.raises(RefusedError, match="revoked"):
         file.check(text)
     assert "revoked" in cli("token", "list").out
-    assert "no token in" in cli("token", "revoke", "alice", code=4).err
+    identifier = listed.split()[0]
+    for name in ("alice", identifier):
+        shown = cli("token", "revoke", name).out
+        assert shown == f"already revoked: {identifier} of alice\n"
+    assert "no token in" in cli("token", "revoke", "bob", code=4).err
+
+
+def test_what_was_revoked_before_is_told_from_what_is_now(cli: Cli) -> None:
+    cli("token", "create", "alice")
+    cli("token", "revoke", "alice")
+    cli("token", "create", "alice")
+    shown = cli("token", "revoke", "alice").out
+    assert shown.startswith("revoked ")
+    assert len(shown.splitlines()) == 1
+
+
+def test_without_a_trail_there_are_no_tokens_unless_a_file_is_named(
+    fresh: Cli, tmp_path: Path
+) -> None:
+    for arguments in (("create", "alice"), ("list",), ("revoke", "alice")):
+        assert "there is no trail in" in fresh("token", *arguments, code=3).err
+        assert not fresh.directory.exists()
+    fresh("token", "create", "alice", "--file", str(tmp_path / "t.json"))
+
+
+def test_tokens_of_a_damaged_trail_can_be_revoked(cli: Cli, trail: Path) -> None:
+    cli("token", "create", "alice")
+    (trail / "trail.db").write_bytes(b"rubbish" * 1_000)
+    assert cli("token", "revoke", "alice").out.startswith("revoked ")
 
 
 def test_tokens_as_json(cli: Cli, tmp_path: Path) -> None:
