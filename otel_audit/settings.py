@@ -83,17 +83,23 @@ def _choice(*choices: str, also: Mapping[str, str] | None = None) -> Callable[[s
 
 
 def _seconds(value: str) -> float:
-    number = float(value)
+    message = "expected seconds, more than 0 and at most 86400"
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(message) from None
     if not 0 < number <= 86_400:  # noqa: PLR2004 - a day; longer waits are typing errors
-        message = "expected seconds, more than 0 and at most 86400"
         raise ValueError(message)
     return number
 
 
 def _count(value: str) -> int:
-    number = int(value)
+    message = "expected a whole number of at least 1"
+    try:
+        number = int(value)
+    except ValueError:
+        raise ValueError(message) from None
     if number < 1:
-        message = "expected a whole number of at least 1"
         raise ValueError(message)
     return number
 

@@ -89,7 +89,14 @@ def test_wrong_usage_is_one_line(fresh: Cli, arguments: tuple[str, ...], message
 
 def test_a_setting_that_cannot_be_used(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_AUDIT_TIMEOUT", "soon")
-    assert "OTEL_AUDIT_TIMEOUT='soon' cannot be used" in fresh("tail", code=2).err
+    said = "OTEL_AUDIT_TIMEOUT='soon' cannot be used: expected seconds, more than 0"
+    assert said in fresh("tail", code=2).err
+    monkeypatch.delenv("OTEL_AUDIT_TIMEOUT")
+    for variable in ("OTEL_AUDIT_MIRROR_BACKUPS", "OTEL_AUDIT_QUEUE_SIZE"):
+        monkeypatch.setenv(variable, "some")
+        said = f"{variable}='some' cannot be used: expected a whole number"
+        assert said in fresh("tail", code=2).err
+        monkeypatch.delenv(variable)
 
 
 def test_the_trail_is_chosen_by_option_or_environment(

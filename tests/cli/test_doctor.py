@@ -141,12 +141,34 @@ def test_disabled_is_a_failure() -> None:
 # The place
 
 
-def test_no_trail_yet(directory: Path, fresh: Cli) -> None:
-    assert outcome(fresh, "directory")["state"] == "warn"
-    assert "does not exist" in outcome(fresh, "directory")["message"]
-    assert outcome(fresh, "trail")["state"] == "warn"
-    assert outcome(fresh, "disk space")["state"] == "ok"
+def test_no_trail_yet(directory: Path, fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_AUDIT_DIR", str(directory))
+    found = json.loads(fresh.bare("doctor", "--json").out)["checks"]
+    checks = {check["name"]: check for check in found}
+    assert checks["directory"]["state"] == "warn"
+    assert "does not exist" in checks["directory"]["message"]
+    assert checks["trail"]["state"] == "warn"
+    assert checks["disk space"]["state"] == "ok"
     assert not directory.exists()
+
+
+def test_a_directory_that_was_named_has_to_hold_a_trail(directory: Path, fresh: Cli) -> None:
+    """A misspelt name is not told that its trail will be made some day."""
+    assert "does not exist" in outcome(fresh, "directory", 1)["message"]
+    check = outcome(fresh, "trail", 1)
+    said = f"otel-audit: {check['message']}; {check['remedy']}\n"
+    assert said == fresh("tail", code=3).err
+    assert not directory.exists()
+
+
+def test_a_directory_one_level_too_high(
+    trail: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_AUDIT_DIR", str(trail.parent))
+    for arguments in ((), ("--dir", str(trail.parent))):
+        found = json.loads(cli.bare("doctor", "--json", *arguments, code=1).out)["checks"]
+        (check,) = (check for check in found if check["name"] == "trail")
+        assert check["remedy"].endswith(f"there is one in {trail}")
 
 
 def test_a_file_in_place_of_the_directory(directory: Path, fresh: Cli) -> None:
@@ -168,6 +190,18 @@ def test_the_files_modes(trail: Path, cli: Cli, mode: int, state: str) -> None:
     (trail / "trail.db").chmod(mode)
     check = outcome(cli, "files", state == "fail")
     assert (check["state"], check["remedy"]) == (state, f"chmod 600 {trail / 'trail.db'}")
+
+
+def test_files_with_the_same_trouble_share_a_line(trail: Path, cli: Cli) -> None:
+    for name in [f"file {number}" for number in range(9)]:
+        (trail / name).touch()
+        (trail / name).chmod(0o644)
+    check = outcome(cli, "files")
+    assert check["message"] == (
+        "each of 9 files has mode 0644: others can read it (file 0, file 1, file 2 and 6 more)"
+    )
+    subprocess.run(["sh", "-c", check["remedy"]], check=True)
+    assert outcome(cli, "files")["state"] == "ok"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

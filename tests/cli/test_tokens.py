@@ -32,8 +32,8 @@ def test_a_token_is_made_listed_and_revoked(cli: Cli, trail: Path) -> None:
     assert "revoked" in cli("token", "list").out
     identifier = listed.split()[0]
     for name in ("alice", identifier):
-        shown = cli("token", "revoke", name).out
-        assert shown == f"already revoked: {identifier} of alice\n"
+        again = cli("token", "revoke", name).out
+        assert again == f"already revoked: {identifier} of alice\n"
     assert "no token in" in cli("token", "revoke", "bob", code=4).err
 
 

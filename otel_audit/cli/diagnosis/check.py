@@ -41,6 +41,11 @@ class Subject:
     now: int = field(default_factory=time.time_ns)
 
     @property
+    def named(self) -> bool:
+        """Whether the directory was named here and now: then it has to be there."""
+        return self.settings.origins.get("directory") == "argument"
+
+    @property
     def directory(self) -> Path:
         """The trail's directory."""
         return self.settings.trail_directory

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import stat
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
 from otel_audit.cli.options import account
@@ -13,7 +14,7 @@ from otel_audit.errors import TrailFileSystemError
 from otel_audit.trail import filesystem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from otel_audit.cli.diagnosis.check import Subject
@@ -27,6 +28,8 @@ _MEBIBYTE: Final = 1 << 20
 _FULL: Final = 64 * _MEBIBYTE
 _TIGHT: Final = 1_024 * _MEBIBYTE
 _FEW_FILES: Final = 100
+_NAMED: Final = 3
+"""Files that are named; the remedy has all of them."""
 
 
 def directory(subject: Subject) -> Iterator[Check]:
@@ -35,6 +38,8 @@ def directory(subject: Subject) -> Iterator[Check]:
     if not path.is_dir():
         if path.exists():
             yield fail("directory", f"{path} is not a directory", "set OTEL_AUDIT_DIR to another")
+        elif subject.named:
+            yield fail("directory", f"{path} does not exist", "name the trail's with --dir")
         else:
             yield warn(
                 "directory",
@@ -82,29 +87,50 @@ def files(subject: Subject) -> Iterator[Check]:
         return
     owner = path.stat().st_uid
     found = sorted(item for item in path.iterdir() if item.is_file())
-    troubles = [trouble for item in found for trouble in _file_trouble(item, owner)]
-    yield from troubles
+    troubles: dict[_Trouble, list[Path]] = {}
+    for item in found:
+        for trouble in _file_troubles(item, owner):
+            troubles.setdefault(trouble, []).append(item)
+    for trouble, items in troubles.items():
+        yield Check("files", trouble.state, _said(trouble, items), _remedy(trouble, items))
     if found and not troubles:
         yield ok("files", f"{len(found)} files, all of {account(owner)} and closed to others")
 
 
-def _file_trouble(path: Path, owner: int) -> Iterator[Check]:
+class _Trouble(NamedTuple):
+    """What is wrong with a file, and how it is mended; files with the same share a line."""
+
+    state: Literal["warn", "fail"]
+    is_so: str
+    command: str
+
+
+def _file_troubles(path: Path, owner: int) -> Iterator[_Trouble]:
     status = path.stat()
     mode = stat.S_IMODE(status.st_mode)
     if status.st_uid != owner:
-        yield fail(
-            "files",
-            f"{path.name} belongs to {account(status.st_uid)}, the directory to {account(owner)}",
-            f"chown {account(owner)} {path}",
-        )
+        whose = f"belongs to {account(status.st_uid)}, the directory to {account(owner)}"
+        yield _Trouble("fail", whose, f"chown {account(owner)}")
+    shown = f"has mode {mode:04o}: others can"
     if mode & _OTHERS_WRITE:
-        yield fail("files", f"{path.name} has mode {mode:04o}: others can change it", _closed(path))
+        yield _Trouble("fail", f"{shown} change it", "chmod 600")
     elif mode & _OTHERS and path.name not in _PUBLIC and not path.name.endswith(".log"):
-        yield warn("files", f"{path.name} has mode {mode:04o}: others can read it", _closed(path))
+        yield _Trouble("warn", f"{shown} read it", "chmod 600")
 
 
-def _closed(path: Path) -> str:
-    return f"chmod 600 {path}"
+def _said(trouble: _Trouble, items: Sequence[Path]) -> str:
+    if len(items) == 1:
+        return f"{items[0].name} {trouble.is_so}"
+    names = [item.name for item in items]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"each of {len(names)} files {trouble.is_so} ({', '.join(names[:_NAMED])}{more})"
+
+
+def _remedy(trouble: _Trouble, items: Sequence[Path]) -> str:
+    if len(items) == 1:
+        return f"{trouble.command} {items[0]}"
+    names = " ".join(shlex.quote(item.name) for item in items)
+    return f"cd {shlex.quote(str(items[0].parent))} && {trouble.command} {names}"
 
 
 def file_system(subject: Subject) -> Iterator[Check]:

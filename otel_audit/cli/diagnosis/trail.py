@@ -80,6 +80,9 @@ def opens(subject: Subject) -> Iterator[Check]:
             f"{path} is missing, but {' and '.join(left)} are there: it was removed or not restored",
             f"restore {DATABASE}, or begin a new origin: otel-audit new-origin",
         )
+    elif subject.named or (subject.directory / "trail" / DATABASE).is_file():
+        message, _, remedy = str(subject.refusal).partition("; ")
+        yield fail("trail", message, remedy)
     else:
         yield warn(
             "trail",
