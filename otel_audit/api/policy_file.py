@@ -38,6 +38,12 @@ _PATTERNS: Final = (
 _WORDS: Final = (
     "event_type", "status", "level", "resource_type", "resource_name", "retention", "error",
 )  # fmt: skip
+_METHODS: Final = frozenset({
+    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY",
+    # WebDAV
+    "PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH",
+})  # fmt: skip
+_VARIABLE: Final = "OTEL_AUDIT_POLICY_FILE"
 _SETS: Final = files("otel_audit.api") / "rule_sets"
 
 
@@ -58,7 +64,8 @@ def policy_for(settings: Settings) -> tuple[Policy, Redactor]:
     """
     said = PolicyFile(Policy(), Redactor(), None, None)
     if settings.policy_file is not None:
-        said = read_policy(settings.policy_file)
+        named = settings.origins.get("policy_file") == "argument"
+        said = read_policy(settings.policy_file, "the path" if named else _VARIABLE)
     sets = [rule_set(name, "OTEL_AUDIT_RULE_SETS") for name in settings.rule_sets]
     return (
         Policy(
@@ -72,14 +79,15 @@ def policy_for(settings: Settings) -> tuple[Policy, Redactor]:
     )
 
 
-def read_policy(path: Path) -> PolicyFile:
-    """Read a policy file. Raises `AuditSettingsError`."""
+def read_policy(path: Path, named_by: str = _VARIABLE) -> PolicyFile:
+    """Read a policy file; ``named_by`` is what to correct. Raises `AuditSettingsError`."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         message = (
-            f"the policy file {path} cannot be read: {error}; correct OTEL_AUDIT_POLICY_FILE, or "
-            "write one with `otel-audit init`"
+            f"the policy file {path} cannot be read: {reason}; correct {named_by}, or write one "
+            "with `otel-audit init`"
         )
         raise AuditSettingsError(message) from error
     return parse_policy(text, str(path))
@@ -210,7 +218,15 @@ class _Reader:
                 f"{match!r} is no method and route; write for example 'GET /patients/{{id}}' "
                 "or '* /admin/*'",
             )
-        return tuple(method.strip().upper() for method in methods.split(",")), route.strip()
+        found = tuple(method.strip().upper() for method in methods.split(","))
+        for method in found:
+            if method not in _METHODS | {"*"}:
+                near = difflib.get_close_matches(method, sorted(_METHODS), 1) or ["GET"]
+                self._refuse(
+                    node,
+                    f"{method!r} is no HTTP method; write for example {near[0]}, or * for all",
+                )
+        return found, route.strip()
 
     def _span(self, node: yaml.Node) -> SpanRule:
         said = self._mapping(
@@ -289,9 +305,8 @@ class _Reader:
         said = self._pairs(node, known)
         for name in required:
             if name not in said:
-                self._refuse(
-                    node, f"{name!r} is missing; there have to be {' and '.join(required)}"
-                )
+                among = f"there have to be {' and '.join(required)}" if required[1:] else "add it"
+                self._refuse(node, f"{name!r} is missing; {among}")
         return said
 
     def _pairs(self, node: yaml.Node, known: tuple[str, ...] | None = None) -> dict[str, yaml.Node]:

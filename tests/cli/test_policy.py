@@ -67,6 +67,44 @@ def test_check_names_the_place(fresh: Cli, tmp_path: Path, monkeypatch: pytest.M
     assert "there is no policy file" in fresh.bare("policy", "check", code=2).err
 
 
+def test_a_file_that_is_not_there_is_named_once(
+    fresh: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "nofile.yaml"
+    said = (
+        f"otel-audit: the policy file {file} cannot be read: No such file or directory; correct "
+        "{}, or write one with `otel-audit init`\n"
+    )
+    shown = fresh.bare("policy", "check", "--file", str(file), code=2).err
+    assert shown == said.format("the path")
+    monkeypatch.setenv("OTEL_AUDIT_POLICY_FILE", str(file))
+    assert fresh.bare("policy", "check", code=2).err == said.format("OTEL_AUDIT_POLICY_FILE")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rules: [{}]", ":1:9: 'match' is missing; add it\n"),
+        (
+            "routes: [{match: FETCH /x, event: e}]",
+            ":1:18: 'FETCH' is no HTTP method; write for example PATCH, or * for all\n",
+        ),
+        ("routes: [{match: 'GET,PSOT /x', event: e}]", "for example POST, or * for all\n"),
+        ("routes: [{match: ', /x', event: e}]", "'' is no HTTP method; write for example GET"),
+    ],
+)
+def test_check_says_what_would_be_right(fresh: Cli, tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(text)
+    assert said in fresh.bare("policy", "check", "--file", str(file), code=2).err
+
+
+def test_methods_are_taken_in_any_case(fresh: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text("routes: [{match: ['get,Post /x', '* /y', PROPFIND /z], event: e}]")
+    fresh.bare("policy", "check", "--file", str(file))
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
