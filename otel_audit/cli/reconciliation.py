@@ -59,6 +59,7 @@ def reconcile(
     Reports what is missing, altered or foreign, and checkpoints in Loki that
     this trail contradicts. Ends with 1 if there is anything.
     """
+    from otel_audit.readers.loki_site import unreachable
     from otel_audit.readers.reconciling import compare, counted, destination_to, send_again
     from otel_audit.readers.standing import known
     from otel_audit.settings import Settings
@@ -78,8 +79,7 @@ def reconcile(
         try:
             findings = compare(reader, where, target, first, end)
         except OSError as error:
-            message = f"Loki cannot be asked: {error}"
-            raise UsageError(message) from error
+            raise unreachable(where.endpoint, error) from error
         again = send_again(reader, target, findings) if repair and findings.missing else 0
     if as_json:
         output.write_json(

@@ -14,6 +14,7 @@ from urllib.request import Request, urlopen
 
 import orjson
 
+from otel_audit.destinations import shown_address
 from otel_audit.errors import AuditSettingsError, TrailError
 
 AT_A_TIME: Final = 1_000
@@ -29,6 +30,13 @@ class LokiRefusedError(TrailError):
         """Keep Loki's words."""
         super().__init__(message)
         self.said = said
+
+
+def unreachable(url: str, reason: object) -> TrailError:
+    """Return the error of a Loki that does not answer, the same for whoever asks it."""
+    where = shown_address(url.removesuffix("/loki/api/v1/query_range"))
+    why = str(reason).removeprefix(f"{where}: ")
+    return TrailError(f"Loki at {where} cannot be asked: {why}; is the address right?")
 
 
 class Line(NamedTuple):
@@ -88,11 +96,10 @@ class LokiSite:
         except HTTPError as error:
             with error:
                 said = error.read(500).decode(errors="replace").strip()
-            message = f"Loki at {self._url} answered {error.code}: {said}"
+            message = f"Loki at {shown_address(self._url)} answered {error.code}: {said}"
             if error.code == 400:  # noqa: PLR2004 - what Loki says to queries that it cannot take
                 raise LokiRefusedError(message, said) from error
             raise TrailError(message) from error
         except (URLError, OSError, ValueError) as error:
-            message = f"Loki at {self._url} cannot be asked: {error}; is the address right?"
-            raise TrailError(message) from error
+            raise unreachable(self._url, getattr(error, "reason", error)) from error
         return answer

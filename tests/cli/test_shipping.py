@@ -187,7 +187,6 @@ def test_what_cannot_be_done_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
     assert "known are: none" in cli("ship", "replay", "--from", "0", code=4).err
     assert "there is no destination yet" in cli("ship", "requeue", code=4).err
     assert "which Loki?" in cli("reconcile", code=2).err
-    assert "Loki cannot be asked" in cli("reconcile", "--loki", "http://127.0.0.1:9", code=2).err
     monkeypatch.setenv(ENDPOINT, "http://localhost:4328")
     assert "known are: otlp" in (
         cli("ship", "replay", "--from", "0", "--destination", "siem", code=4).err
@@ -197,6 +196,17 @@ def test_what_cannot_be_done_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
     )
     assert "is not a sequence number" in cli("ship", "requeue", "x", code=2).err
     assert "otlp: 0 records to be sent again" in cli("ship", "requeue").out
+
+
+def test_a_loki_that_cannot_be_reached_is_told_alike_by_all_who_ask_it(cli: Cli) -> None:
+    said = (
+        "otel-audit: Loki at http://127.0.0.1:9 cannot be asked: [Errno 111] Connection refused; "
+        "is the address right?\n"
+    )
+    for command in ("query", "reconcile"):
+        assert cli(command, "--loki", "http://127.0.0.1:9", code=3).err == said
+        shown = cli(command, "--loki", "http://user:secret@127.0.0.1:9", code=3).err
+        assert "secret" not in shown
 
 
 def test_findings_are_counted_and_named(cli: Cli, trail: Path, loki: FakeLoki) -> None:
