@@ -101,7 +101,7 @@ def _write_bars(counts: Counts, asked: Query, per: int | None) -> None:
     """Draw a bar for each count; of buckets with nothing in them a line for as many as follow."""
     from rich.text import Text
 
-    target = output.console()
+    target, mark = output.console(), _mark()
     rows = _ordered(counts)
     most = max(number for _, _, number in rows)
     values = [output.visible(value or "")[:_BAR] for _, value, _ in rows]
@@ -118,11 +118,20 @@ def _write_bars(counts: Counts, asked: Query, per: int | None) -> None:
         if wide[0]:
             line.append(f"{value:<{wide[0]}}  ")
         line.append(f"{number:>{wide[1]},}  ", style="bold")
-        line.append("█" * -(-number * _BAR // most), style="cyan")
+        line.append(mark * -(-number * _BAR // most), style="cyan")
         line.rstrip()
         target.print(line)
     for gap in gaps.values():  # what is left is after the last
         target.print(gap)
+
+
+def _mark() -> str:
+    """Return what bars are made of: where the output has no blocks, each would be an escape."""
+    try:
+        "█".encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return "#"
+    return "█"
 
 
 def _gaps(counts: Counts, asked: Query, per: int, wide: int) -> dict[int | None, Text]:

@@ -233,6 +233,14 @@ def test_a_terminal_without_unicode_gets_escapes(trail: Path) -> None:
     assert r"Ordner-\xe4-\u2603" in out
 
 
+def test_bars_where_there_are_no_blocks(trail: Path) -> None:
+    arguments = ("query", "--dir", str(trail), "--count-by", "outcome")
+    for encoding, mark in (("ascii", "#"), ("latin-1", "#"), ("utf-8", "█")):
+        code, out, _ = ended(*arguments, environment={"PYTHONIOENCODING": encoding})
+        assert code == 0
+        assert out.splitlines()[0] == f"success  9  {40 * mark}"
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell: str) -> None:
     environment = {
