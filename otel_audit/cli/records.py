@@ -36,6 +36,11 @@ _CONDITION: Final = re.compile(r"([^=!]+)(!?=)(.*)", re.DOTALL)
 _OUTCOMES: Final = {"success": "green", "failure": "red"}
 _LEVELS: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
 _WIDEST: Final = {"actor": 24, "event": 28, "action": 20}
+_NARROWEST: Final = 6
+"""Of these columns, on a terminal that has no room for them and for the resource."""
+
+_RESOURCE: Final = 24
+"""What is kept free for the resource, which tells records apart that are alike otherwise."""
 
 
 def tail(
@@ -178,13 +183,27 @@ def line_writer(*, since: bool = False) -> Callable[[Sequence[Entry]], None]:
             for name, value in columns.items():
                 limit = _WIDEST.get(name, len(value))
                 widths[name] = max(widths.get(name, 0), min(len(value), limit))
+        fitted = _fitted(widths, target.width) if target.is_terminal else widths
         for leaf, columns in rows:
-            line = _line(columns, widths, _level(leaf))
+            line = _line(columns, fitted, _level(leaf))
             if target.is_terminal:
                 line.truncate(target.width, overflow="ellipsis")
             target.print(line)
 
     return write
+
+
+def _fitted(widths: dict[str, int], whole: int) -> dict[str, int]:
+    """Narrow the widest columns, until there is room for the resource."""
+    fitted = {name: width for name, width in widths.items() if name != "rest"}
+    columns = [name for name in _WIDEST if name in fitted]
+    for _ in range(sum(fitted[name] for name in columns)):
+        widest = max(columns, key=fitted.__getitem__)
+        left = whole - sum(fitted.values()) - 2 * len(fitted)
+        if left >= _RESOURCE or fitted[widest] <= _NARROWEST:
+            break
+        fitted[widest] -= 1
+    return fitted
 
 
 class _Elapsed:
@@ -254,8 +273,13 @@ def _line(columns: dict[str, str], widths: dict[str, int], level: str) -> Text:
     for name, value in columns.items():
         if name != "sequence":
             line.append("  ")
-            cell = value if name == "rest" else value.ljust(widths[name])
-            line.append(cell, style=styles.get(name))
+            cell = Text(value, style=styles.get(name) or "")
+            if name != "rest":
+                narrow = name in _WIDEST and widths[name] < min(len(value), _WIDEST[name])
+                if narrow:
+                    cell.truncate(widths[name], overflow="ellipsis")
+                cell.pad_right(widths[name] - len(cell))
+            line.append_text(cell)
     line.rstrip()
     return line
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
+import os
+import pty
+import re
 import shutil
+import struct
+import termios
 from typing import TYPE_CHECKING
 
 import orjson
@@ -13,7 +19,7 @@ import pytest
 
 from otel_audit.readers.segments import SMALL
 from otel_audit.readers.times import stamp
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, process
 from tests.readers.ledger import BEGAN, SECOND, Ledger
 
 if TYPE_CHECKING:
@@ -77,6 +83,36 @@ def test_what_else_happened_in_a_request(ask: Cli) -> None:
         ask("timeline", "--actor", "u-1", "--end", "2026-02-02T02:46:00Z", "--json").out
     ) == [1, 4]
     assert "--request-id, --trace-id or --actor" in ask("timeline", code=2).err
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_a_narrow_terminal_shows_what_it_was_about(directory: Path, columns: int) -> None:
+    """The resource is last in a line; what is before it gives way."""
+    ledger = Ledger(directory)
+    ledger.write(
+        {
+            "timestamp": stamp(BEGAN + number * SECOND),
+            "event": "mcp_client_tool_called",
+            "action": "tool_call_requested",
+            "outcome": "success",
+            "actor_id": "a.very.long.name@example.org",
+            "resource_type": "server",
+            "resource_name": f"files-{number}",
+        }
+        for number in range(12)
+    )
+    ledger.close()
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    asked = ("timeline", "--dir", str(directory), "--actor", "a.*")
+    child = process(*asked, stdout=terminal, environment={"TERM": "xterm", "NO_COLOR": "1"})
+    child.communicate(timeout=30)
+    os.close(terminal)
+    lines = re.sub("\x1b[^m]*m", "", os.read(controller, 65_536).decode()).splitlines()
+    os.close(controller)
+    assert [line.split()[-1] for line in lines] == [f"files-{number}" for number in range(12)]
+    assert all(len(line) <= columns for line in lines)
+    assert ("…" in lines[0]) is (columns < 200)
 
 
 def test_failed_log_ins_per_hour_are_bars(ask: Cli) -> None:
