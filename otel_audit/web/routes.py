@@ -44,27 +44,35 @@ def _routed_elsewhere(scope: Mapping[str, Any]) -> bool:
 
 
 def _matched(routes: Iterable[Any], scope: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the scope as the router would have left it, with the first route that matches.
-
-    What FastAPI keeps apart since 0.137, the routes of included routers, is not found.
-    """
+    """Return the scope as the router would have left it, with the first route that matches."""
     found: tuple[Any, Mapping[str, Any]] | None = None
-    for route in routes:
-        try:
+    try:
+        for route in routes:
             match, child = route.matches(scope)
-        except Exception:  # noqa: BLE001 - a route of somebody's own may do anything
-            return None
-        if match.name == "FULL":
-            found = route, child
-            break
-        if match.name == "PARTIAL" and found is None:  # another method: 405 has a route, too
-            found = route, child
+            if match.name == "FULL":
+                found = route, child
+                break
+            if match.name == "PARTIAL" and found is None:  # another method: 405 has a route, too
+                found = route, child
+    except Exception:  # noqa: BLE001 - a route of somebody's own may do anything
+        return None
     if found is None:
         return None
     route, child = found
+    route = getattr(route, "starlette_route", None) or route
     matched = {**scope, "route": route, **child}
-    inner = getattr(route, "routes", None)
+    inner = _inside(route)
     return matched if inner is None else _matched(inner, matched) or matched
+
+
+def _inside(route: Any) -> Iterable[Any] | None:  # noqa: ANN401 - whatever is among the routes
+    """Return the routes of a mount, or those of an included router.
+
+    FastAPI from 0.137 includes a router as one route, which matches and does
+    not say what; its routes are in it with their whole paths.
+    """
+    included = getattr(route, "effective_route_contexts", None)
+    return getattr(route, "routes", None) if included is None else included()
 
 
 def _leaf_template(scope: Mapping[str, Any]) -> str | None:
