@@ -10,13 +10,13 @@ audit trail.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from opentelemetry.instrumentation.distro import (  # type: ignore[attr-defined]  # it is there
     BaseDistro,
 )
-from opentelemetry.sdk._configuration import _BaseConfigurator, _OTelSDKConfigurator
 
 from otel_audit.instrumentation.launch import start
 from otel_audit.settings import give_defaults
@@ -30,13 +30,19 @@ class AuditDistro(BaseDistro):  # type: ignore[misc]  # see above
     """Chosen by OTEL_PYTHON_DISTRO=otel_audit, or by being the first that is found."""
 
     def _configure(self, **kwargs: Any) -> None:
-        # First, since whatever fails later makes the launcher give up, silently.
+        other = _other("opentelemetry_distro")
+        if other is not None:
+            # It is imported before OpenTelemetry's SDK, as it is without us. Elastic's names its
+            # resource detectors in the environment; in a worker, which inherits that, importing
+            # the SDK loads them, and they need the distribution, which needs the SDK.
+            with suppress(Exception):  # it raises again below, and is logged
+                other.load()
+        # First of what may fail, since that makes the launcher give up, silently.
         start()
         # Ours configures by means of the other one, and survives it.
         give_defaults(OTEL_PYTHON_CONFIGURATOR=_OURS)
         _hush()
         self._other: BaseDistro | None = None
-        other = _other("opentelemetry_distro")
         if other is None:
             give_defaults(
                 OTEL_TRACES_EXPORTER="otlp",
@@ -60,15 +66,25 @@ class AuditDistro(BaseDistro):  # type: ignore[misc]  # see above
             super().load_instrumentor(entry_point, **kwargs)
 
 
-class AuditConfigurator(_BaseConfigurator):
-    """Configures OpenTelemetry as the other distribution would, else as its SDK does."""
+class AuditConfigurator:
+    """Configures OpenTelemetry as the other distribution would, else as its SDK does.
 
-    def _configure(self, **kwargs: Any) -> None:
+    It is no subclass of the SDK's, which this module must not import: `AuditDistro` says why.
+    """
+
+    def configure(self, **kwargs: Any) -> None:
+        """Start the audit if need be, and configure; MUST NOT raise."""
         start()
         _hush()
         other = _other("opentelemetry_configurator")
         try:
-            kind = _OTelSDKConfigurator if other is None else other.load()
+            kind: Any
+            if other is None:
+                from opentelemetry.sdk._configuration import (  # noqa: PLC0415 - see above
+                    _OTelSDKConfigurator as kind,
+                )
+            else:
+                kind = other.load()
             kind().configure(**kwargs)
         except Exception:
             _logger.exception(

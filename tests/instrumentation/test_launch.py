@@ -179,18 +179,26 @@ class Broken(Distro):
 """
 
 
+def installed(place: Path, *entry_points: str, **modules: str) -> None:
+    """Leave what pip leaves of a package."""
+    metadata = place / "other-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("\n".join(entry_points))
+    for name, code in modules.items():
+        (place / f"{name}.py").write_text(code)
+
+
 @pytest.mark.parametrize("distro", ["Distro", "Broken"])
 def test_another_distribution_does_its_work_and_may_fail(tmp_path: Path, distro: str) -> None:
     """Ours is chosen, the other one configures; what it raises does not cost the audit."""
     place = tmp_path / "site"
-    metadata = place / "other-1.0.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(
-        f"[opentelemetry_distro]\nother = other:{distro}\n"
-        "[opentelemetry_configurator]\nother = other:Configurator\n"
+    installed(
+        place,
+        f"[opentelemetry_distro]\nother = other:{distro}",
+        "[opentelemetry_configurator]\nother = other:Configurator",
+        other=OTHER,
     )
-    (place / "other.py").write_text(OTHER)
     ended = launched(EMITS, tmp_path, PYTHONPATH=str(place))
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.endswith("True\n")
@@ -202,6 +210,36 @@ def test_another_distribution_does_its_work_and_may_fail(tmp_path: Path, distro:
         assert "instrumentor otel_audit_keyring" in ended.stdout
     else:
         assert "cannot be used; audit goes on" in ended.stderr
+    assert [record["event"] for record in records(tmp_path)] == ["ran"]
+
+
+DETECTOR = """
+from opentelemetry.sdk.resources import Resource, ResourceDetector
+
+import other
+
+
+class Detector(ResourceDetector):
+    def detect(self):
+        return Resource({"detected": "yes"})
+"""
+
+
+def test_resource_detectors_of_another_distribution_in_a_worker(tmp_path: Path) -> None:
+    """The environment names them before it is imported; they need it, and it needs the SDK."""
+    place = tmp_path / "site"
+    installed(
+        place,
+        "[opentelemetry_distro]\nother = other:Distro",
+        "[opentelemetry_resource_detector]\nother = detector:Detector",
+        other=f"from opentelemetry.sdk._logs import LoggerProvider\n{OTHER}",
+        detector=DETECTOR,
+    )
+    ended = launched(
+        EMITS, tmp_path, PYTHONPATH=str(place), OTEL_EXPERIMENTAL_RESOURCE_DETECTORS="other"
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "the other distribution" in ended.stdout
     assert [record["event"] for record in records(tmp_path)] == ["ran"]
 
 
