@@ -98,6 +98,13 @@ class Launched:
             assert time.monotonic() < deadline, self.said()
             time.sleep(0.1)
 
+    def wait_until_it_says(self, text: str, times: int) -> None:
+        deadline = time.monotonic() + 90
+        while self.said().count(text) < times:
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.1)
+
     def terminate(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)

@@ -9,26 +9,45 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import socket
+import sys
+import tarfile
 import threading
 from contextlib import closing, contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
 import pytest
 
-from tests.stack.environments import run
+from tests.stack.environments import CACHE, environment, run
 from tests.stack.launched import Launched, free_port
 from tests.stack.servers import postgres
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 AUDITED: Final = {"OTEL_AUDIT_RULE_SETS": "logins,sql"}
+FASTAPI: Final = "0.165.0"
 FORM: Final = "application/x-www-form-urlencoded"
+
+
+@contextmanager
+def launched(
+    binaries: Path, directory: Path, *command: str, workers: int, **said: str
+) -> Iterator[Launched]:
+    """Start a server on a port of its own; it is uvicorn if it has several workers, all of them up."""
+    port = free_port()
+    command = (*command, "--port", str(port))
+    if workers > 1:
+        command = (*command, "--workers", str(workers))
+    with Launched(binaries, directory, *command, port=port, **{**AUDITED, **said}) as server:
+        if workers > 1:
+            server.wait_until_it_says("Application startup complete.", workers)
+        yield server
 
 
 def log_in(server: Launched, path: str, password: str) -> int:
@@ -78,17 +97,16 @@ trees:
 def tiled(binaries: Path, directory: Path, workers: int = 1, **said: str) -> Launched:
     """Log in badly and well.
 
-    One worker by its own command; several by uvicorn, and with the databases
-    that `tiled_databases` has brought, since each of them would make its own.
+    One worker by its own command, which makes the databases; several by
+    uvicorn, where each of them would make its own.
     """
     (directory / "config.yml").write_text(TILED)
-    port = free_port()
     command: tuple[str, ...] = ("tiled", "serve", "config", "config.yml")
     if workers > 1:
-        command = ("uvicorn", "tiled.server.app:app_factory", "--factory",
-                   "--workers", str(workers))  # fmt: skip
-    command = (*command, "--port", str(port))
-    with Launched(binaries, directory, *command, port=port, **AUDITED, **said) as server:
+        command = ("uvicorn", "tiled.server.app:app_factory", "--factory")
+        for name, content in _tiled_databases().items():
+            (directory / name).write_bytes(content)
+    with launched(binaries, directory, *command, workers=workers, **said) as server:
         assert server.ask("/api/v1/")[0] == 200
         assert log_in(server, "/api/v1/auth/provider/toy/token", "wrong") == 401
         assert log_in(server, "/api/v1/auth/provider/toy/token", "correct horse") == 200
@@ -99,11 +117,69 @@ def tiled(binaries: Path, directory: Path, workers: int = 1, **said: str) -> Lau
     return server
 
 
-def tiled_databases(used: Path, fresh: Path) -> None:
-    """Bring what tiled has made in one directory into another."""
-    fresh.mkdir()
-    for database in used.glob("*.sqlite"):
-        shutil.copy(database, fresh)
+@cache
+def _tiled_databases() -> dict[str, bytes]:
+    """Make them with tiled's own commands, once a run: it takes seconds."""
+    made = {}
+    with TemporaryDirectory() as place:
+        for command, name in (
+            (("catalog", "init"), "catalog.sqlite"),
+            (("admin", "initialize-database"), "auth.sqlite"),
+        ):
+            database = Path(place, name)
+            run(environment("published") / "tiled", *command, f"sqlite:///{database}")
+            made[name] = database.read_bytes()
+    return made
+
+
+# The examples of FastAPI's documentation
+
+
+@cache
+def _documentation() -> Path:
+    """Fetch the examples, which are in FastAPI's source distribution."""
+    place = CACHE / "fastapi"
+    examples = place / f"fastapi-{FASTAPI}" / "docs_src"
+    if not examples.exists():
+        run(sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download",
+            "--no-deps", "--no-binary", "fastapi", "--dest", place, f"fastapi=={FASTAPI}")  # fmt: skip
+        with tarfile.open(place / f"fastapi-{FASTAPI}.tar.gz") as archive:
+            archive.extractall(place, filter="data")
+    return examples
+
+
+def documented_log_in(binaries: Path, directory: Path, workers: int = 1, **said: str) -> Launched:
+    """Log in badly and well, and use the token."""
+    command = ("uvicorn", "tutorial003:app", "--app-dir", str(_documentation() / "security"))
+    with launched(binaries, directory, *command, workers=workers, **said) as server:
+        assert log_in(server, "/token", "wrong") == 400
+        assert log_in(server, "/token", "secret2") == 200
+        assert server.ask("/users/me", Authorization="Bearer johndoe")[0] == 200
+    check_log_ins(server, "/token")
+    assert "secret2" not in str(server.records())
+    server.verify()
+    return server
+
+
+def documented_database(binaries: Path, directory: Path, workers: int = 1, **said: str) -> Launched:
+    """Make a hero, and delete them."""
+    place = _documentation() / "sql_databases"
+    if workers > 1:  # they would make the same table at once
+        code = "from tutorial002 import create_db_and_tables as make; make()"
+        run("env", f"PYTHONPATH={place}", binaries / "python", "-c", code, cwd=directory)
+    command = ("uvicorn", "tutorial002:app", "--app-dir", str(place))
+    hero = json.dumps({"name": "Deadpond", "secret_name": "Dive Wilson"}).encode()
+    with launched(binaries, directory, *command, workers=workers, **said) as server:
+        assert server.ask("/heroes/", "POST", hero, Content_Type="application/json")[0] == 200
+        assert server.ask("/heroes/1", "DELETE")[0] == 200
+    for method, action in (("POST", "INSERT"), ("DELETE", "DELETE")):
+        (request,) = server.records(event="http.request", action=method)
+        (write,) = server.records(event="database_write", trace_id=request["trace_id"])
+        assert (write["action"], write["resource_name"]) == (action, "hero")
+        assert write["request_id"] == request["request_id"]
+    assert "Dive Wilson" not in str(server.records())
+    server.verify()
+    return server
 
 
 # piccolo_admin: an administration page with a database, on FastAPI and Piccolo
@@ -149,10 +225,10 @@ OLD: Final = {"access_token": "access-one", "refresh_token": "refresh-one", "exp
 NEW: Final = {"access_token": "access-two", "refresh_token": "refresh-two", "expires_in": 3600}
 
 
-def mcp_atlassian(binaries: Path, directory: Path, **said: Any) -> Launched:
+def mcp_atlassian(binaries: Path, directory: Path, workers: int = 1, **said: Any) -> Launched:
     """Let it read a token that has expired, renew it, and use the new one.
 
-    The old token comes into the keyring, which is a file here, by the command
+    One worker by its own command, several by uvicorn. The old token comes into the keyring, which is a file here, by the command
     of the keyring library.
     """
     with jira() as (address, asked):
@@ -166,26 +242,28 @@ def mcp_atlassian(binaries: Path, directory: Path, **said: Any) -> Launched:
             "ATLASSIAN_OAUTH_CLIENT_SECRET": "client-secret",
             "ALLOW_GLOBAL_CRED_FALLBACK": "true",
             "FASTMCP_CHECK_FOR_UPDATES": "off",
+            "FASTMCP_STATELESS_HTTP": "true",
             **said,
         }
         keyring = ("keyring", "set", SERVICE, "oauth-shop")
         setting = Launched(binaries, directory, *keyring, typed=json.dumps(OLD), **said)
         assert setting.process.wait(60) == 0, setting.said()
-        port = free_port()
-        command = ("mcp-atlassian", "--transport", "streamable-http", "--stateless",
-                   "--host", "127.0.0.1", "--port", str(port))  # fmt: skip
-        with Launched(binaries, directory, *command, port=port, **said) as server:
+        command: tuple[str, ...] = ("mcp-atlassian", "--transport", "streamable-http",
+                                    "--stateless", "--host", "127.0.0.1")  # fmt: skip
+        if workers > 1:
+            command = ("uvicorn", "mcp_atlassian.servers:main_mcp.http_app", "--factory")
+        with launched(binaries, directory, *command, workers=workers, **said) as server:
             both = "application/json, text/event-stream"
             sent = {"Content_Type": "application/json", "Accept": both}
             status, body, _ = server.ask("/mcp", "POST", json.dumps(CALL).encode(), **sent)
             assert (status, "Blocks" in body.decode()) == (200, True), body
     assert asked == ["Bearer access-two"]
-    check_credentials(server, address)
+    check_credentials(server, address, workers)
     server.verify()
     return server
 
 
-def check_credentials(server: Launched, address: str) -> None:
+def check_credentials(server: Launched, address: str, workers: int) -> None:
     """By one question: who used the credential; what a request did is in its trace."""
     (request,) = server.records(event="http.request")
     shown = [
@@ -198,7 +276,8 @@ def check_credentials(server: Launched, address: str) -> None:
     assert int(trace, 16)
     assert shown == [
         ("credential_modified", f"{SERVICE}/oauth-shop", "__main__:<module>", None),
-        ("credential_accessed", f"{SERVICE}/oauth-shop", f"{module}:load_tokens", None),
+        *workers
+        * [("credential_accessed", f"{SERVICE}/oauth-shop", f"{module}:load_tokens", None)],
         ("credential_modified", f"{SERVICE}/{own}", f"{module}:_save_tokens", trace),
         ("credential_modified", f"{SERVICE}/oauth-shop", f"{module}:_save_tokens", trace),
     ]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.stack.environments import environment
 from tests.stack.launched import Launched, free_port
-from tests.stack.published import mcp_atlassian, piccolo_admin, tiled
+from tests.stack.published import (
+    documented_database,
+    documented_log_in,
+    mcp_atlassian,
+    piccolo_admin,
+    tiled,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,10 +95,15 @@ def test_audit_runs_beside_it(tmp_path: Path, name: str, chosen: str | None) -> 
     server.verify()
 
 
-APPLICATIONS = {
+OURS = {"OTEL_PYTHON_DISTRO": "otel_audit"}
+APPLICATIONS: dict[str, tuple[Callable[..., Launched], dict[str, str]]] = {
     "tiled": (tiled, {}),
-    "piccolo_admin": (piccolo_admin, {"OTEL_PYTHON_DISTRO": "otel_audit"}),
+    "tiled, 2 workers": (partial(tiled, workers=2), {}),
+    "piccolo_admin": (piccolo_admin, OURS),
     "mcp-atlassian": (mcp_atlassian, {}),
+    "mcp-atlassian, 2 workers": (partial(mcp_atlassian, workers=2), OURS),
+    "documented log-in, 2 workers": (partial(documented_log_in, workers=2), {}),
+    "documented database, 2 workers": (partial(documented_database, workers=2), OURS),
 }
 """Applications that others published, and which distribution is chosen: the first that is found, or ours."""
 
