@@ -50,10 +50,11 @@ def launched(
         yield server
 
 
-def log_in(server: Launched, path: str, password: str) -> int:
-    """Send the form of OAuth's password grant."""
+def log_in(server: Launched, path: str, password: str) -> tuple[int, str]:
+    """Send the form of OAuth's password grant; return the status, and the token if there is one."""
     form = urlencode({"grant_type": "password", "username": "alice", "password": password})
-    return server.ask(path, "POST", form.encode(), Content_Type=FORM)[0]
+    status, body, _ = server.ask(path, "POST", form.encode(), Content_Type=FORM)
+    return status, json.loads(body).get("access_token", "")
 
 
 def check_log_ins(server: Launched, route: str | None = None) -> None:
@@ -92,15 +93,35 @@ trees:
   tree: catalog
   args: {uri: "sqlite:///./catalog.sqlite", writable_storage: ./data, init_if_not_exists: true}
 """
+KEYS: Final = """
+routes:
+- match: POST /api/v1/auth/apikey
+  event: credential_modified
+  event_type: credential_access
+  resource_type: credential
+  resource_name: "{route}"
+- match: GET /api/v1/auth/apikey
+  event: credential_accessed
+  event_type: credential_access
+  resource_type: credential
+  resource_name: "{route}"
+- match: DELETE /api/v1/auth/apikey
+  event: credential_deleted
+  event_type: credential_access
+  resource_type: credential
+  resource_name: "{query.first_eight}"
+"""
 
 
 def tiled(binaries: Path, directory: Path, workers: int = 1, **said: str) -> Launched:
-    """Log in badly and well.
+    """Log in badly and well; get an API key, use it, revoke it.
 
     One worker by its own command, which makes the databases; several by
     uvicorn, where each of them would make its own.
     """
     (directory / "config.yml").write_text(TILED)
+    (directory / "policy.yaml").write_text(KEYS)
+    said = {"OTEL_AUDIT_POLICY_FILE": "policy.yaml", **said}
     command: tuple[str, ...] = ("tiled", "serve", "config", "config.yml")
     if workers > 1:
         command = ("uvicorn", "tiled.server.app:app_factory", "--factory")
@@ -108,13 +129,51 @@ def tiled(binaries: Path, directory: Path, workers: int = 1, **said: str) -> Lau
             (directory / name).write_bytes(content)
     with launched(binaries, directory, *command, workers=workers, **said) as server:
         assert server.ask("/api/v1/")[0] == 200
-        assert log_in(server, "/api/v1/auth/provider/toy/token", "wrong") == 401
-        assert log_in(server, "/api/v1/auth/provider/toy/token", "correct horse") == 200
+        assert log_in(server, "/api/v1/auth/provider/toy/token", "wrong")[0] == 401
+        status, token = log_in(server, "/api/v1/auth/provider/toy/token", "correct horse")
+        assert status == 200
+        key = use_key(server, token)
     check_log_ins(server, "/api/v1/auth/provider/toy/token")
     check_session(server)
-    assert "correct horse" not in str(server.records())
+    check_key(server)
+    assert [
+        value for value in ("correct horse", token, key) if value in str(server.records())
+    ] == []
     server.verify()
     return server
+
+
+def use_key(server: Launched, token: str) -> str:
+    """Let the user who has logged in make an API key, use it and revoke it; return it."""
+    path, user = "/api/v1/auth/apikey", f"Bearer {token}"
+    asked = json.dumps({"expires_in": 600, "scopes": ["inherit"]}).encode()
+    status, body, _ = server.ask(
+        path, "POST", asked, Authorization=user, Content_Type="application/json"
+    )
+    assert status == 200, body
+    key: str = json.loads(body)["secret"]
+    assert server.ask(path, Authorization=f"Apikey {key}")[0] == 200
+    assert server.ask(f"{path}?first_eight={key[:8]}", "DELETE", Authorization=user)[0] == 204
+    assert server.ask(path, Authorization=f"Apikey {key}")[0] == 401
+    return key
+
+
+def check_key(server: Launched) -> None:
+    """Look for what happened to the API key, and for what that did in the database."""
+    shown = []
+    for record in server.records(event_type="credential_access"):
+        trace = record["trace_id"]
+        (request,) = server.records(event="http.request", trace_id=trace)
+        assert record["request_id"] == request["request_id"]
+        writes = server.records(event="database_write", trace_id=trace)
+        changed = [one["action"] for one in writes if one["resource_name"] == "api_keys"]
+        shown.append((record["event"], record["outcome"], changed))
+    assert shown == [
+        ("credential_modified", "success", ["INSERT"]),
+        ("credential_accessed", "success", []),
+        ("credential_deleted", "success", ["DELETE"]),
+        ("credential_accessed", "failure", []),
+    ]
 
 
 @cache
@@ -152,8 +211,8 @@ def documented_log_in(binaries: Path, directory: Path, workers: int = 1, **said:
     """Log in badly and well, and use the token."""
     command = ("uvicorn", "tutorial003:app", "--app-dir", str(_documentation() / "security"))
     with launched(binaries, directory, *command, workers=workers, **said) as server:
-        assert log_in(server, "/token", "wrong") == 400
-        assert log_in(server, "/token", "secret2") == 200
+        assert log_in(server, "/token", "wrong")[0] == 400
+        assert log_in(server, "/token", "secret2")[0] == 200
         assert server.ask("/users/me", Authorization="Bearer johndoe")[0] == 200
     check_log_ins(server, "/token")
     assert "secret2" not in str(server.records())
