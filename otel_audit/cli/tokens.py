@@ -25,8 +25,8 @@ _File = Annotated[
         "--file",
         metavar="FILE",
         show_default=False,
-        help="The file of tokens. Default: OTEL_AUDIT_READ_TOKEN_FILE, else tokens.json beside "
-        "the trail.",
+        help="The file of tokens. Default: OTEL_AUDIT_READ_TOKEN_FILE, else tokens.json in "
+        "the trail's directory.",
     ),
 ]
 

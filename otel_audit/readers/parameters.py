@@ -116,9 +116,9 @@ def _own(name: str) -> tuple[str, ...]:
         return (own,)
     shown = name[:64]
     near = get_close_matches(shown, PARAMETERS, 1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"did you mean {near[0]}? If not, " if near else ""
     message = (
-        f"{shown!r} is no parameter of a query; {hint}A field of your own is asked for as "
+        f"{shown!r} is no parameter of a query; {hint}a field of your own is asked for as "
         f"{FIELD_PREFIX}{shown or 'NAME'}, and all parameters are in docs/query.md"
     )
     raise QueryError(message, parameter=shown)

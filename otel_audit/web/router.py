@@ -43,7 +43,7 @@ _STATS: Final = {
     "index": {"indexed": 10_000_000, "size": 10_000_017, "full_text": True},
     "by": None,
     "per": "1h",
-    "counts": [{"start": "2026-01-31T08:00:00.000000000Z", "value": None, "count": 12}],
+    "counts": [{"start": "2026-01-31T08:00:00Z", "value": None, "count": 12}],
 }
 
 _FILTERS: Final = (
