@@ -70,6 +70,16 @@ class Saying:
             _narrowed(self.fields, names),
         )
 
+    def fields_that_are(self, name: str) -> tuple[str, ...] | None:
+        """Return the fields that are just this fact; None if it is a part of anything else."""
+        just = tuple(field for field, said in self.fields.items() if said.is_just(name))
+        others = (said for field, said in self.fields.items() if field not in just)
+        if any(
+            name in said.names for said in (self.event, self.action, *self.words.values(), *others)
+        ):
+            return None
+        return just
+
     def _said_carefully(
         self, facts: Mapping[str, Any]
     ) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:

@@ -116,6 +116,16 @@ class Template:
         narrow._parts, narrow.render = parts, _renderer(parts)  # noqa: SLF001 - of this class
         return narrow
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The facts that it may look up."""
+        placeholders = (part for part in self._parts if isinstance(part, Placeholder))
+        return frozenset(name for part in placeholders for name in part.names)
+
+    def is_just(self, name: str) -> bool:
+        """Whether it is this fact and nothing else."""
+        return self._parts == [Placeholder((name,), None)]
+
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from weakref import WeakSet
 
 from opentelemetry import context as otel_context
@@ -31,6 +31,7 @@ from otel_audit.api.provider import get_audit_provider
 from otel_audit.errors import OtelAuditError
 from otel_audit.instrumentation.given import GivenAttributes
 from otel_audit.instrumentation.instrumentor import AuditInstrumentor, Patch
+from otel_audit.record.event import AuditEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableSet, Sequence
@@ -48,21 +49,68 @@ _logger: Final = logging.getLogger("otel_audit.instrumentation")
 _OURS: Final = "otel_audit"
 _KINDS: Final = {kind: kind.name.lower() for kind in trace.SpanKind}
 _CACHED: Final = 4_096
-_FACTS: Final = ("name", "kind", "scope", "status", "error", "duration_ms", "total_tokens")
+_REMEMBERED: Final = 256
+"""Spans of one sort of which it is remembered what the rules say; without parameters all differ."""
+
+_LONGEST: Final = 1_000
+"""Characters of an attribute of a span that is remembered."""
+
+_PLAIN: Final = frozenset({str, bool, int, float})
+
+_DURATION: Final = "duration_ms"
+"""The one fact that differs between spans that are alike otherwise."""
+
+_FACTS: Final = ("name", "kind", "scope", "status", "error", _DURATION, "total_tokens")
 """What a rule can name of a span beside its attributes."""
 _INPUT: Final = "gen_ai.usage.input_tokens"
 _OUTPUT: Final = "gen_ai.usage.output_tokens"
 
 
-class _Sort:
-    """Spans of one tracer and kind: their rules, and which of them ask for which attributes."""
+_Alike: TypeAlias = tuple[object, ...]
+"""What spans have in common of which the rules say the same: all but the duration."""
 
-    __slots__ = ("by_names", "kind", "rules")
+
+class _Said(NamedTuple):
+    """What a rule says of a span, and which of the fields are how long it took."""
+
+    event: AuditEvent
+    durations: tuple[str, ...]
+
+    def after(self, duration: float | None) -> AuditEvent:
+        """Return the event of a span that is alike but for its duration."""
+        if not self.durations:
+            return self.event
+        of = self.event
+        fields = {**of.fields, **dict.fromkeys(self.durations, duration)}
+        return AuditEvent(
+            of.event, of.action, of.event_type, of.status, of.level, of.resource_type,
+            of.resource_name, of.error, of.retention, fields,
+        )  # fmt: skip
+
+
+class _Sort:
+    """Spans of one tracer and kind: their rules, and what these made of spans before.
+
+    Statements with parameters are few, and come again and again: what the
+    rules say of a span depends on its name, its status and its attributes, and
+    of what else there is only a failure's description and the duration differ.
+    """
+
+    __slots__ = ("by_names", "kind", "rules", "said")
 
     def __init__(self, kind: str, rules: tuple[SpanRule, ...]) -> None:
         self.kind = kind
         self.rules = rules
         self.by_names: dict[tuple[str, ...], tuple[SpanRule, ...]] = {}
+        self.said: dict[_Alike, tuple[_Said, ...]] = {}
+
+    def remember(self, alike: _Alike, attributes: dict[str, Any], said: list[_Said]) -> None:
+        """Keep what the rules say of spans that are alike, unless it would take much room."""
+        if any(isinstance(value, str) and len(value) > _LONGEST for value in attributes.values()):
+            return
+        if len(self.said) >= _REMEMBERED:
+            self.said.clear()
+        self.said[alike] = tuple(said)
 
     def asking_for(self, names: tuple[str, ...]) -> tuple[SpanRule, ...]:
         """Return the rules that a span with these attributes could match, made for those."""
@@ -112,10 +160,8 @@ class RuleProcessor(SpanProcessor):
             rules = sort.asking_for(names)
         if not rules:
             return
-        status = _status(span)
-        for rule in rules:
-            if rule.matches(span.name, status, attributes):
-                self._record(span, rule, _facts(span, status, sort.kind, tracer, attributes))
+        for event in _events(span, sort, tracer, attributes, rules):
+            self._record(span, event)
 
     def stop(self) -> None:
         """Match nothing any more."""
@@ -132,12 +178,8 @@ class RuleProcessor(SpanProcessor):
         self._sorts[tracer, kind] = sort
         return sort
 
-    def _record(self, span: ReadableSpan, rule: SpanRule, facts: dict[str, Any]) -> None:
+    def _record(self, span: ReadableSpan, event: AuditEvent) -> None:
         try:
-            failed = facts["status"] == "error"
-            event = rule.saying.say(
-                facts, "failed" if failed else "success", facts["error"] if failed else None
-            )
             here = otel_context.attach(
                 trace.set_span_in_context(trace.NonRecordingSpan(span.context))
             )
@@ -257,16 +299,55 @@ def _status(span: ReadableSpan) -> str:
     return "error" if code is trace.StatusCode.ERROR else "ok"
 
 
+def _events(
+    span: ReadableSpan,
+    sort: _Sort,
+    tracer: str,
+    attributes: dict[str, Any],
+    rules: Sequence[SpanRule],
+) -> list[AuditEvent]:
+    """Return what the rules say of a span."""
+    status, duration = _status(span), _duration(span)
+    values = (*attributes.values(),)
+    kinds = (*map(type, values),)
+    # The types as well: 1 and True are equal, and so are sequences of them.
+    alike: _Alike = (span.name, status, (*attributes,), values, kinds)
+    lasting = status != "error" and duration is not None and _PLAIN.issuperset(kinds)
+    before = sort.said.get(alike) if lasting else None
+    if before is not None:
+        return [said.after(duration) for said in before]
+    facts = _facts(span, status, sort.kind, tracer, attributes, duration)
+    how, error = ("failed", facts["error"]) if status == "error" else ("success", None)
+    said = []
+    for rule in rules:
+        if rule.matches(span.name, status, attributes):
+            durations = rule.saying.fields_that_are(_DURATION)
+            lasting = lasting and durations is not None
+            said.append(_Said(rule.saying.say(facts, how, error), durations or ()))
+    if lasting:
+        sort.remember(alike, attributes, said)
+    return [one.event for one in said]
+
+
+def _duration(span: ReadableSpan) -> float | None:
+    started, ended = span.start_time, span.end_time
+    return None if started is None or ended is None else round((ended - started) / 1e6, 3)
+
+
 def _facts(
-    span: ReadableSpan, status: str, kind: str, scope: str, attributes: dict[str, Any]
+    span: ReadableSpan,
+    status: str,
+    kind: str,
+    scope: str,
+    attributes: dict[str, Any],
+    duration: float | None,
 ) -> dict[str, Any]:
     """Return what a rule's templates can name: the attributes, and what is in none."""
     facts = {**attributes, "name": span.name, "kind": kind, "scope": scope, "status": status}
     if status == "error":
         facts["error"] = facts.get("error.type") or _kind_of(span.status.description)
-    started, ended = span.start_time, span.end_time
-    if started is not None and ended is not None:
-        facts["duration_ms"] = round((ended - started) / 1e6, 3)
+    if duration is not None:
+        facts[_DURATION] = duration
     if _INPUT in facts or _OUTPUT in facts:
         facts["total_tokens"] = facts.get(_INPUT, 0) + facts.get(_OUTPUT, 0)
     return facts
