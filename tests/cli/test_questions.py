@@ -86,8 +86,12 @@ def test_what_else_happened_in_a_request(ask: Cli) -> None:
 
 
 @pytest.mark.parametrize("columns", [80, 100, 200])
-def test_a_narrow_terminal_shows_what_it_was_about(directory: Path, columns: int) -> None:
+def test_a_narrow_terminal_shows_what_it_was_about(
+    directory: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The resource is last in a line; what is before it gives way."""
+    # pytest's workers have it, and it counts for more than the terminal.
+    monkeypatch.delenv("COLUMNS", raising=False)
     ledger = Ledger(directory)
     ledger.write(
         {
