@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,10 +57,21 @@ class ServerError(RuntimeError):
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on."""
-    with socket.socket() as attempt:
-        attempt.bind((HOST, 0))
-        return int(attempt.getsockname()[1])
+    """Return a port of the loopback interface that nobody listens on, another one each time.
+
+    Below those that Linux gives to connections (from 32768 on), one of which may
+    come between this and the server's start.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)  # noqa: S311 - nobody has to be unable to guess it
+        with socket.socket() as attempt, suppress(OSError):
+            attempt.bind((HOST, port))
+            if port not in _given:
+                _given.add(port)
+                return port
+
+
+_given: set[int] = set()
 
 
 class Server:

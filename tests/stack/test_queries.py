@@ -125,12 +125,15 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         with ThreadPoolExecutor() as others:
             metrics = others.submit(measured.report, collector.otlp_endpoint, traffic.SERVICE, stop)
             try:
-                filling = others.submit(fill, stuck, play(collector, full), stop)
+                part = play(collector, full)
+                going = others.submit(go_on, collector, part, stop)
+                filling = others.submit(fill, stuck, part, stop)
                 time.sleep(5)  # Loki's own metrics and the ruler's next turns
                 yield Scene(loki, prometheus, prometheus2)
             finally:
                 stop.set()
             metrics.result()
+            going.result()
             filling.result()
 
 
@@ -150,15 +153,26 @@ def play(collector: Collector, full: Collector) -> list[OtelLogRecord]:
         body=json.dumps({"event": CHECKPOINT}),
         attributes={"audit.event.type": CHECKPOINT, "audit.retention": "3y"},
     )
-    # Nothing of ours is that long; Loki refuses it for good.
-    hopeless = some[0]._replace(body="x" * 1_100_000)
     third = len(records) // 3
     for number in range(3):
         part = records[number * third : (number + 1) * third]
         traffic.send(collector.audit_endpoint, [*part, checkpoint], allowed)
-        traffic.send(collector.audit_endpoint, [hopeless], allowed)
+        traffic.send(collector.audit_endpoint, [hopeless(some[0])], allowed)
         time.sleep(2)
     return records[:third]
+
+
+def hopeless(record: OtelLogRecord) -> OtelLogRecord:
+    """Return a record that Loki refuses for good: nothing of ours is that long."""
+    return record._replace(body="x" * 1_100_000)
+
+
+def go_on(collector: Collector, records: list[OtelLogRecord], stop: threading.Event) -> None:
+    """Send on and on, so that a server that scrapes late sees the counts rise."""
+    allowed = {"Authorization": collector.authorization}
+    while not stop.wait(1):
+        for part in (records, [hopeless(records[0])]):
+            traffic.send(collector.audit_endpoint, part, allowed)
 
 
 def fill(stuck: Collector, records: list[OtelLogRecord], stop: threading.Event) -> None:
