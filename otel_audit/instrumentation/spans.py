@@ -70,6 +70,17 @@ _Alike: TypeAlias = tuple[object, ...]
 """What spans have in common of which the rules say the same: all but the duration."""
 
 
+class _Asking(NamedTuple):
+    """A rule made for spans with certain attributes.
+
+    ``durations`` are the fields that are just how long a span took; None where
+    that is a part of something else the rule says.
+    """
+
+    rule: SpanRule
+    durations: tuple[str, ...] | None
+
+
 class _Said(NamedTuple):
     """What a rule says of a span, and which of the fields are how long it took."""
 
@@ -101,7 +112,7 @@ class _Sort:
     def __init__(self, kind: str, rules: tuple[SpanRule, ...]) -> None:
         self.kind = kind
         self.rules = rules
-        self.by_names: dict[tuple[str, ...], tuple[SpanRule, ...]] = {}
+        self.by_names: dict[tuple[str, ...], tuple[_Asking, ...]] = {}
         self.said: dict[_Alike, tuple[_Said, ...]] = {}
 
     def remember(self, alike: _Alike, attributes: dict[str, Any], said: list[_Said]) -> None:
@@ -112,9 +123,10 @@ class _Sort:
             self.said.clear()
         self.said[alike] = tuple(said)
 
-    def asking_for(self, names: tuple[str, ...]) -> tuple[SpanRule, ...]:
+    def asking_for(self, names: tuple[str, ...]) -> tuple[_Asking, ...]:
         """Return the rules that a span with these attributes could match, made for those."""
-        found = tuple(rule.narrowed(names, _FACTS) for rule in self.rules if rule.asks_for(names))
+        rules = [rule.narrowed(names, _FACTS) for rule in self.rules if rule.asks_for(names)]
+        found = tuple(_Asking(rule, rule.saying.fields_that_are(_DURATION)) for rule in rules)
         if len(self.by_names) >= _CACHED:
             self.by_names.clear()
         self.by_names[names] = found
@@ -304,7 +316,7 @@ def _events(
     sort: _Sort,
     tracer: str,
     attributes: dict[str, Any],
-    rules: Sequence[SpanRule],
+    rules: Sequence[_Asking],
 ) -> list[AuditEvent]:
     """Return what the rules say of a span."""
     status, duration = _status(span), _duration(span)
@@ -319,9 +331,8 @@ def _events(
     facts = _facts(span, status, sort.kind, tracer, attributes, duration)
     how, error = ("failed", facts["error"]) if status == "error" else ("success", None)
     said = []
-    for rule in rules:
+    for rule, durations in rules:
         if rule.matches(span.name, status, attributes):
-            durations = rule.saying.fields_that_are(_DURATION)
             lasting = lasting and durations is not None
             said.append(_Said(rule.saying.say(facts, how, error), durations or ()))
     if lasting:
