@@ -16,13 +16,14 @@ _LINE_SECONDS: Final = 60.0
 class Failures:
     """Failures of one piece of work."""
 
-    __slots__ = ("_line_at", "in_a_row", "total", "untold")
+    __slots__ = ("_line_at", "_quiet", "in_a_row", "total", "untold")
 
     def __init__(self) -> None:
         self.total = 0
         self.in_a_row = 0
         self.untold = 0
-        """How many there were since the last line."""
+        """How many there were between the last two lines."""
+        self._quiet = 0
         self._line_at: float | None = None
 
     def add(self) -> bool:
@@ -31,16 +32,12 @@ class Failures:
         self.in_a_row += 1
         now = time.monotonic()
         if self._line_at is not None and now - self._line_at < _LINE_SECONDS:
-            self.untold += 1
+            self._quiet += 1
             return False
-        self._line_at = now
+        self.untold, self._quiet, self._line_at = self._quiet, 0, now
         return True
-
-    def told(self) -> None:
-        """Count anew what no line tells of."""
-        self.untold = 0
 
     def end(self) -> int:
         """Return how many there were in a row; the next one is the first again."""
-        ended, self.in_a_row, self.untold, self._line_at = self.in_a_row, 0, 0, None
+        ended, self.in_a_row, self._quiet, self._line_at = self.in_a_row, 0, 0, None
         return ended

@@ -74,4 +74,3 @@ class Watch:
                 error,
                 exc_info=error,
             )
-            self._failures.told()
