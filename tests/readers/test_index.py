@@ -232,11 +232,14 @@ def test_a_damaged_index_is_deleted_and_made_anew(ledger: Ledger) -> None:
     search.close()
 
 
-def test_an_index_whose_rows_contradict_each_other_is_made_anew(ledger: Ledger) -> None:
+@pytest.mark.parametrize("change", ["DELETE FROM segment", "UPDATE segment SET present = 0"])
+def test_an_index_whose_rows_contradict_each_other_is_made_anew(
+    ledger: Ledger, change: str
+) -> None:
     ledger.fill(3 * SMALL)
     index = ledger.index()
     with apsw.Connection(str(index.path)) as database:
-        database.execute("DELETE FROM segment")
+        database.execute(change)
     with pytest.raises(TrailError, match=r"is damaged .* made anew"):
         index.step(ledger.reader, ledger.size)
     assert not index.path.exists()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import apsw
 import pytest
 
-from otel_audit.errors import QueryError, TrailError
+from otel_audit.errors import QueryError
 from otel_audit.readers import index_file
 from otel_audit.readers.index_file import DATABASE
 from otel_audit.readers.index_view import IndexView
@@ -365,19 +365,6 @@ def test_whatever_is_changed_in_the_index_answers_stay_right(ledger: Ledger, cha
     for query, expected in zip(asked, right, strict=True):
         assert (pages(fresh, query), fresh.count(query, by="outcome", per=HOUR)) == expected
     fresh.close()
-
-
-def test_an_index_whose_segments_were_changed_is_made_anew(ledger: Ledger) -> None:
-    ledger.fill(6 * SMALL)
-    index = ledger.index()
-    with apsw.Connection(str(index.path)) as database:
-        database.execute("UPDATE segment SET present = 0")
-    with pytest.raises(TrailError, match="damaged"):
-        index.step(ledger.reader, ledger.size)
-    while index.step(ledger.reader, ledger.size):
-        pass
-    index.close()
-    assert TrailSearch(ledger.reader).progress()[:2] == (6 * SMALL, 6 * SMALL)
 
 
 def damage(path: Path, how: str) -> None:
