@@ -115,7 +115,7 @@ def _banner(config: Config, address: str, password: str | None, token: str) -> s
     programs = _short(Path(sys.executable).parent)
     users = ", ".join(f"{name} ({role.value})" for name, role in DEMO_USERS.items())
     another = f"{programs}/python -m examples.agenthub --new-password"
-    named = "AGENTHUB_PASSWORD" in os.environ
+    named = os.environ.get("AGENTHUB_PASSWORD")
     before = f"the one printed on the first start ({another} makes another)"
     known = password or ("the one in AGENTHUB_PASSWORD" if named else before)
     given = password or "..."
