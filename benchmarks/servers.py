@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import psutil
 
 from benchmarks.rounds import compare, ratio
+from collector.stack.servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -183,14 +184,6 @@ def show_costs(servers: Mapping[str, Server]) -> None:
 def ratio_of_costs(label: str, above: Server, below: Server, goal: str) -> None:
     """Print how the processor times of two servers' answers compare."""
     ratio(label, above.microseconds, below.microseconds, goal)
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_for(port: int) -> None:

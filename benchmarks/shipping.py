@@ -35,8 +35,9 @@ from opentelemetry.sdk.resources import Resource
 
 from benchmarks.rounds import compare, ratio
 from benchmarks.sample import FIELDS
-from benchmarks.servers import compare_servers, free_port, ratio_of_costs, wait_for
+from benchmarks.servers import compare_servers, ratio_of_costs, wait_for
 from benchmarks.web import serve
+from collector.stack.servers import free_port
 from otel_audit import AuditLogger, AuditProvider, Settings
 from otel_audit.destinations import Destination
 from otel_audit.readers.cursors import Cursors

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from collector.stack.servers import free_port
 from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.verify import verify
 from tests.instrumentation.test_launch import BIN, QUIET, asked, records
-from tests.stack.launched import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

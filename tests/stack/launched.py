@@ -29,13 +29,6 @@ QUIET = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Launched:
     """One command under the launcher, with its trail in ``directory/logs``."""
 

@@ -23,8 +23,9 @@ from urllib.parse import urlencode
 
 import pytest
 
+from collector.stack.servers import free_port
 from tests.stack.environments import CACHE, environment, run
-from tests.stack.launched import Launched, free_port
+from tests.stack.launched import Launched
 from tests.stack.servers import postgres
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from collector.stack.servers import free_port
 from tests.stack.environments import run
-from tests.stack.launched import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

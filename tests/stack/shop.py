@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from collector.stack.servers import free_port
 from otel_audit.trail.reader import TrailReader
 
 if TYPE_CHECKING:
@@ -29,13 +30,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 HEADERS = "OTEL_EXPORTER_OTLP_AUDIT_HEADERS"
 ENDPOINT = "OTEL_EXPORTER_OTLP_AUDIT_ENDPOINT"
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on."""
-    with socket.socket() as attempt:
-        attempt.bind(("127.0.0.1", 0))
-        return int(attempt.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0, what: str = "it") -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from collector.stack.servers import free_port
 from tests.stack.environments import environment
-from tests.stack.launched import Launched, free_port
+from tests.stack.launched import Launched
 from tests.stack.published import (
     documented_database,
     documented_log_in,

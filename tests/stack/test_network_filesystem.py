@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from collector.stack.servers import free_port
 from otel_audit import AuditProvider, Settings
 from otel_audit.errors import TrailFileSystemError
-from tests.stack.shop import ROOT, free_port, wait_for
+from tests.stack.shop import ROOT, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from collector.stack.servers import free_port
 from tests.stack.environments import environment
-from tests.stack.launched import Launched, free_port
+from tests.stack.launched import Launched
 from tests.stack.servers import postgres, served
 
 PROGRAM = Path(__file__).parent / "libraries.py"

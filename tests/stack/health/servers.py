@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
 
+from collector.stack.servers import free_port
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -32,12 +34,6 @@ def wait_until(condition: Callable[[], object], seconds: float = 30, what: str =
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def accepts(port: int) -> bool:

@@ -12,7 +12,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.stack.health.servers import ROOT, Server, accepts, free_port, program, wait_until
+from collector.stack.servers import free_port
+from tests.stack.health.servers import ROOT, Server, accepts, program, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 
+from collector.stack.servers import free_port
 from otel_audit import TrailReader
 from otel_audit.health.checker import TRAIL
 from otel_audit.trail.verify import verify
@@ -28,7 +29,6 @@ from tests.stack.health.servers import (
     Postgres,
     Redis,
     Server,
-    free_port,
     program,
     started,
     wait_until,
