@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import orjson
 from opentelemetry import context as otel_context
 
 from otel_audit.errors import AuditEventError, AuditTimeoutError, AuditUnavailableError
@@ -57,8 +58,8 @@ class RequestScope:
     """
 
     __slots__ = (
-        "actor", "client_id", "client_ip", "closed", "failure", "pending", "request_id", "route",
-        "session_id", "user_agent",
+        "_members", "actor", "client_id", "client_ip", "closed", "failure", "pending", "request_id",
+        "route", "session_id", "user_agent",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +80,7 @@ class RequestScope:
         self.pending: list[PendingReceipt] = []
         self.failure: AuditUnavailableError | None = None
         self.closed = False
+        self._members: str | None = None
         self.route: Callable[[], str] | None = None
         """Tells the route's template, once it is known; set where the policy asks for it."""
 
@@ -147,6 +149,15 @@ class RequestScope:
             "user_agent": self.user_agent,
         }
         return {name: value for name, value in facts.items() if value is not None}
+
+    def members(self) -> str:
+        """Write `facts` as members of a JSON object, each after a comma. Raises `TypeError`."""
+        members = self._members
+        if members is None:
+            facts = self.facts()
+            members = f",{orjson.dumps(facts).decode()[1:-1]}" if facts else ""
+            self._members = members
+        return members
 
 
 def _up_to(

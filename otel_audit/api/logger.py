@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from otel_audit.api.provider import get_audit_provider, provider_for
 from otel_audit.api.receipt import PendingReceipt
 from otel_audit.errors import AuditUnavailableError
-from otel_audit.record.encode import encode
 from otel_audit.record.event import AuditEvent
 from otel_audit.settings import Settings
 from otel_audit.trail.merkle import leaf_hash
@@ -81,21 +80,20 @@ class AuditLogger:
         says fail.
         """
         provider = self._provider or get_audit_provider()
-        draft = provider.stages.prepare(event, self.name)
-        if not draft.wanted:
-            return provider.unrecorded(draft.record_id)
-        record = encode(draft)
+        record_id, record, on_failure, scope = provider.records.write(event, self.name)
+        if record is None:
+            return provider.unrecorded(record_id)
         hashed = leaf_hash(record)
         try:
             put = provider.commit if _get_running_loop() is None else provider.submit
-            receipt = put(draft, record, hashed)
+            receipt = put(record_id, record, hashed, on_failure)
         except AuditUnavailableError as error:
             # Whoever swallows this error must still not get a 200 sent.
-            if draft.scope is not None:
-                draft.scope.failure = error
+            if scope is not None:
+                scope.failure = error
             raise
-        if draft.scope is not None and type(receipt) is PendingReceipt:
-            draft.scope.pending.append(receipt)
+        if scope is not None and type(receipt) is PendingReceipt:
+            scope.pending.append(receipt)
         return receipt
 
     async def aemit(self, event: AuditEvent) -> AuditReceipt:
@@ -122,15 +120,16 @@ class AuditLogger:
         level = fields.pop("level", None)
         return self.emit(
             AuditEvent(
-                event=event_type,
-                action=action,
-                status=status,
-                level=level if severity is None else severity,
-                resource_type=resource_type,
-                resource_name=resource_name,
-                error=error,
-                retention=fields.pop("retention", None),
-                fields=fields,
+                event_type,
+                action,
+                None,
+                status,
+                level if severity is None else severity,
+                resource_type,
+                resource_name,
+                error,
+                fields.pop("retention", None),
+                fields,
             )
         )
 

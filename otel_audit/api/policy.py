@@ -125,8 +125,17 @@ class Policy:
         """Whether a rule depends on the route of the request that an event happens in."""
         return any(rule.route != "*" for rule in self.rules)
 
+    @property
+    def narrow(self) -> bool:
+        """Whether a rule asks for more than an event's own words."""
+        return self._narrow
+
     def __call__(self, draft: Draft) -> None:
-        """Be a stage: write the decision into the draft."""
+        """Be a stage."""
+        self.apply(draft)
+
+    def apply(self, draft: Draft) -> Decision:
+        """Write the decision into the draft, and return it."""
         key: tuple[str, ...] = (draft.event, draft.event_type, draft.action)
         if self._narrow:
             key += _where(draft)
@@ -137,6 +146,7 @@ class Policy:
         draft.retention = draft.retention or decision.retention
         if decision.redact:
             _take_out(draft, decision.redact)
+        return decision
 
     def matching(self, event: str, event_type: str, action: str, *where: str) -> list[Rule]:
         """Return the rules that speak about an event, in their order."""

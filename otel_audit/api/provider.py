@@ -31,7 +31,7 @@ from opentelemetry.sdk.resources import Resource as OtelResource
 from otel_audit.api import companions, metrics
 from otel_audit.api.policy import Policy
 from otel_audit.api.receipt import AuditReceipt, PendingReceipt
-from otel_audit.api.stages import Stages
+from otel_audit.api.writing import RecordWriter
 from otel_audit.errors import AuditClosedError, AuditSettingsError, AuditUnavailableError
 from otel_audit.record import coerce
 from otel_audit.record.encode import new_record_id
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
     from otel_audit.api.companions import Companion
     from otel_audit.api.receipt import Receipt
-    from otel_audit.record.event import Draft
     from otel_audit.trail.ticket import Ticket
 
 _CLOSE_SECONDS: Final = 10.0
@@ -87,7 +86,7 @@ class AuditProvider:
         self._forked = False
         self._companions: list[Companion] = []
         self.resource, self.service_name = _resource(self.settings)
-        self.stages = Stages(
+        self.records = RecordWriter(
             policy=self.policy,
             redactor=redactor,
             service_name=self.service_name,
@@ -170,15 +169,15 @@ class AuditProvider:
         """Return a new reader of the trail; close it after use."""
         return TrailReader(self.directory)
 
-    def commit(self, draft: Draft, record: bytes, leaf_hash: bytes) -> Receipt:
+    def commit(self, record_id: str, record: bytes, leaf_hash: bytes, on_failure: str) -> Receipt:
         """Block until the record is durable. Raises as the policy says.
 
         Returns a pending receipt where this thread must not wait: in a signal
         handler or finalizer that interrupted it in the middle of a commit.
         """
         if self._committer is None:
-            return self.unrecorded(draft.record_id)
-        ticket = self._ticket(draft, record, leaf_hash)
+            return self.unrecorded(record_id)
+        ticket = self._ticket(record_id, record, leaf_hash, on_failure)
         try:
             if self._forked:
                 self._revive()
@@ -187,11 +186,11 @@ class AuditProvider:
             return self._refused(ticket, error)
         return self.settle(ticket) if ticket.settled else ticket
 
-    def submit(self, draft: Draft, record: bytes, leaf_hash: bytes) -> Receipt:
+    def submit(self, record_id: str, record: bytes, leaf_hash: bytes, on_failure: str) -> Receipt:
         """Queue the record and return at once. Raises as the policy says."""
         if self._committer is None:
-            return self.unrecorded(draft.record_id)
-        ticket = self._ticket(draft, record, leaf_hash)
+            return self.unrecorded(record_id)
+        ticket = self._ticket(record_id, record, leaf_hash, on_failure)
         try:
             if self._forked:
                 self._revive()
@@ -341,10 +340,10 @@ class AuditProvider:
         for name in self.settings.unknown:
             _logger.warning("%s is not a setting of otel-audit; is it misspelt?", name)
 
-    def _ticket(self, draft: Draft, record: bytes, leaf_hash: bytes) -> PendingReceipt:
-        return PendingReceipt(
-            record, leaf_hash, self.resource, draft.record_id, draft.on_failure, self.settle
-        )
+    def _ticket(
+        self, record_id: str, record: bytes, leaf_hash: bytes, on_failure: str
+    ) -> PendingReceipt:
+        return PendingReceipt(record, leaf_hash, self.resource, record_id, on_failure, self.settle)
 
     def _refused(
         self, ticket: PendingReceipt, error: AuditUnavailableError, *, told: bool = False

@@ -23,6 +23,7 @@ REDACTED: Final = "[REDACTED]"
 """What stands for the value under a secret's name."""
 
 _SEEN: Final = 4_096
+_NUMBERS: Final = frozenset({int, float, bool})
 
 
 class Redactor:
@@ -67,6 +68,24 @@ class Redactor:
             return beside
         self._by_shape(fields)
         return tuple(map(self._without_secrets, beside))
+
+    def knows(self, names: Iterable[str]) -> bool:
+        """Whether all names were met before and are innocent."""
+        return self._innocent.issuperset(names)
+
+    def passes(self, fields: dict[str, JsonValue], *beside: str) -> bool:
+        """Whether `fields` would change nothing, given that it `knows` the names.
+
+        Quick, and never wrongly yes. No for whatever is no plain value.
+        """
+        texts = list(beside)
+        for value in fields.values():
+            kind = type(value)
+            if kind is str:
+                texts.append(cast("str", value))
+            elif kind not in _NUMBERS:
+                return False
+        return not self._search.suspect(texts)
 
     def text(self, value: str) -> str:
         """Redact a text that has no name, by shape only."""

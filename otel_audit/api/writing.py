@@ -1,0 +1,250 @@
+"""From events to records: the short way for ordinary ones, the stages for all others.
+
+Most records differ from others in few places. What follows from an event's own
+words (level, outcome, the policy's decision) is worked out once for all events
+of those words; the request, the span and the service are written once each. So
+an ordinary record costs little more than encoding the caller's fields.
+
+Promises: `RecordWriter.write` returns what the stages and `encode` make of the
+event, byte for byte, whichever way it goes. Ordinary is an event that needs no
+conversion, no redaction, no shortening, and has no error to explain. Nothing
+that has to be hidden passes: names and texts are judged by the same `Redactor`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+import orjson
+from opentelemetry.context import get_current
+from opentelemetry.trace import get_current_span
+
+from otel_audit.api.context import actor_in, current_scope
+from otel_audit.api.stages import Stages, plain
+from otel_audit.record.classes import CLASSES, missing
+from otel_audit.record.encode import LIMIT, encode, timestamp_of
+from otel_audit.record.event import RESERVED, SCHEMA, AuditEvent, Draft, level_of, outcome_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.trace import SpanContext
+
+    from otel_audit.api.context import Actor, RequestScope
+    from otel_audit.api.policy import Policy
+    from otel_audit.record.redact import Redactor
+
+Written: TypeAlias = "tuple[str, bytes | None, str, RequestScope | None]"
+"""Record id, canonical bytes (None: the policy does not want it), what a failure means, request."""
+
+_REMEMBERED: Final = 4_096
+"""How many wordings and names: those made of user input must not fill the memory."""
+
+_ROOM: Final = 2_048
+"""Bytes of ordinary fields: too few for any limit of coerce.py, however they are distributed."""
+
+
+_ANONYMOUS: Final = ',"actor_id":"anonymous","actor_type":"user","actor_verified":false'
+
+
+class _Wording(NamedTuple):
+    """What follows from an event's own words."""
+
+    before_id: str
+    after_id: str
+    resource_type: str
+    last: str
+    service_acts: str
+    on_failure: str
+    event_class: str | None
+
+
+_ODD: Final = _Wording("", "", "", "", "", "", None)
+"""Stands for words that the stages have to look at each time."""
+
+
+class RecordWriter:
+    """Writes the records of one provider. Safe for threads."""
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        redactor: Redactor,
+        service_name: str,
+        resource: str,
+        clock: Callable[[], int],
+        new_id: Callable[[], str],
+    ) -> None:
+        """Bind what all records have in common; ``clock`` gives Unix nanoseconds."""
+        self._stages = Stages(
+            policy=policy,
+            redactor=redactor,
+            service_name=service_name,
+            resource=resource,
+            clock=clock,
+            new_id=new_id,
+        )
+        self._policy = policy
+        self._redactor = redactor
+        self._service_name = service_name
+        self._resource = resource
+        self._clock = clock
+        self._new_id = new_id
+        self._wordings: dict[tuple[object, ...], _Wording] = {}
+        self._names: set[str] = set()
+        self._span: tuple[SpanContext | None, str] = (None, "")
+
+    def write(self, event: AuditEvent, logger: str | None = None) -> Written:
+        """Return the event's record; ``logger`` is the logger's name. Raises `AuditEventError`."""
+        try:
+            written = self._ordinary(event, logger)
+        except Exception:  # noqa: BLE001 - whatever is odd about the event, the stages know
+            written = None
+        if written is not None:
+            return written
+        draft = self._stages.prepare(event, logger)
+        record = encode(draft) if draft.wanted else None
+        return draft.record_id, record, draft.on_failure, draft.scope
+
+    def _ordinary(self, event: AuditEvent, logger: str | None) -> Written | None:
+        """Put an ordinary record together; None, or any exception, for all others."""
+        words = (
+            event.event, event.action, event.event_type, event.status, event.level,
+            event.resource_type, event.retention,
+        )  # fmt: skip
+        wording = self._wordings.get(words) or self._learned(words)
+        if wording is _ODD or event.error is not None or type(event.fields) is not dict:
+            return None
+        # A copy: what is judged has to be what is written, whatever other threads do to it.
+        fields = event.fields.copy()
+        name = event.resource_name
+        if not (self._knows(fields) and self._redactor.passes(fields, name or "")):
+            return None
+        named = "" if name is None else f',"resource_name":{_text(name)}'
+        said = orjson.dumps(fields)
+        # NaN and infinities are the only plain values that JSON cannot hold; they become null.
+        if len(said) > _ROOM or b"null" in said:
+            return None
+        context = get_current()
+        scope = current_scope(context)
+        actor = actor_in(scope, context)
+        if actor is not None:
+            acts = _acts(actor)
+        else:
+            acts = wording.service_acts if scope is None else _ANONYMOUS
+        if wording.event_class is not None and _misses(wording.event_class, event, scope, actor):
+            return None
+        span = get_current_span(context).get_span_context()
+        known, trace = self._span
+        record_id = self._new_id()
+        record = (
+            f'{{"schema":"{SCHEMA}","timestamp":"{timestamp_of(self._clock())}{wording.before_id}'
+            f"{record_id}{wording.after_id}{acts}{wording.resource_type}{named}"
+            f"{'' if scope is None else scope.members()}"
+            f"{trace if span is known else self._trace(span)}{wording.last}"
+        ).encode()
+        if logger is not None and "logger" not in fields:
+            said = said[:-1] + f'{"," if fields else ""}"logger":{_text(logger)}}}'.encode()
+        record += b"}" if said == b"{}" else b"," + said[1:]
+        return None if len(record) > LIMIT else (record_id, record, wording.on_failure, scope)
+
+    def _learned(self, words: tuple[Any, ...]) -> _Wording:
+        # Not remembered: numbers, as 1 and True are the same key, which have no length; and long ones.
+        if sum(len(word) for word in words if word is not None) > _ROOM:
+            return _ODD
+        wording = self._judged(*words)
+        if len(self._wordings) >= _REMEMBERED:
+            self._wordings.clear()
+        self._wordings[words] = wording
+        return wording
+
+    def _judged(
+        self,
+        event: str,
+        action: str,
+        event_type: str | None,
+        status: str,
+        level: str | None,
+        resource_type: str | None,
+        retention: str | None,
+    ) -> _Wording:
+        """Work out by the stages themselves what follows from these words."""
+        if self._policy.narrow:
+            return _ODD  # more than words decides
+        said = AuditEvent(
+            event, action, event_type, status, level, resource_type, retention=retention
+        )
+        draft = Draft(said, "", "")
+        plain(draft)
+        decision = self._policy.apply(draft)
+        if not draft.wanted or decision.redact or draft.coerced or draft.severity is not None:
+            return _ODD
+        level = draft.level or level_of(draft.status, draft.event_type)
+        return _Wording(
+            before_id=f'","level":"{level}"{_member("event", draft.event)},"record_id":"',
+            after_id='"'
+            + _member("event_type", draft.event_type)
+            + _member("action", draft.action)
+            + _member("status", draft.status)
+            + _member("outcome", outcome_of(draft.status)),
+            resource_type=_member("resource_type", draft.resource_type),
+            last=_member("service_name", self._service_name)
+            + _member("resource", self._resource)
+            + _member("retention", draft.retention),
+            service_acts=_member("actor_id", self._service_name) + ',"actor_type":"service"',
+            on_failure=draft.on_failure,
+            event_class=draft.event_type if draft.event_type in CLASSES else None,
+        )
+
+    def _knows(self, fields: dict[str, object]) -> bool:
+        """Whether all names are ordinary: neither the record's own nor possibly secrets'."""
+        names = self._names
+        if names.issuperset(fields):
+            return True
+        if not (RESERVED.isdisjoint(fields) and self._redactor.knows(fields)):
+            return False
+        if len(names) >= _REMEMBERED:
+            names.clear()
+        names.update(fields)
+        return True
+
+    def _trace(self, span: SpanContext) -> str:
+        """Write the ids of a span once: its records usually come in a row."""
+        trace = ""
+        if span.is_valid:
+            trace = (
+                f',"trace_id":"{span.trace_id:032x}","span_id":"{span.span_id:016x}"'
+                f',"trace_flags":"{span.trace_flags:02x}"'
+            )
+        # One tuple, replaced whole, so that threads cannot mix it up.
+        self._span = (span, trace)
+        return trace
+
+
+def _acts(actor: Actor) -> str:
+    facts: dict[str, object] = {"actor_id": actor.id, "actor_type": actor.type}
+    if actor.verified is not None:
+        facts["actor_verified"] = actor.verified
+    return f",{orjson.dumps(facts).decode()[1:-1]}"
+
+
+def _misses(
+    event_class: str, event: AuditEvent, scope: RequestScope | None, actor: Actor | None
+) -> bool:
+    """Whether a field that the event's class expects is missing, which the record has to say."""
+    own = {"resource_type": event.resource_type, "resource_name": event.resource_name}
+    if actor is not None or scope is None:
+        own["actor_id"] = "the service" if actor is None else actor.id
+    if scope is not None:
+        own["client_ip"] = scope.client_ip
+    return bool(missing(event_class, own, event.fields))
+
+
+def _member(name: str, text: str | None) -> str:
+    return "" if text is None else f',"{name}":{_text(text)}'
+
+
+def _text(text: str) -> str:
+    """Write a text as JSON. Raises `TypeError` where JSON cannot hold it: a lone surrogate."""
+    return orjson.dumps(text).decode()
