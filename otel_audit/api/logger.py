@@ -21,6 +21,8 @@ from otel_audit.trail.merkle import leaf_hash
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from opentelemetry.context import Context
+
     from otel_audit.api.provider import AuditProvider
     from otel_audit.api.receipt import AuditReceipt, Receipt
 
@@ -69,8 +71,11 @@ class AuditLogger:
         """The mirror: one JSON line a record, None without a mirror. `flush` completes it."""
         return self.provider.settings.mirror_file
 
-    def emit(self, event: AuditEvent) -> Receipt:
+    def emit(self, event: AuditEvent, context: Context | None = None) -> Receipt:
         """Record the event.
+
+        ``context`` says in which span and request it happened, and who acted;
+        default: the current one, as in OpenTelemetry's own loggers.
 
         Without a running event loop in this thread: blocks until the record is
         durable and returns its `AuditReceipt`. With one: returns a
@@ -80,7 +85,7 @@ class AuditLogger:
         says fail.
         """
         provider = self._provider or get_audit_provider()
-        record_id, record, on_failure, scope = provider.records.write(event, self.name)
+        record_id, record, on_failure, scope = provider.records.write(event, self.name, context)
         if record is None:
             return provider.unrecorded(record_id)
         hashed = leaf_hash(record)
@@ -96,9 +101,9 @@ class AuditLogger:
             scope.pending.append(receipt)
         return receipt
 
-    async def aemit(self, event: AuditEvent) -> AuditReceipt:
+    async def aemit(self, event: AuditEvent, context: Context | None = None) -> AuditReceipt:
         """Record the event and return when it is durable. Raises as `emit`."""
-        return await self.emit(event)
+        return await self.emit(event, context)
 
     def audit_event(
         self,

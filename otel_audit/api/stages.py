@@ -21,6 +21,7 @@ from otel_audit.record.event import LEVELS, Draft, level_named
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from opentelemetry.context import Context
     from opentelemetry.trace import SpanContext
 
     from otel_audit.api.policy import Policy
@@ -60,10 +61,12 @@ class Stages:
             self.redacted,
         )
 
-    def prepare(self, event: AuditEvent, logger: str | None = None) -> Draft:
-        """Run all stages; ``logger`` is the logger's name. Raises `AuditEventError`."""
+    def prepare(
+        self, event: AuditEvent, logger: str | None = None, context: Context | None = None
+    ) -> Draft:
+        """Run all stages; see `RecordWriter.write`. Raises `AuditEventError`."""
         draft = Draft(event, self._new_id(), timestamp_of(self._clock()))
-        draft.context = get_current()
+        draft.context = get_current() if context is None else context
         for stage in self._stages:
             stage(draft)
         if logger is not None:

@@ -28,6 +28,7 @@ from otel_audit.record.event import RESERVED, SCHEMA, AuditEvent, Draft, level_o
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from opentelemetry.context import Context
     from opentelemetry.trace import SpanContext
 
     from otel_audit.api.context import Actor, RequestScope
@@ -95,19 +96,26 @@ class RecordWriter:
         self._names: set[str] = set()
         self._span: tuple[SpanContext | None, str] = (None, "")
 
-    def write(self, event: AuditEvent, logger: str | None = None) -> Written:
-        """Return the event's record; ``logger`` is the logger's name. Raises `AuditEventError`."""
+    def write(
+        self, event: AuditEvent, logger: str | None = None, context: Context | None = None
+    ) -> Written:
+        """Return the event's record; ``logger`` is the logger's name. Raises `AuditEventError`.
+
+        ``context`` says where it happened and who acted; default: the current one.
+        """
+        if context is None:
+            context = get_current()
         try:
-            written = self._ordinary(event, logger)
+            written = self._ordinary(event, logger, context)
         except Exception:  # noqa: BLE001 - whatever is odd about the event, the stages know
             written = None
         if written is not None:
             return written
-        draft = self._stages.prepare(event, logger)
+        draft = self._stages.prepare(event, logger, context)
         record = encode(draft) if draft.wanted else None
         return draft.record_id, record, draft.on_failure, draft.scope
 
-    def _ordinary(self, event: AuditEvent, logger: str | None) -> Written | None:
+    def _ordinary(self, event: AuditEvent, logger: str | None, context: Context) -> Written | None:
         """Put an ordinary record together; None, or any exception, for all others."""
         words = (
             event.event, event.action, event.event_type, event.status, event.level,
@@ -126,7 +134,6 @@ class RecordWriter:
         # NaN and infinities are the only plain values that JSON cannot hold; they become null.
         if len(said) > _ROOM or b"null" in said:
             return None
-        context = get_current()
         scope = current_scope(context)
         actor = actor_in(scope, context)
         if actor is not None:

@@ -21,7 +21,6 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from weakref import WeakSet
 
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
@@ -92,7 +91,9 @@ class _Said(NamedTuple):
         if not self.durations:
             return self.event
         of = self.event
-        fields = {**of.fields, **dict.fromkeys(self.durations, duration)}
+        fields = dict(of.fields)
+        for name in self.durations:
+            fields[name] = duration
         return AuditEvent(
             of.event, of.action, of.event_type, of.status, of.level, of.resource_type,
             of.resource_name, of.error, of.retention, fields,
@@ -172,7 +173,7 @@ class RuleProcessor(SpanProcessor):
             rules = sort.asking_for(names)
         if not rules:
             return
-        for event in _events(span, sort, tracer, attributes, rules):
+        for event in _events(span, sort, tracer, names, attributes, rules):
             self._record(span, event)
 
     def stop(self) -> None:
@@ -192,13 +193,8 @@ class RuleProcessor(SpanProcessor):
 
     def _record(self, span: ReadableSpan, event: AuditEvent) -> None:
         try:
-            here = otel_context.attach(
-                trace.set_span_in_context(trace.NonRecordingSpan(span.context))
-            )
-            try:
-                self._audit.emit(event)
-            finally:
-                otel_context.detach(here)
+            here = trace.set_span_in_context(trace.NonRecordingSpan(span.context))
+            self._audit.emit(event, here)
         except OtelAuditError as error:
             # In a request, `emit` has left it for the barrier, so that the answer fails.
             _logger.error("the record of the span %r is not confirmed: %s", span.name, error)  # noqa: TRY400 - where it happened says nothing
@@ -315,6 +311,7 @@ def _events(
     span: ReadableSpan,
     sort: _Sort,
     tracer: str,
+    names: tuple[str, ...],
     attributes: dict[str, Any],
     rules: Sequence[_Asking],
 ) -> list[AuditEvent]:
@@ -323,7 +320,7 @@ def _events(
     values = (*attributes.values(),)
     kinds = (*map(type, values),)
     # The types as well: 1 and True are equal, and so are sequences of them.
-    alike: _Alike = (span.name, status, (*attributes,), values, kinds)
+    alike: _Alike = (span.name, status, names, values, kinds)
     lasting = status != "error" and duration is not None and _PLAIN.issuperset(kinds)
     before = sort.said.get(alike) if lasting else None
     if before is not None:

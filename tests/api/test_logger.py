@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.context import get_current
 
 from otel_audit.api.context import RequestScope, get_audit_context, set_actor
 from otel_audit.api.logger import AuditLogger, get_audit_logger
@@ -79,6 +80,18 @@ def test_a_receipt_shows_what_identifies_the_record(desk: Desk) -> None:
     assert receipt.record_id in shown
     assert receipt.leaf_hash.hex() in shown
     assert "sequence_number=0" in shown
+
+
+async def test_an_event_may_be_of_another_context_whose_request_waits_for_it(desk: Desk) -> None:
+    scope = RequestScope("r-7", client_ip="192.0.2.7")
+    token = scope.attach()
+    there = get_current()
+    scope.detach(token)
+    pending = desk.audit.emit(EVENT, there)
+    assert scope.pending == [pending]
+    await scope.barrier()
+    await desk.audit.aemit(EVENT, context=there)
+    assert [record["request_id"] for record in desk.records()] == ["r-7", "r-7"]
 
 
 async def test_in_an_event_loop_a_receipt_is_pending_until_the_disk_has_the_record(

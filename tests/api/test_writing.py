@@ -15,6 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry import trace
+from opentelemetry.context import get_current
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from otel_audit.api import writing
@@ -293,6 +294,17 @@ def test_a_request_of_which_nothing_is_known_says_nothing(bench: Bench) -> None:
     assert record is not None
     assert b"client" not in record
     assert b"actor_verified" not in record
+
+
+def test_an_event_of_another_context_is_recorded_as_there(bench: Bench) -> None:
+    event = AuditEvent("login", "start", fields={"x": 1})
+    with place(RequestScope("r-1"), "u-1", SpanContext(1, 7, is_remote=False)):
+        expected = [bench.same(event), bench.long(AuditEvent("login", "start", error="e"))[1]]
+        there = get_current()
+    assert bench.same(event) != expected[0]
+    bench.writer.write(event)
+    said = AuditEvent("login", "start", error="e")
+    assert [bench.writer.write(one, None, there)[1] for one in (event, said)] == expected
 
 
 def test_each_record_is_of_its_own_span(bench: Bench) -> None:

@@ -121,7 +121,7 @@ def test_what_is_remembered_of_a_span_is_what_the_rules_say_of_the_next_one(
         said = []
         for sort in (remembering, _Sort("client", _ALIKE)):
             rules = sort.asking_for(tuple(attributes))
-            events = _events(ended, sort, "db", dict(attributes), rules)
+            events = _events(ended, sort, "db", (*attributes,), dict(attributes), rules)
             said.append([(event, [*map(type, event.fields.values())]) for event in events])
         assert said[0] == said[1]
     assert not any("x" * 1_001 in alike[3] for alike in remembering.said)  # type: ignore[operator]  # the values
@@ -132,7 +132,9 @@ def test_values_that_are_equal_and_not_the_same_are_told_apart() -> None:
     for flag in (1, True, 1.0, (1,), (True,)):
         attributes: dict[str, Any] = {"statement": "INSERT 1", "flag": flag}
         ended = ReadableSpan("query", attributes=attributes, start_time=0, end_time=1)
-        (event,) = _events(ended, sort, "db", attributes, sort.asking_for(tuple(attributes)))
+        (event,) = _events(
+            ended, sort, "db", (*attributes,), attributes, sort.asking_for(tuple(attributes))
+        )
         assert repr(event.fields["flag"]) == repr(flag)
 
 
@@ -141,7 +143,9 @@ def test_only_so_many_spans_are_remembered() -> None:
     for number in range(1_000):
         attributes = {"statement": f"INSERT {number}"}
         ended = ReadableSpan("query", attributes=attributes, start_time=0, end_time=number)
-        (event,) = _events(ended, sort, "db", attributes, sort.asking_for(("statement",)))
+        (event,) = _events(
+            ended, sort, "db", (*attributes,), attributes, sort.asking_for(("statement",))
+        )
         assert event.fields["took"] == round(number / 1e6, 3)
         assert len(sort.said) <= 256
 
