@@ -11,6 +11,7 @@ the environment.
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -145,10 +146,18 @@ def address(value: str) -> str:
 
 def shown_address(value: str) -> str:
     """Return an address without the password that it may have."""
+    return without_credentials(value)[0]
+
+
+def without_credentials(value: str) -> tuple[str, str | None]:
+    """Return an address without user and password, and the Authorization they make (RFC 7617)."""
     split = urlsplit(value)
-    if "@" not in split.netloc:
-        return value
-    return urlunsplit(split._replace(netloc=split.netloc.rpartition("@")[2]))
+    own, at, host = split.netloc.rpartition("@")
+    if not at:
+        return value, None
+    user, _, password = own.partition(":")
+    pair = f"{unquote(user)}:{unquote(password)}".encode()
+    return urlunsplit(split._replace(netloc=host)), f"Basic {base64.b64encode(pair).decode()}"
 
 
 class _Variables:

@@ -203,6 +203,7 @@ def _opened(
     directory: Path | None, loki: str | None, tenant: str, *, verbose: bool
 ) -> Iterator[Backend]:
     """Open the trail to ask it, or Loki, and say when that takes long, or how it is done."""
+    from otel_audit.destinations import shown_address
     from otel_audit.readers.loki_search import LokiSearch
     from otel_audit.readers.search import TrailSearch
 
@@ -210,7 +211,7 @@ def _opened(
     search: Backend
     if loki is not None:
         search = LokiSearch(loki, tenant=tenant)
-        how, verbose_or_slow = f"Loki at {loki} is asked", verbose
+        how, verbose_or_slow = f"Loki at {shown_address(loki)} is asked", verbose
     else:
         search = TrailSearch(open_reader(settings_for(directory)))
         progress = search.progress()

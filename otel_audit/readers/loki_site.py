@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 
 import orjson
 
-from otel_audit.destinations import shown_address
+from otel_audit.destinations import shown_address, without_credentials
 from otel_audit.errors import AuditSettingsError, TrailError
 
 AT_A_TIME: Final = 1_000
@@ -51,13 +51,21 @@ class LokiSite:
     """One Loki to ask; usable from several threads."""
 
     def __init__(self, url: str, *, tenant: str) -> None:
-        """Take Loki's address, such as ``http://loki:3100``. Raises `AuditSettingsError`."""
+        """Take Loki's address, such as ``http://loki:3100``. Raises `AuditSettingsError`.
+
+        It may have a user and a password, which no message shows.
+        """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            message = f"{url!r} is no address of a Loki; it looks like http://loki:3100"
+            message = (
+                f"{shown_address(url)!r} is no address of a Loki; it looks like http://loki:3100"
+            )
             raise AuditSettingsError(message)
-        self._url = url.rstrip("/")
-        self._tenant = tenant
+        address, basic = without_credentials(url)
+        self._url = address.rstrip("/")
+        self._headers = {"X-Scope-OrgID": tenant}
+        if basic is not None:
+            self._headers["Authorization"] = basic
 
     def lines(
         self, logql: str, start: int, end: int, *, oldest_first: bool, limit: int = AT_A_TIME
@@ -89,14 +97,14 @@ class LokiSite:
 
     def _get(self, path: str, **parameters: str | int) -> dict[str, Any]:
         address = f"{self._url}/loki/api/v1/{path}?{urlencode(parameters)}"
-        request = Request(address, headers={"X-Scope-OrgID": self._tenant})  # noqa: S310 - the scheme was checked
+        request = Request(address, headers=self._headers)  # noqa: S310 - the scheme was checked
         try:
             with urlopen(request, timeout=_TIMEOUT) as response:  # noqa: S310 - the same
                 answer: dict[str, Any] = orjson.loads(response.read())
         except HTTPError as error:
             with error:
                 said = error.read(500).decode(errors="replace").strip()
-            message = f"Loki at {shown_address(self._url)} answered {error.code}: {said}"
+            message = f"Loki at {self._url} answered {error.code}: {said}"
             if error.code == 400:  # noqa: PLR2004 - what Loki says to queries that it cannot take
                 raise LokiRefusedError(message, said) from error
             raise TrailError(message) from error

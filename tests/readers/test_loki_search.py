@@ -75,7 +75,10 @@ class Shelf(BaseHTTPRequestHandler):
 
     lines: ClassVar[list[tuple[int, str]]] = []
 
+    asked_by: ClassVar[set[str | None]] = set()
+
     def do_GET(self) -> None:
+        self.asked_by.add(self.headers["authorization"])
         asked = {name: value[0] for name, value in parse_qs(urlsplit(self.path).query).items()}
         if "direction" not in asked:
             self.answer(400, b"it cannot count")
@@ -119,6 +122,21 @@ def shelf(tmp_path: Path) -> Iterator[tuple[TrailSearch, LokiSearch]]:
     server.server_close()
     thread.join()
     ledger.close()
+
+
+def test_a_loki_behind_a_password_is_asked_with_it_and_no_message_shows_it(
+    shelf: tuple[TrailSearch, LokiSearch], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    url = shelf[1]._site._url.replace("://", "://us%40er:hidden@")
+    Shelf.asked_by.clear()
+    shown = Cli(capsys, tmp_path).bare("query", "--loki", url, "-n", "2", "--verbose")
+    assert len(shown.out.splitlines()) >= 2
+    assert Shelf.asked_by == {"Basic dXNAZXI6aGlkZGVu"}
+    assert "hidden" not in shown.err
+    gone = Cli(capsys, tmp_path).bare("query", "--loki", "http://u:hidden@127.0.0.1:1", code=3)
+    assert "hidden" not in gone.err
+    wrong = Cli(capsys, tmp_path).bare("query", "--loki", "ftp://u:hidden@loki", code=2)
+    assert "hidden" not in wrong.err
 
 
 @pytest.mark.parametrize("order", ["newest", "oldest"])

@@ -47,6 +47,22 @@ def test_records_arrive_by_grpc(place: Place, server: GrpcFarEnd) -> None:
     assert place.position() == 1_200
 
 
+def test_user_and_password_of_an_address_are_sent_by_grpc_and_shown_nowhere(
+    place: Place, server: GrpcFarEnd
+) -> None:
+    records = place.fill(3)
+    one = shipper(place, server, endpoint=f"http://us%40er:hidden@127.0.0.1:{server.port}")
+    while one.step().more:
+        pass
+    assert server.records == records
+    assert server.headers[0]["authorization"] == "Basic dXNAZXI6aGlkZGVu"
+    place.fill(1)
+    server.answers.append((Code.UNAUTHENTICATED, "no"))
+    trouble = one.step().trouble
+    assert trouble is not None
+    assert trouble.reason.startswith(f"127.0.0.1:{server.port}: UNAUTHENTICATED")
+
+
 @pytest.mark.parametrize(
     "code",
     [

@@ -21,6 +21,7 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY as SUPPRESS
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 
 from otel_audit._version import __version__
+from otel_audit.destinations import without_credentials
 from otel_audit.readers.otlp.answer import LONGEST_WAIT, Answer, partial_success
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class GrpcSender:
     def __init__(self, destination: Destination) -> None:
         """Remember where to; nothing is opened yet."""
         self._destination = destination
-        self._target = urlsplit(destination.endpoint).netloc
+        address, self._basic = without_credentials(destination.endpoint)
+        self._target = urlsplit(address).netloc
         self._channel: grpc.Channel | None = None
         self._export: Callable[..., ExportLogsServiceResponse] | None = None
         self._metadata: list[tuple[str, str]] = []
@@ -74,6 +76,8 @@ class GrpcSender:
         """Make a channel from the files as they are now. Raises `OSError`."""
         destination = self._destination
         self._metadata = list(destination.headers)
+        if self._basic is not None:
+            self._metadata.append(("authorization", self._basic))
         if destination.token_file is not None:
             secret = destination.token_file.read_text("utf-8").strip()
             self._metadata.append(("authorization", f"Bearer {secret}"))

@@ -9,17 +9,17 @@ are found.
 
 from __future__ import annotations
 
-import base64
 import ssl
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import urllib3
 from opentelemetry import context as otel_context
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY as SUPPRESS
 
 from otel_audit._version import __version__
+from otel_audit.destinations import without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,9 +44,7 @@ class Site:
     def __init__(self, destination: Destination) -> None:
         """Remember where it is; nothing is opened yet."""
         self._destination = destination
-        split = urlsplit(destination.endpoint)
-        self._own = split.netloc.rpartition("@")[0]
-        self.url = urlunsplit(split._replace(netloc=split.netloc.rpartition("@")[2]))
+        self.url, self._basic = without_credentials(destination.endpoint)
         self._pool: urllib3.PoolManager | None = None
         self._headers: dict[str, str] = {}
 
@@ -112,10 +110,8 @@ class Site:
             "accept-encoding": "identity",
             **dict(destination.headers),
         }
-        if self._own:
-            user, _, password = self._own.partition(":")
-            pair = f"{unquote(user)}:{unquote(password)}".encode()
-            self._headers["authorization"] = f"Basic {base64.b64encode(pair).decode()}"
+        if self._basic is not None:
+            self._headers["authorization"] = self._basic
         if destination.token_file is not None:
             secret = destination.token_file.read_text("utf-8").strip()
             self._headers["authorization"] = f"Bearer {secret}"
