@@ -21,15 +21,10 @@ if TYPE_CHECKING:
         get_audit_context,
         set_actor,
     )
+    from otel_audit.api.current import configure, get_audit_provider, is_configured, reset
     from otel_audit.api.logger import AuditLogger, get_audit_logger
     from otel_audit.api.policy import Policy, Rule
-    from otel_audit.api.provider import (
-        AuditProvider,
-        configure,
-        get_audit_provider,
-        is_configured,
-        reset,
-    )
+    from otel_audit.api.provider import AuditProvider
     from otel_audit.api.receipt import AuditReceipt, PendingReceipt
     from otel_audit.api.spans import AuditSpan, audit_span, audited
     from otel_audit.errors import (
@@ -103,16 +98,16 @@ _WHERE = {
     "aget_recent": "readers.recent",
     "audit_span": "api.spans",
     "audited": "api.spans",
-    "configure": "api.provider",
+    "configure": "api.current",
     "events": "record.classes",
     "get_audit_context": "api.context",
     "get_audit_logger": "api.logger",
-    "get_audit_provider": "api.provider",
+    "get_audit_provider": "api.current",
     "get_health_checker": "health.checker",
     "get_recent": "readers.recent",
     "instrument_app": "web.fastapi",
-    "is_configured": "api.provider",
-    "reset": "api.provider",
+    "is_configured": "api.current",
+    "reset": "api.current",
     "set_actor": "api.context",
     "setup_logging": "instrumentation.structlog",
     "setup_health_check_routes": "web.health",

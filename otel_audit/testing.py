@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any, Final, overload
 import orjson
 from opentelemetry import context as otel_context
 
+from otel_audit.api.current import get_audit_provider, set_audit_provider
 from otel_audit.api.logger import AuditLogger
-from otel_audit.api.provider import AuditProvider, get_audit_provider, set_audit_provider
+from otel_audit.api.provider import AuditProvider
 from otel_audit.settings import Settings
 from otel_audit.trail.verify import verify
 

@@ -72,4 +72,6 @@ def unmeasured() -> Iterator[None]:
 def _reset_global_provider() -> None:
     """Close the provider that a test configured; without one there is nothing to load."""
     if "otel_audit.api.provider" in sys.modules:
-        sys.modules["otel_audit.api.provider"].reset()
+        from otel_audit.api import current
+
+        current.reset()

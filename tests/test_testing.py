@@ -12,7 +12,7 @@ import pytest
 
 from otel_audit import AuditSettingsError, Policy, Redactor, Rule, get_audit_logger, set_actor
 from otel_audit.api.context import current_actor
-from otel_audit.api.provider import get_audit_provider, is_configured
+from otel_audit.api.current import get_audit_provider, is_configured
 from otel_audit.settings import Settings
 from otel_audit.testing import FixedClock, FixedIds, assert_audited, audit_trail
 

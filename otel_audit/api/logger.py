@@ -11,7 +11,7 @@ from __future__ import annotations
 from asyncio import _get_running_loop
 from typing import TYPE_CHECKING, Any
 
-from otel_audit.api.provider import get_audit_provider, provider_for
+from otel_audit.api.current import get_audit_provider, provider_for
 from otel_audit.api.receipt import PendingReceipt
 from otel_audit.errors import AuditUnavailableError
 from otel_audit.record.event import AuditEvent

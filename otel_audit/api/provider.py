@@ -4,18 +4,13 @@
 synced to disk; a record that cannot be stored raises, or is counted and
 logged, as the policy says; nothing disables it but OTEL_AUDIT_DISABLED. It
 touches none of OpenTelemetry's providers.
-
-The global provider is made from the environment on first use, or by
-`configure`.
 """
 
 from __future__ import annotations
 
 import atexit
-import hmac
 import logging
 import os
-import secrets
 import signal
 import sys
 import threading
@@ -24,23 +19,19 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, cast
 
-import orjson
-from opentelemetry.sdk.resources import SERVICE_NAME
-from opentelemetry.sdk.resources import Resource as OtelResource
-
 from otel_audit.api import companions, metrics
 from otel_audit.api.policy import Policy
 from otel_audit.api.receipt import AuditReceipt, PendingReceipt
+from otel_audit.api.resource import resource_of
+from otel_audit.api.sessions import session_salt
 from otel_audit.api.writing import RecordWriter
-from otel_audit.errors import AuditClosedError, AuditSettingsError, AuditUnavailableError
-from otel_audit.record import coerce
+from otel_audit.errors import AuditClosedError, AuditUnavailableError
 from otel_audit.record.encode import new_record_id
 from otel_audit.record.redact import Redactor
 from otel_audit.settings import Settings
 from otel_audit.trail.committer import Committer
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.reader import TrailReader
-from otel_audit.trail.ticket import Resource
 from otel_audit.trail.trail import Trail
 
 if TYPE_CHECKING:
@@ -85,7 +76,7 @@ class AuditProvider:
         self._closed = False
         self._forked = False
         self._companions: list[Companion] = []
-        self.resource, self.service_name = _resource(self.settings)
+        self.resource, self.service_name = resource_of(self.settings)
         self.records = RecordWriter(
             policy=self.policy,
             redactor=redactor,
@@ -148,7 +139,7 @@ class AuditProvider:
     @property
     def session_salt(self) -> bytes:
         """32 secret bytes of this trail, to store session ids as hashes."""
-        return _session_salt(self.directory)
+        return session_salt(self.directory)
 
     @property
     def statistics(self) -> dict[str, int]:
@@ -413,125 +404,16 @@ def _with_record(error: AuditUnavailableError, record_id: str) -> AuditUnavailab
     return named
 
 
-def _resource(settings: Settings) -> tuple[Resource, str]:
-    """Build the OTel Resource: OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME, our settings."""
-    named = {SERVICE_NAME: settings.service_name} if settings.service_name else {}
-    # The environment may hold bytes that are no UTF-8, and JSON cannot.
-    attributes, _ = coerce.plain(OtelResource.create(named).attributes)
-    service = str(attributes[SERVICE_NAME])
-    json = orjson.dumps(attributes, option=orjson.OPT_SORT_KEYS)
-    return Resource.of(json), service
-
-
-def _session_salt(directory: Path) -> bytes:
-    """Read the trail's salt, or make it: atomically, as several processes may come first."""
-    path = directory / "session.salt"
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        pass
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(32))
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink()
-    return path.read_bytes()
-
-
-def hashed_session(salt: bytes, session_id: str) -> str:
-    """Return the form in which a session id is stored: 32 hex digits of an HMAC-SHA256."""
-    return hmac.new(salt, session_id.encode("utf-8", "surrogatepass"), "sha256").hexdigest()[:32]
-
-
 _providers: weakref.WeakSet[AuditProvider] = weakref.WeakSet()
-_global: AuditProvider | None = None
-_global_mutex = threading.RLock()
 
 
-def configure(
-    settings: Settings | None = None,
-    *,
-    policy: Policy | None = None,
-    redactor: Redactor | None = None,
-    keys: TrailKeys | None = None,
-    **overrides: object,
-) -> AuditProvider:
-    """Set up the global provider; ``overrides`` are settings by name.
-
-    They win over the environment; beside ``settings``, which are complete, there
-    can be none. ``policy`` stands for the one of the settings, ``redactor`` for
-    the built-in rules, ``keys`` for a signing key that is kept elsewhere. A
-    provider that was configured before is closed. Raises `AuditSettingsError`
-    and `TrailError`, and then changes nothing.
-    """
-    if settings is not None and overrides:
-        message = (
-            f"{', '.join(overrides)} would be dropped beside complete settings: give them to "
-            "Settings.from_env() instead"
-        )
-        raise AuditSettingsError(message)
-    with _global_mutex:
-        provider = AuditProvider(
-            settings or Settings.from_env(**overrides), policy=policy, redactor=redactor, keys=keys
-        )
-        before = set_audit_provider(provider)
-    if before is not None:
-        before.close()
-    return provider
-
-
-def set_audit_provider(provider: AuditProvider | None) -> AuditProvider | None:
-    """Make a provider the global one: one with a policy, rules or keys of its own.
-
-    Returns the one before, which stays open, or None.
-    """
-    global _global
-    with _global_mutex:
-        before, _global = _global, provider
-    return before
-
-
-def get_audit_provider() -> AuditProvider:
-    """Return the global provider, made from the environment on first use."""
-    provider = _global
-    if provider is not None:
-        return provider
-    with _global_mutex:
-        return _global or configure()
-
-
-def provider_for(settings: Settings) -> AuditProvider:
-    """Return this process's open provider for exactly these settings, or make one."""
-    with _global_mutex:
-        for provider in list(_providers):
-            if provider.settings == settings and not provider.closed:
-                return provider
-        return AuditProvider(settings)
-
-
-def is_configured() -> bool:
-    """Whether there is a global provider."""
-    return _global is not None
-
-
-def reset() -> None:
-    """Close all providers of this process and forget the global one: for tests."""
-    set_audit_provider(None)
-    for provider in list(_providers):
-        provider.close()
+def providers() -> list[AuditProvider]:
+    """Return all providers of this process that somebody still has, open or closed."""
+    return list(_providers)
 
 
 def _after_fork_in_child() -> None:
-    global _global_mutex  # noqa: PLW0603 - the parent's may be held by a thread that is not here
-    _global_mutex = threading.RLock()
-    for provider in list(_providers):
+    for provider in providers():
         provider._after_fork()  # noqa: SLF001 - same module
 
 
@@ -540,7 +422,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 def _at_exit() -> None:
     """Sign what a short program emitted last. A service must not rely on it (SIGTERM)."""
-    for provider in list(_providers):
+    for provider in providers():
         if not provider._forked:  # noqa: SLF001 - same module
             provider.close()
 

@@ -25,7 +25,7 @@ import weakref
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.api.provider import get_audit_provider, is_configured
+from otel_audit.api.current import get_audit_provider, is_configured
 from otel_audit.errors import AuditSettingsError
 from otel_audit.health import gauges
 from otel_audit.health.announcer import Announcer, Change

@@ -17,7 +17,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.api.provider import get_audit_provider
+from otel_audit.api.current import get_audit_provider
 from otel_audit.errors import OtelAuditError
 from otel_audit.instrumentation.instrumentor import left_out
 from otel_audit.settings import Settings

@@ -25,8 +25,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
+from otel_audit.api.current import get_audit_provider
 from otel_audit.api.logger import get_audit_logger
-from otel_audit.api.provider import get_audit_provider
 from otel_audit.errors import OtelAuditError
 from otel_audit.instrumentation.given import GivenAttributes
 from otel_audit.instrumentation.instrumentor import AuditInstrumentor, Patch

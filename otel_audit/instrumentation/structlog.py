@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from otel_audit.api.current import configure, is_configured
 from otel_audit.api.logger import get_audit_logger
-from otel_audit.api.provider import configure, is_configured
 from otel_audit.errors import AuditSettingsError
 from otel_audit.instrumentation.logging import AuditHandler
 from otel_audit.instrumentation.said import audit_event

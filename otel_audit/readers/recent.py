@@ -11,8 +11,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from otel_audit.api.current import get_audit_provider
 from otel_audit.api.policy import HTTP_REQUEST
-from otel_audit.api.provider import get_audit_provider
 from otel_audit.readers.query import Query, where
 from otel_audit.readers.search import TrailSearch
 

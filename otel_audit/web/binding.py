@@ -12,8 +12,8 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from otel_audit.api.current import get_audit_provider
 from otel_audit.api.logger import AuditLogger
-from otel_audit.api.provider import get_audit_provider
 from otel_audit.settings import Settings
 from otel_audit.web.activity import SAFE_METHODS, Activity
 from otel_audit.web.caller import CallerReader

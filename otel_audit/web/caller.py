@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit.api.context import RequestScope
-from otel_audit.api.provider import hashed_session
+from otel_audit.api.sessions import hashed_session
 from otel_audit.errors import AuditSettingsError
 from otel_audit.record.encode import new_record_id
 from otel_audit.web.proxies import normalized

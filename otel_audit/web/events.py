@@ -24,8 +24,8 @@ import apsw
 import orjson
 
 from otel_audit.api.context import acting_as
+from otel_audit.api.current import get_audit_provider
 from otel_audit.api.logger import AuditLogger
-from otel_audit.api.provider import get_audit_provider
 from otel_audit.errors import (
     AuditSettingsError,
     AuditUnavailableError,

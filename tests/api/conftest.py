@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from otel_audit.api.current import configure
 from otel_audit.api.logger import AuditLogger
-from otel_audit.api.provider import configure
 from tests.api.desk import Desk
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_audit.api.context import Actor, RequestScope, acting_as, current_actor, set_actor
+from otel_audit.api.current import configure
 from otel_audit.api.logger import AuditLogger
-from otel_audit.api.provider import configure
 from otel_audit.api.receipt import AuditReceipt, PendingReceipt
 from otel_audit.errors import AuditTimeoutError, AuditUnavailableError
 from otel_audit.record.event import AuditEvent

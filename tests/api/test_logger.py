@@ -11,9 +11,10 @@ import pytest
 from opentelemetry.context import get_current
 
 from otel_audit.api.context import RequestScope, get_audit_context, set_actor
+from otel_audit.api.current import is_configured
 from otel_audit.api.logger import AuditLogger, get_audit_logger
 from otel_audit.api.policy import Policy, Rule
-from otel_audit.api.provider import AuditProvider, is_configured
+from otel_audit.api.provider import AuditProvider
 from otel_audit.api.receipt import AuditReceipt, PendingReceipt
 from otel_audit.errors import (
     AuditClosedError,

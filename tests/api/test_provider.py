@@ -18,16 +18,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import otel_audit
+from otel_audit.api.current import configure, get_audit_provider, is_configured, provider_for, reset
 from otel_audit.api.logger import AuditLogger, get_audit_logger
 from otel_audit.api.policy import Policy, Rule
-from otel_audit.api.provider import (
-    AuditProvider,
-    configure,
-    get_audit_provider,
-    is_configured,
-    provider_for,
-    reset,
-)
+from otel_audit.api.provider import AuditProvider
 from otel_audit.api.receipt import AuditReceipt
 from otel_audit.errors import (
     AuditBackpressureError,

@@ -6,7 +6,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
-from otel_audit.api.provider import AuditProvider, configure, set_audit_provider
+from otel_audit.api.current import configure, set_audit_provider
+from otel_audit.api.provider import AuditProvider
 from otel_audit.health import announcer as announcing
 from otel_audit.health.announcer import Announcer, Change
 from otel_audit.health.checker import TRAIL, HealthChecker

@@ -15,6 +15,7 @@ import pytest
 
 from otel_audit.errors import AuditSettingsError
 from otel_audit.readers import agent as module
+from otel_audit.readers import duties
 from otel_audit.readers.cursors import Cursors
 from otel_audit.trail.reader import TrailReader
 from tests.readers.bench import wait_for
@@ -176,7 +177,7 @@ def test_records_are_covered_within_about_a_second(bench: Bench) -> None:
 def test_many_records_do_not_wait_for_the_second(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_CHECKPOINT_SECONDS", 3_600.0)
+    monkeypatch.setattr(duties, "_CHECKPOINT_SECONDS", 3_600.0)
     bench.append(1)
     bench.trail.signer.sign()
     agent = bench.agent()
@@ -233,7 +234,7 @@ def test_a_checkpoint_from_the_future_does_not_stop_signing(bench: Bench) -> Non
 def test_the_log_is_emptied_after_growth_only(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_WAL_SECONDS", 0.0)
+    monkeypatch.setattr(duties, "_WAL_SECONDS", 0.0)
     calls: list[int] = []
     agent = bench.agent(empty_wal=lambda: calls.append(bench.trail.reader.tree().size))
     agent.start()

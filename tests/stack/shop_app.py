@@ -17,7 +17,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
 from otel_audit import AuditLogger, AuditProvider, instrument_app
-from otel_audit.api.provider import set_audit_provider
+from otel_audit.api.current import set_audit_provider
 
 if "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT" in os.environ:
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter

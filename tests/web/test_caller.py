@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_audit.api.context import Actor, get_audit_context, set_actor
-from otel_audit.api.provider import AuditProvider, hashed_session
+from otel_audit.api.sessions import hashed_session
 from otel_audit.errors import AuditSettingsError
 from otel_audit.web.caller import CallerReader
 from otel_audit.web.middleware import AuditMiddleware
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from otel_audit.api.logger import AuditLogger
+    from otel_audit.api.provider import AuditProvider
     from otel_audit.web.asgi import Receive, Scope, Send
     from tests.web.conftest import Records
 

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from otel_audit.api.context import get_audit_context, set_actor
-from otel_audit.api.provider import get_audit_provider, is_configured
+from otel_audit.api.current import get_audit_provider, is_configured
 from otel_audit.trail.checkpoint import read_checkpoint
 from otel_audit.web.fastapi import instrument_app
 from otel_audit.web.middleware import AuditMiddleware
