@@ -9,8 +9,6 @@ decided, the answer is no. What a scope opens is decided in `events.py`.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -27,7 +25,6 @@ PROOF: Final = "proof"
 SCOPES: Final = (READ, PERSONAL_DATA, PROOF)
 
 _ALGORITHMS: Final = ("EdDSA", "ES256", "ES384", "ES512", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")  # fmt: skip
-_CALLERS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,26 +144,3 @@ def _claimed(claims: Mapping[str, Any]) -> list[str]:
         value = claims.get(name)
         found += value.split() if isinstance(value, str) else value or []
     return [str(name) for name in found]
-
-
-class RateLimit:
-    """So many requests a minute for each caller, a sixth of them at once."""
-
-    def __init__(self, per_minute: int) -> None:
-        """0 is no limit."""
-        self._per_second = per_minute / 60
-        self._burst = max(1.0, per_minute / 6)
-        self._callers: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def wait(self, caller: str) -> float:
-        """Count one request; return the seconds until there may be one, 0 when it may be now."""
-        if not self._per_second:
-            return 0.0
-        now = time.monotonic()
-        left, seen = self._callers.pop(caller, (self._burst, now))
-        left = min(self._burst, left + (now - seen) * self._per_second)
-        allowed = left >= 1
-        self._callers[caller] = (left - allowed, now)
-        if len(self._callers) > _CALLERS:
-            self._callers.popitem(last=False)
-        return 0.0 if allowed else (1 - left) / self._per_second

@@ -4,21 +4,19 @@
 have it; what a caller may not see takes part in nothing that the caller asks;
 each query, and each stream that is opened, is a record of its own, durable
 before the answer begins; every error is a problem document (RFC 9457); emits
-are never held up. What a query means is left to `readers/query.py`, who may
-ask to `access.py`.
+are never held up. Who is let in is left to `admission.py`, what a request asks
+for to `asked.py`, what a query means to `readers/query.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import re
-from collections.abc import Awaitable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 import apsw
 import orjson
@@ -27,7 +25,6 @@ from otel_audit.api.context import acting_as
 from otel_audit.api.current import get_audit_provider
 from otel_audit.api.logger import AuditLogger
 from otel_audit.errors import (
-    AuditSettingsError,
     AuditUnavailableError,
     OtelAuditError,
     ProofError,
@@ -37,12 +34,13 @@ from otel_audit.errors import (
 from otel_audit.readers.export import as_json
 from otel_audit.readers.page_cursor import CursorSigner
 from otel_audit.readers.parameters import parse
-from otel_audit.readers.query import OWN_QUERIES, PERSONAL, Condition, Query, filled
+from otel_audit.readers.query import OWN_QUERIES, PERSONAL, Query, filled
 from otel_audit.readers.times import duration, stamp_of_bucket
 from otel_audit.record.event import AuditEvent
 from otel_audit.trail.proof import prove
 from otel_audit.web import problem
-from otel_audit.web.access import PERSONAL_DATA, PROOF, READ, Access, RateLimit, RefusedError
+from otel_audit.web.access import PROOF, READ
+from otel_audit.web.admission import Admission
 from otel_audit.web.answer import (
     EVENTS,
     JSON,
@@ -53,12 +51,11 @@ from otel_audit.web.answer import (
     is_known,
     respond,
     tag_of,
-    wanted_form,
     written,
 )
+from otel_audit.web.asked import Asked
 from otel_audit.web.desk import Desk
 from otel_audit.web.stream import HEARTBEAT, Follower, as_beginning, as_event
-from otel_audit.web.tokens import FILE, TokenFile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
@@ -70,8 +67,6 @@ if TYPE_CHECKING:
     from otel_audit.web.access import Authorize
     from otel_audit.web.asgi import Receive, Scope, Send
 
-_LONGEST_QUERY: Final = 16_384
-_MOST_PARAMETERS: Final = 100
 _SECONDS: Final = 5.0
 """What one request may look for; then it answers with what it has, and where it goes on."""
 
@@ -79,32 +74,6 @@ _AT_A_TIME: Final = 200
 _ID: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 _logger = logging.getLogger("otel_audit.web")
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """One request that was recognised."""
-
-    scope: Scope
-    access: Access
-    hidden: frozenset[str]
-    parameters: tuple[tuple[str, str], ...]
-
-    def header(self, name: bytes) -> str:
-        """Return a header's value, empty without one."""
-        found = [value for key, value in self.scope["headers"] if key == name]
-        return found[0].decode("latin-1").strip() if found else ""
-
-    def form(self, *forms: str) -> str:
-        """Return the one of these media types that the caller wants, or raise."""
-        return wanted_form(self.header(b"accept"), *forms)
-
-    def need(self, *scopes: str) -> None:
-        """Raise unless the caller has one of these scopes."""
-        if not self.access.scopes.intersection(scopes):
-            detail = f"{self.access.name} lacks the scope {' or '.join(scopes)}"
-            challenge = f'Bearer error="insufficient_scope", scope="{scopes[0]}"'
-            raise ProblemError(403, "not-allowed", detail, ("www-authenticate", challenge))
 
 
 class AuditEvents:
@@ -133,13 +102,11 @@ class AuditEvents:
         life in a stream, at which its owner's rights are looked at again.
         """
         self._provider = provider
-        self._authorize = authorize
         self._prefix = prefix
         self._personal = frozenset(personal)
-        self._limit = RateLimit(per_minute)
         self._max_streams = max_streams
         self._heartbeat = heartbeat
-        self._tokens: TokenFile | None = None
+        self._door = Admission(authorize, per_minute, lambda: self.provider)
         self._desk = Desk(lambda: self.provider)
         self._follower: tuple[asyncio.AbstractEventLoop, Follower] | None = None
 
@@ -157,7 +124,7 @@ class AuditEvents:
     async def answer(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request for ``path`` below the prefix."""
         try:
-            answer = await self._answer(path, scope)
+            answer = await self._answered(path, scope)
         except ProblemError as refused:
             answer = refused.answer
         except AuditUnavailableError as error:
@@ -176,67 +143,12 @@ class AuditEvents:
         """The provider whose trail is asked."""
         return self._provider or get_audit_provider()
 
-    # who asks
-
-    async def _answer(self, path: str, scope: Scope) -> Answer:
+    async def _answered(self, path: str, scope: Scope) -> Answer:
         if scope["method"] not in ("GET", "HEAD"):
             detail = "Only GET and HEAD: nothing can be changed here."
             raise ProblemError(405, "not-found", detail, ("allow", "GET, HEAD"))
-        access = await self._recognised(scope)
-        self._count_against(f"name {access.name}")
-        hidden = frozenset[str]() if PERSONAL_DATA in access.scopes else self._personal
-        request = _Request(scope, access, hidden, _parameters(scope["query_string"]))
-        return await self._routed(path, request)
-
-    async def _recognised(self, scope: Scope) -> Access:
-        client = scope.get("client")
-        caller = f"address {client[0] if client else ''}"
-        authorize = self._authorize or await self._token_file()
-        try:
-            found = authorize(scope)
-            access = await found if isinstance(found, Awaitable) else found
-        except RefusedError as error:
-            self._count_against(caller)
-            challenge = ("www-authenticate", 'Bearer error="invalid_token"')
-            raise ProblemError(401, "not-authenticated", f"{error}", challenge) from None
-        except AuditSettingsError as error:
-            self._count_against(caller)
-            raise _undecided(authorize, error) from None
-        except Exception as error:
-            _logger.exception("authorize= failed, so nobody has access")
-            detail = "Who you are could not be found out; the server's log says why."
-            raise ProblemError(503, "unavailable", detail, ("retry-after", "5")) from error
-        if access is None:
-            self._count_against(caller)
-            challenge = ("www-authenticate", "Bearer")
-            detail = "Send a token: Authorization: Bearer TOKEN."
-            raise ProblemError(401, "not-authenticated", detail, challenge)
-        return access
-
-    async def _token_file(self) -> TokenFile:
-        settings = self.provider.settings
-        path = settings.read_token_file or self.provider.directory / FILE
-        if self._tokens is None or self._tokens.path != path:
-            self._tokens = TokenFile(path)
-        if not self._tokens.exists:
-            detail = (
-                "Nobody may query this trail over HTTP yet. Whoever runs the service opens it by "
-                "`otel-audit token create NAME --scope read`, by OTEL_AUDIT_READ_TOKEN_FILE, or "
-                "by authorize= in the application."
-            )
-            raise ProblemError(403, "closed", detail)
-        return self._tokens
-
-    def _count_against(self, caller: str) -> None:
-        wait = self._limit.wait(caller)
-        if wait:
-            seconds = str(math.ceil(wait))
-            detail = f"There were too many requests; the next one may come in {seconds} s."
-            raise ProblemError(429, "too-many", detail, ("retry-after", seconds))
-
-    # what is asked
-
-    async def _routed(self, path: str, request: _Request) -> Answer:
+        access = await self._door.admit(scope)
+        request = Asked.of(scope, access, self._personal)
         parts = path.strip("/").split("/")
         if parts == ["events"]:
             return await self._events(request)
@@ -253,7 +165,7 @@ class AuditEvents:
         detail = "There are events, events/ID, events/ID/proof, stats, checkpoint and stream."
         raise ProblemError(404, "not-found", detail)
 
-    async def _events(self, request: _Request) -> Answer:
+    async def _events(self, request: Asked) -> Answer:
         request.need(READ)
         form = request.form(*LISTS)
         query, cursor = parse(request.parameters, hidden=request.hidden)
@@ -272,7 +184,7 @@ class AuditEvents:
         return await self._page(request, query, page, form, link)
 
     async def _page(
-        self, request: _Request, query: Query, page: Page, form: str, link: str | None
+        self, request: Asked, query: Query, page: Page, form: str, link: str | None
     ) -> Answer:
         headers = [("vary", "authorization, accept")]
         if link is not None:
@@ -296,7 +208,7 @@ class AuditEvents:
         return Answer(200, body, form, headers)
 
     async def _export(
-        self, request: _Request, query: Query, position: int | None, form: str
+        self, request: Asked, query: Query, position: int | None, form: str
     ) -> Answer:
         """Send all records, some at a time; they are counted before, for the record of it."""
         number: int | None
@@ -327,10 +239,10 @@ class AuditEvents:
         finally:
             search.close()
 
-    async def _event(self, request: _Request, name: str) -> Answer:
+    async def _event(self, request: Asked, name: str) -> Answer:
         request.need(READ)
         request.form(JSON)
-        _refuse_parameters(request)
+        request.no_parameters()
         leaf, entry = await self._desk.ask(lambda search: _found(search, name))
         await self._record(request, "audit.query", 1, record=name)
         content = as_json(entry, Query(hidden=request.hidden))
@@ -345,10 +257,10 @@ class AuditEvents:
             return Answer(304, b"", JSON, headers)
         return Answer(200, body, JSON, headers)
 
-    async def _proof(self, request: _Request, name: str) -> Answer:
+    async def _proof(self, request: Asked, name: str) -> Answer:
         request.need(PROOF)
         request.form(TEXT)
-        _refuse_parameters(request)
+        request.no_parameters()
 
         def proved(search: TrailSearch) -> str | ProofError | None:
             leaf, _ = _found(search, name)
@@ -371,23 +283,21 @@ class AuditEvents:
             raise ProblemError(503, "not-covered", detail, ("retry-after", "1"))
         return Answer(200, text.encode(), TEXT)
 
-    async def _checkpoint(self, request: _Request) -> Answer:
+    async def _checkpoint(self, request: Asked) -> Answer:
         request.need(PROOF, READ)
         request.form(TEXT)
-        _refuse_parameters(request)
+        request.no_parameters()
         note = await self._desk.ask(lambda search: search.reader.last_checkpoint())
         if note is None:
             detail = "There is no checkpoint yet; the first one is signed after the first record."
             raise ProblemError(404, "not-covered", detail)
         return Answer(200, note.note.encode(), TEXT)
 
-    async def _stats(self, request: _Request) -> Answer:
+    async def _stats(self, request: Asked) -> Answer:
         request.need(READ)
         request.form(JSON)
-        own, filters = _for_counts(request.parameters)
-        query, _ = parse(filters, hidden=request.hidden)
-        by = own.get("by")
-        per = None if "per" not in own else duration("per", own["per"])
+        query, by, said = request.counting()
+        per = None if said is None else duration("per", said)
         counts = await self._desk.ask_anywhere(
             lambda search: search.count(query, by=by, per=per, seconds=_SECONDS)
         )
@@ -406,7 +316,7 @@ class AuditEvents:
                 "full_text": progress.full_text,
             },
             "by": by,
-            "per": own.get("per"),
+            "per": said,
             "counts": [
                 {
                     "start": None if start is None else stamp_of_bucket(start),
@@ -418,22 +328,21 @@ class AuditEvents:
         }
         return Answer(200, orjson.dumps(content), JSON, [("vary", "authorization")])
 
-    async def _stream(self, request: _Request) -> Answer:
+    async def _stream(self, request: Asked) -> Answer:
         request.need(READ)
         request.form(EVENTS)
         follower = self._following()
         if follower.clients >= self._max_streams:
             detail = f"{follower.clients} streams are open already; try again later."
             raise ProblemError(503, "too-many", detail, ("retry-after", "10"))
-        query = _for_streams(request)
-        position = _last_event(request.header(b"last-event-id"))
+        query, position = request.streaming()
         await self._record(request, "audit.stream", None)
         events = self._events_of(request, follower, query, position)
         headers = [("x-accel-buffering", "no")]
         return Answer(200, events, EVENTS, headers)
 
     async def _events_of(
-        self, request: _Request, follower: Follower, query: Query, position: int | None
+        self, request: Asked, follower: Follower, query: Query, position: int | None
     ) -> AsyncGenerator[bytes, None]:
         stream = follower.stream(query, position, self._heartbeat)
         begun = False
@@ -452,13 +361,11 @@ class AuditEvents:
         finally:
             await stream.aclose()  # type: ignore[attr-defined]  # it is a generator
 
-    async def _still(self, request: _Request) -> bool:
+    async def _still(self, request: Asked) -> bool:
         try:
-            return await self._recognised(request.scope) == request.access
+            return await self._door.recognise(request.scope) == request.access
         except (ProblemError, OtelAuditError, OSError):
             return False
-
-    # how it is answered
 
     def _following(self) -> Follower:
         loop = asyncio.get_running_loop()
@@ -469,14 +376,14 @@ class AuditEvents:
     def _signer(self) -> CursorSigner:
         return CursorSigner(self.provider.session_salt)
 
-    def _link(self, request: _Request, cursor: str) -> str:
+    def _link(self, request: Asked, cursor: str) -> str:
         kept = [pair for pair in request.parameters if pair[0] != "cursor"]
         path = request.scope.get("root_path") or ""
         path += request.scope["path"].removeprefix(path)
         return f"{path}?{urlencode([*kept, ('cursor', cursor)])}"
 
     async def _record(
-        self, request: _Request, event: str, number: int | None, record: str | None = None
+        self, request: Asked, event: str, number: int | None, record: str | None = None
     ) -> None:
         """Leave the record of a query: who asked, for what, and how much there was."""
         asked: dict[str, list[str]] = {}
@@ -499,99 +406,11 @@ class AuditEvents:
             await AuditLogger(provider=self.provider).aemit(told)
 
 
-def _undecided(authorize: Authorize, error: AuditSettingsError) -> ProblemError:
-    """Say that nobody is let in; why, which names files, is told to the server's log alone."""
-    if isinstance(authorize, TokenFile):
-        _logger.error("nobody may query over HTTP: %s", error)
-        detail = (
-            "The file of tokens cannot be used, so nobody is let in. Whoever runs the service "
-            "finds the file, what is wrong with it and what to do in the server's log, or by "
-            "`otel-audit token list`."
-        )
-    else:
-        _logger.error("authorize= failed, so nobody has access: %s", error)
-        detail = "Who you are could not be found out; the server's log says why."
-    return ProblemError(503, "unavailable", detail, ("retry-after", "5"))
-
-
-def _parameters(query_string: bytes) -> tuple[tuple[str, str], ...]:
-    if len(query_string) > _LONGEST_QUERY:
-        detail = f"The query string has {len(query_string)} bytes; {_LONGEST_QUERY} can be asked."
-        raise ProblemError(414, "bad-query", detail)
-    try:
-        return tuple(
-            parse_qsl(
-                query_string.decode("latin-1"),
-                keep_blank_values=True,
-                max_num_fields=_MOST_PARAMETERS,
-            )
-        )
-    except ValueError:
-        detail = f"There are more than {_MOST_PARAMETERS} parameters."
-        raise ProblemError(400, "bad-query", detail) from None
-
-
 def _found(search: TrailSearch, name: str) -> tuple[Leaf, Entry]:
     found = search.find(name)
     if found is None:
         raise ProblemError(404, "not-found", f"There is no record {name}.")
     return found
-
-
-def _refuse_parameters(request: _Request) -> None:
-    if request.parameters:
-        message = "there are no parameters here; filters belong to events, stats and stream"
-        raise QueryError(message, parameter=request.parameters[0][0][:64])
-
-
-def _for_counts(
-    parameters: Iterable[tuple[str, str]],
-) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Tell how to count from what to count; refuse what means nothing for a count."""
-    own: dict[str, str] = {}
-    filters = []
-    for name, value in parameters:
-        if name in ("limit", "order", "cursor"):
-            message = f"{name} has no meaning for a count, which has everything that matches"
-            raise QueryError(message, parameter=name)
-        if name not in ("by", "per"):
-            filters.append((name, value))
-            continue
-        if name in own:
-            message = f"{name} is said twice; say it once"
-            raise QueryError(message, parameter=name)
-        if not value:
-            message = f"{name} is empty; say by=FIELD or per=1h, or leave it out"
-            raise QueryError(message, parameter=name)
-        own[name] = value
-    return own, filters
-
-
-def _for_streams(request: _Request) -> Query:
-    for name, _ in request.parameters:
-        if name in ("limit", "cursor", "order", "end"):
-            message = f"{name} has no meaning for a stream, which begins now and does not end"
-            raise QueryError(message, parameter=name)
-    said = [value for name, value in request.parameters if name == "queries"]
-    if said not in ([], ["true"], ["false"]):
-        message = "queries is true or false, once: whether records of queries are in the stream"
-        raise QueryError(message, parameter="queries")
-    query, _ = parse(
-        [pair for pair in request.parameters if pair[0] != "queries"], hidden=request.hidden
-    )
-    conditions = query.conditions
-    if said != ["true"]:
-        conditions += (Condition(("event_type",), (OWN_QUERIES,), wanted=False),)
-    return replace(query, conditions=conditions, oldest_first=True, limit=_AT_A_TIME)
-
-
-def _last_event(text: str) -> int | None:
-    if not text:
-        return None
-    if not re.fullmatch(r"[0-9]{1,18}", text):
-        message = "Last-Event-ID is the id of the last event that came: a sequence number"
-        raise QueryError(message, parameter="Last-Event-ID")
-    return int(text) + 1
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

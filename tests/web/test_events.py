@@ -20,7 +20,8 @@ from otel_audit.errors import AuditSettingsError
 from otel_audit.readers.query import PERSONAL
 from otel_audit.trail.note import Verifier
 from otel_audit.trail.proof import check
-from otel_audit.web.access import Access, RateLimit, RefusedError
+from otel_audit.web.access import Access, RefusedError
+from otel_audit.web.admission import RateLimit
 from otel_audit.web.answer import _TITLES
 from otel_audit.web.events import AuditEvents
 from otel_audit.web.problem import NOT_CONFIRMED, REFUSED, described
