@@ -30,7 +30,7 @@ from otel_audit.readers.search import TrailSearch
 from otel_audit.readers.times import stamp
 from otel_audit.record.encode import new_record_id
 from otel_audit.trail.checkpoint import Checkpoint
-from otel_audit.trail.merkle import TileHashes, leaf_hash
+from otel_audit.trail.merkle import TileHashes
 from otel_audit.trail.proof import prove
 from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.store import TrailStore
@@ -152,9 +152,9 @@ def fill(directory: Path, count: int) -> None:
     store = TrailStore(directory, new_origin=lambda: "benchmark/query", clock=lambda: now)
     with store._handle.use() as connection:  # noqa: SLF001 - a generated trail need not be durable
         connection.pragma("synchronous", "off")
-    group: list[tuple[bytes, bytes]] = []
+    group: list[bytes] = []
     for moment, record in Skewed(count).records():
-        group.append((leaf_hash(record), record))
+        group.append(record)
         now = moment
         if len(group) == _GROUP:
             store.append(group, {})

@@ -16,7 +16,6 @@ from otel_audit.api.receipt import PendingReceipt
 from otel_audit.errors import AuditUnavailableError
 from otel_audit.record.event import AuditEvent
 from otel_audit.settings import Settings
-from otel_audit.trail.merkle import leaf_hash
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,10 +87,9 @@ class AuditLogger:
         record_id, record, on_failure, scope = provider.records.write(event, self.name, context)
         if record is None:
             return provider.unrecorded(record_id)
-        hashed = leaf_hash(record)
         try:
             put = provider.commit if _get_running_loop() is None else provider.submit
-            receipt = put(record_id, record, hashed, on_failure)
+            receipt = put(record_id, record, on_failure)
         except AuditUnavailableError as error:
             # Whoever swallows this error must still not get a 200 sent.
             if scope is not None:

@@ -47,12 +47,10 @@ class MeasuredStore:
         """Take the store that does the work."""
         self._store = store
 
-    def append(
-        self, entries: Sequence[tuple[bytes, bytes]], resources: Mapping[str, bytes]
-    ) -> Commit:
+    def append(self, records: Sequence[bytes], resources: Mapping[str, bytes]) -> Commit:
         """Commit a group durably or raise `TrailError`."""
         began = time.perf_counter()
-        commit = self._store.append(entries, resources)
+        commit = self._store.append(records, resources)
         # Whatever somebody's MeterProvider raises: the records are committed.
         with suppress(Exception):
             _commit.record(time.perf_counter() - began)

@@ -160,7 +160,7 @@ class AuditProvider:
         """Return a new reader of the trail; close it after use."""
         return TrailReader(self.directory)
 
-    def commit(self, record_id: str, record: bytes, leaf_hash: bytes, on_failure: str) -> Receipt:
+    def commit(self, record_id: str, record: bytes, on_failure: str) -> Receipt:
         """Block until the record is durable. Raises as the policy says.
 
         Returns a pending receipt where this thread must not wait: in a signal
@@ -168,7 +168,7 @@ class AuditProvider:
         """
         if self._committer is None:
             return self.unrecorded(record_id)
-        ticket = self._ticket(record_id, record, leaf_hash, on_failure)
+        ticket = self._ticket(record_id, record, on_failure)
         try:
             if self._forked:
                 self._revive()
@@ -177,11 +177,11 @@ class AuditProvider:
             return self._refused(ticket, error)
         return self.settle(ticket) if ticket.settled else ticket
 
-    def submit(self, record_id: str, record: bytes, leaf_hash: bytes, on_failure: str) -> Receipt:
+    def submit(self, record_id: str, record: bytes, on_failure: str) -> Receipt:
         """Queue the record and return at once. Raises as the policy says."""
         if self._committer is None:
             return self.unrecorded(record_id)
-        ticket = self._ticket(record_id, record, leaf_hash, on_failure)
+        ticket = self._ticket(record_id, record, on_failure)
         try:
             if self._forked:
                 self._revive()
@@ -331,10 +331,8 @@ class AuditProvider:
         for name in self.settings.unknown:
             _logger.warning("%s is not a setting of otel-audit; is it misspelt?", name)
 
-    def _ticket(
-        self, record_id: str, record: bytes, leaf_hash: bytes, on_failure: str
-    ) -> PendingReceipt:
-        return PendingReceipt(record, leaf_hash, self.resource, record_id, on_failure, self.settle)
+    def _ticket(self, record_id: str, record: bytes, on_failure: str) -> PendingReceipt:
+        return PendingReceipt(record, self.resource, record_id, on_failure, self.settle)
 
     def _refused(
         self, ticket: PendingReceipt, error: AuditUnavailableError, *, told: bool = False

@@ -97,13 +97,12 @@ class PendingReceipt(Ticket):
     def __init__(
         self,
         record: bytes,
-        leaf_hash: bytes,
         resource: Resource | None,
         record_id: str,
         on_failure: str,
         settle: Callable[[PendingReceipt, AuditUnavailableError | None], AuditReceipt],
     ) -> None:
-        super().__init__(record, leaf_hash, resource)
+        super().__init__(record, resource)
         self.record_id = record_id
         self.on_failure = on_failure
         self._settle = settle

@@ -45,9 +45,9 @@ _QUEUE_BYTES: Final = 64 << 20
 _RETRY_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.001
 
-_WRITER: Final = Ticket(b"", b"", None)
+_WRITER: Final = Ticket(b"", None)
 """Stands for the writer where a leader is named."""
-_AT_WORK: Final = Ticket(b"", b"", None)
+_AT_WORK: Final = Ticket(b"", None)
 """Stands for the writer that has noticed."""
 
 _INTERRUPTED: Final = TrailError("the commit was interrupted")
@@ -59,9 +59,7 @@ _logger = logging.getLogger("otel_audit.trail")
 class Appender(Protocol):
     """What the committer needs of a store."""
 
-    def append(
-        self, entries: Sequence[tuple[bytes, bytes]], resources: Mapping[str, bytes]
-    ) -> Commit:
+    def append(self, records: Sequence[bytes], resources: Mapping[str, bytes]) -> Commit:
         """Commit a group durably or raise `TrailError`."""
         ...
 
@@ -285,7 +283,7 @@ class Committer:
         self._take()
         try:
             commit = self._store.append(
-                [(ticket.leaf_hash, ticket.record) for ticket in self._group],
+                [ticket.record for ticket in self._group],
                 {t.resource.hash: t.resource.json for t in self._group if t.resource is not None},
             )
             self._result = (commit, _INTERRUPTED)
@@ -316,8 +314,10 @@ class Committer:
         group, (commit, failure) = self._group, self._result
         unattended: list[Ticket] = []
         if commit is not None:
-            for sequence, ticket in enumerate(group, commit.first):
+            committed = zip(group, commit.leaf_hashes, strict=True)
+            for sequence, (ticket, leaf_hash) in enumerate(committed, commit.first):
                 ticket.sequence = sequence
+                ticket.leaf_hash = leaf_hash
                 ticket.committed_unix_nano = commit.committed_unix_nano
         else:
             for ticket in group:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import operator
 import os
 import time
 from contextlib import suppress
@@ -75,10 +76,11 @@ _T = TypeVar("_T")
 
 
 class Commit(NamedTuple):
-    """Where a group went: sequence number of its first record, and when."""
+    """Where a group went: sequence number of its first record, when, and each record's leaf hash."""
 
     first: int
     committed_unix_nano: int
+    leaf_hashes: list[bytes]
 
 
 class _Tree(NamedTuple):
@@ -127,15 +129,14 @@ class TrailStore:
         self._emptier = Handle(lambda: self._connect(self._emptier_lock))
         self.origin = self._write(_origin)
 
-    def append(
-        self, entries: Sequence[tuple[bytes, bytes]], resources: Mapping[str, bytes]
-    ) -> Commit:
-        """Commit ``entries`` of (leaf hash, record) as one group, durably.
+    def append(self, records: Sequence[bytes], resources: Mapping[str, bytes]) -> Commit:
+        """Hash the records and commit them as one group, durably.
 
         ``resources`` are the OTel Resources (hash to JSON) that the records
         name. Raises `TrailError`; the records are then not confirmed.
         """
-        blobs = tuple(leaf_hash + record for leaf_hash, record in entries)
+        hashes = merkle.leaf_hashes(records)
+        blobs = tuple(map(operator.add, hashes, records))
         tree: _Tree
 
         def work(connection: apsw.Connection) -> Commit:
@@ -150,15 +151,15 @@ class TrailStore:
                     connection.execute(
                         "INSERT OR IGNORE INTO resource VALUES (?, ?)", (resource_hash, json)
                     )
-            edge = merkle.extend(edge, size, [leaf_hash for leaf_hash, _ in entries])
-            grown = size + len(entries)
+            edge = merkle.extend(edge, size, hashes)
+            grown = size + len(records)
             tree = _Tree(grown, edge, now)
             _complete_tiles(connection, size, grown)
             connection.execute(
                 "UPDATE tree SET size = ?, edge = ?, committed_unix_nano = ?",
                 (grown, b"".join(edge), now),
             )
-            return Commit(size, now)
+            return Commit(size, now, hashes)
 
         commit = self._write(work)
         self._tree = tree

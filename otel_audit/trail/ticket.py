@@ -36,7 +36,7 @@ class Resource(NamedTuple):
 class Ticket:
     """One record on its way into the trail; awaitable.
 
-    ``settled`` turns true once, after ``error`` or ``sequence`` and
+    ``settled`` turns true once, after ``error`` or ``sequence``, ``leaf_hash`` and
     ``committed_unix_nano`` were set. ``told`` says that somebody was told
     already that the record is not confirmed, so that it is not counted twice.
     A submitter who has more to say about a record makes a subclass.
@@ -56,10 +56,9 @@ class Ticket:
         "told",
     )
 
-    def __init__(self, record: bytes, leaf_hash: bytes, resource: Resource | None) -> None:
-        """Take a record, its leaf hash, and the OTel Resource that it names."""
+    def __init__(self, record: bytes, resource: Resource | None) -> None:
+        """Take a record, and the OTel Resource that it names."""
         self.record = record
-        self.leaf_hash = leaf_hash
         self.resource = resource
         self.settled = False
         self.told = False
@@ -67,6 +66,7 @@ class Ticket:
         self.lock: threading.Lock | None = None
         self.loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] | None = None
         self.sequence = -1
+        self.leaf_hash = b""
         self.committed_unix_nano = 0
         self.timeout = 0.0
 

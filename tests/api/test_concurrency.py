@@ -118,7 +118,7 @@ def fate(error: AuditUnavailableError | None = None) -> PendingReceipt:
             raise error
         return AuditReceipt(receipt.record_id, 0, b"", 0)
 
-    receipt = PendingReceipt(b"", b"", None, "r", "fail", settle)
+    receipt = PendingReceipt(b"", None, "r", "fail", settle)
     receipt.timeout = 5.0
     receipt.error = error
     return receipt

@@ -22,7 +22,6 @@ from otel_audit.cli.diagnosis.check import Subject, examine
 from otel_audit.settings import Settings
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.lock import FileLock
-from otel_audit.trail.merkle import leaf_hash
 from otel_audit.trail.trail import Trail
 from tests.cli.conftest import Cli, record
 
@@ -378,7 +377,7 @@ def test_a_trail_without_keys_yet(directory: Path, fresh: Cli) -> None:
 
 def test_records_that_wait_for_a_checkpoint(directory: Path) -> None:
     trail = Trail.open(directory)
-    trail.store.append([(leaf_hash(b"{}"), b"{}")] * 2, {})
+    trail.store.append([b"{}"] * 2, {})
     trail.close()
     subject = examined.subject_of(Settings.from_env({}, directory=directory))
     assert subject.reader is not None
@@ -395,7 +394,7 @@ def test_records_that_wait_for_a_checkpoint(directory: Path) -> None:
 
 def test_the_agent_that_is_wanted_is_named(directory: Path) -> None:
     trail = Trail.open(directory)
-    trail.store.append([(leaf_hash(b"{}"), b"{}")], {})
+    trail.store.append([b"{}"], {})
     trail.close()
     subject = examined.subject_of(Settings.from_env({}, directory=directory, agent="off"))
     (agent,) = processes.agent(subject)

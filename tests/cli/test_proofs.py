@@ -11,7 +11,6 @@ import pytest
 
 from otel_audit import TrailReader
 from otel_audit.trail.keys import TrailKeys
-from otel_audit.trail.merkle import leaf_hash
 from otel_audit.trail.proof import TlogProof
 from otel_audit.trail.trail import Trail
 
@@ -167,7 +166,7 @@ def test_a_file_that_cannot_be_written(cli: Cli) -> None:
 
 def append(directory: Path, item: bytes, *, sign: bool = False) -> None:
     trail = Trail.open(directory)
-    trail.store.append([(leaf_hash(item), item)], {})
+    trail.store.append([item], {})
     if sign:
         trail.signer.sign()
     trail.close()
@@ -178,5 +177,5 @@ def append_row(directory: Path) -> None:
     from otel_audit.trail.store import TrailStore
 
     store = TrailStore(directory, new_origin=lambda: "unused")
-    store.append([(leaf_hash(b"{}"), b"{}")], {})
+    store.append([b"{}"], {})
     store.close()

@@ -11,7 +11,6 @@ import pytest
 from otel_audit import TrailReader
 from otel_audit.trail.checkpoint import open_checkpoint
 from otel_audit.trail.keys import TrailKeys
-from otel_audit.trail.merkle import leaf_hash
 from otel_audit.trail.note import Verifier
 from otel_audit.trail.trail import Trail
 from tests.cli.conftest import Cli, record
@@ -129,5 +128,5 @@ def test_a_trail_that_was_never_opened_for_signing_has_no_keys(directory: Path, 
 
 def append(directory: Path) -> None:
     trail = Trail.open(directory)
-    trail.store.append([(leaf_hash(b"{}"), b"{}")], {})
+    trail.store.append([b"{}"], {})
     trail.close()

@@ -14,7 +14,6 @@ import orjson
 import pytest
 
 from otel_audit import TrailReader
-from otel_audit.trail.merkle import leaf_hash
 from otel_audit.trail.trail import Trail
 from tests.cli.conftest import Cli, record
 
@@ -44,7 +43,7 @@ def test_a_request_that_no_route_matched_is_told_by_its_path(directory: Path, fr
     )
     store = Trail.open(directory)
     stored = [orjson.dumps(one) for one in requests]
-    store.store.append([(leaf_hash(item), item) for item in stored], {})
+    store.store.append(stored, {})
     store.close()
     first, second = fresh("tail").out.splitlines()
     assert first.endswith("route unmatched /.env")
@@ -91,7 +90,7 @@ def test_filters(cli: Cli, conditions: list[str], found: list[int]) -> None:
 def test_filters_reach_as_far_back_as_they_must(directory: Path, fresh: Cli) -> None:
     store = Trail.open(directory)
     records = [b'{"record_id":"x","n":%d}' % number for number in range(5_000)]
-    store.store.append([(leaf_hash(item), item) for item in records], {})
+    store.store.append(records, {})
     store.close()
     shown = fresh("tail", "--json", "-n", "2", "--where", "n=?").out.split()
     assert shown == ['{"record_id":"x","n":8}', '{"record_id":"x","n":9}']
@@ -106,7 +105,7 @@ def test_a_record_cannot_control_the_terminal(directory: Path, fresh: Cli) -> No
     item = json.dumps(
         {"record_id": "x", "event": "\x1b[2Jgone\u202e", "error": "two\nlines"}
     ).encode()
-    store.store.append([(leaf_hash(item), item)], {})
+    store.store.append([item], {})
     store.close()
     for command in (("tail",), ("show", "0")):
         shown = fresh(*command).out
@@ -117,7 +116,7 @@ def test_a_record_cannot_control_the_terminal(directory: Path, fresh: Cli) -> No
 
 def test_bytes_that_are_no_record_are_shown_as_such(directory: Path, fresh: Cli) -> None:
     store = Trail.open(directory)
-    store.store.append([(leaf_hash(b"\xff\x00"), b"\xff\x00"), (leaf_hash(b"[]"), b"[]")], {})
+    store.store.append([b"\xff\x00", b"[]"], {})
     store.signer.sign()
     store.close()
     lines = fresh("tail").out.splitlines()
@@ -188,7 +187,7 @@ def test_show_finds_a_record_by_its_id(cli: Cli) -> None:
 
 def test_show_says_that_no_checkpoint_covers_a_record_yet(directory: Path, fresh: Cli) -> None:
     store = Trail.open(directory)
-    store.store.append([(leaf_hash(b"{}"), b"{}")], {})
+    store.store.append([b"{}"], {})
     store.close()
     assert "none covers it yet" in fresh("show", "0").out
     assert json.loads(fresh("show", "0", "--json").out)["checkpoint"] is None

@@ -14,7 +14,6 @@ import pytest
 
 from otel_audit import TrailReader
 from otel_audit.trail.keys import TrailKeys
-from otel_audit.trail.merkle import leaf_hash
 from otel_audit.trail.trail import Trail
 from tests.cli.conftest import Cli, record
 
@@ -212,7 +211,7 @@ def test_progress_is_shown_on_a_terminal_only(directory: Path) -> None:
     store = Trail.open(directory)
     item = b'{"record_id":"5f0c4b0e-8a34-4d8e-9f6b-0d6a6a3c1f11"}'
     for _ in range(20):
-        store.store.append([(leaf_hash(item), item)] * 2_000, {})
+        store.store.append([item] * 2_000, {})
     store.signer.sign()
     store.close()
     command = [sys.executable, "-m", "otel_audit.cli", "verify", "--dir", str(directory)]
@@ -235,7 +234,7 @@ def test_progress_is_shown_on_a_terminal_only(directory: Path) -> None:
 
 def append(directory: Path, item: bytes) -> None:
     store = Trail.open(directory)
-    store.store.append([(leaf_hash(item), item)], {})
+    store.store.append([item], {})
     store.close()
 
 

@@ -11,7 +11,6 @@ from otel_audit.readers.cursors import Cursors
 from otel_audit.readers.otlp.sender import sender
 from otel_audit.readers.shipper import Shipper
 from otel_audit.readers.standing import cursor_name
-from otel_audit.trail.merkle import leaf_hash
 from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.trail import Trail
 from tests.readers.farend import HttpFarEnd
@@ -54,8 +53,7 @@ class Place:
 
     def append(self, *records: bytes) -> None:
         resources = {"ab": b'{"service.name":"shop","host.name":"a"}'}
-        entries = [(leaf_hash(each), each) for each in records]
-        self.trail.store.append(entries, resources)
+        self.trail.store.append(records, resources)
 
     def fill(self, count: int) -> list[bytes]:
         first = self.trail.reader.tree().size

@@ -344,7 +344,7 @@ def test_the_agent_keeps_the_index_and_the_settings_turn_it_off(tmp_path: Path) 
         settings = Settings.from_env(environment, directory=tmp_path / switch, service_name="hub")
         provider = AuditProvider(settings)
         records = [b'{"event":"e"}'] * SMALL
-        provider.trail.store.append([(bytes(32), record) for record in records], {})
+        provider.trail.store.append(records, {})
         path = provider.directory / DATABASE
         if switch == "true":
             search = TrailSearch.open(provider.directory)

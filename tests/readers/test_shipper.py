@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_audit.readers.standing import cursor_name
-from otel_audit.trail.merkle import leaf_hash
 from tests.readers.farend import HttpFarEnd, Reply, partial
 from tests.readers.place import record
 
@@ -367,9 +366,7 @@ def test_what_is_to_be_sent_again_but_gone_is_told(
 def test_resources_of_many_processes_are_told_apart(place: Place) -> None:
     for number in range(70):
         entry = record(number, resource=f"r{number}")
-        place.trail.store.append(
-            [(leaf_hash(entry), entry)], {f"r{number}": b'{"service.name":"s%d"}' % number}
-        )
+        place.trail.store.append([entry], {f"r{number}": b'{"service.name":"s%d"}' % number})
     place.append(record(70, resource="unknown", service_name="known"))
     place.shipper().step()
     [request] = place.far_end.requests

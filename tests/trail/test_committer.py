@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def ticket(record: bytes, resource: Resource | None = None) -> Ticket:
-    return Ticket(record, merkle.leaf_hash(record), resource)
+    return Ticket(record, resource)
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -234,10 +234,8 @@ class Memory:
         self.failure: Exception | None = None
         self.inside: Callable[[], None] = lambda: None
 
-    def append(
-        self, entries: Sequence[tuple[bytes, bytes]], resources: Mapping[str, bytes]
-    ) -> Commit:
-        assert entries
+    def append(self, records: Sequence[bytes], resources: Mapping[str, bytes]) -> Commit:
+        assert records
         assert not resources
         self.appending += 1
         self.most = max(self.most, self.appending)
@@ -246,8 +244,8 @@ class Memory:
             if self.failure is not None:
                 raise self.failure
             first = len(self.records)
-            self.records += [record for _, record in entries]
-            return Commit(first, time.time_ns())
+            self.records += records
+            return Commit(first, time.time_ns(), merkle.leaf_hashes(records))
         finally:
             self.appending -= 1
 
@@ -402,9 +400,9 @@ def test_too_many_bytes_are_refused_at_once(make: Make, hold: Hold) -> None:
         until(lambda: committer.waiting == 0)
         big = b"x" * 65_535
         for _ in range(1_024):
-            committer.submit(Ticket(big, b"\0" * 32, None))
+            committer.submit(Ticket(big, None))
         with pytest.raises(AuditBackpressureError, match=r"1024 records \(67107840 bytes\)"):
-            committer.submit(Ticket(big, b"\0" * 32, None))
+            committer.submit(Ticket(big, None))
         committer.submit(ticket(b"a small one still fits"))
     assert committer.drain(20.0)
     committer.submit(ticket(big))

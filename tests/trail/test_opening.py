@@ -16,7 +16,7 @@ from otel_audit.errors import (
     TrailKeyError,
     TrailMismatchError,
 )
-from otel_audit.trail import merkle, proof
+from otel_audit.trail import proof
 from otel_audit.trail.checkpoint import read_checkpoint
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.reader import TrailReader
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def append(trail: Trail, *records: bytes) -> None:
-    trail.store.append([(merkle.leaf_hash(record), record) for record in records], {})
+    trail.store.append(records, {})
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def append(store: TrailStore, *records: bytes) -> None:
-    store.append([(merkle.leaf_hash(record), record) for record in records], {})
+    store.append(records, {})
 
 
 def numbered(count: int) -> list[bytes]:

@@ -25,7 +25,7 @@ SECOND = 1_000_000_000
 
 
 def append(trail: Trail, *records: bytes) -> None:
-    trail.store.append([(merkle.leaf_hash(record), record) for record in records], {})
+    trail.store.append(records, {})
 
 
 @pytest.fixture

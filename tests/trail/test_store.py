@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def entries(start: int, count: int) -> list[tuple[bytes, bytes]]:
-    records = [b'{"record_id":"%d"}' % number for number in range(start, start + count)]
-    return [(merkle.leaf_hash(record), record) for record in records]
+def records(start: int, count: int) -> list[bytes]:
+    return [b'{"record_id":"%d"}' % number for number in range(start, start + count)]
 
 
 def open_store(directory: Path, **options: object) -> TrailStore:
@@ -68,9 +67,11 @@ def test_groups_of_any_size_give_the_tree_of_rfc_6962(
 ) -> None:
     hashes: list[bytes] = []
     for size in sizes:
-        group = entries(len(hashes), size)
-        assert store.append(group, {}).first == len(hashes)
-        hashes += [leaf_hash for leaf_hash, _ in group]
+        group = records(len(hashes), size)
+        commit = store.append(group, {})
+        assert commit.first == len(hashes)
+        assert commit.leaf_hashes == [merkle.leaf_hash(record) for record in group]
+        hashes += commit.leaf_hashes
     with TrailReader(store.directory) as reader:
         tree = reader.tree()
         assert tree.size == sum(sizes)
@@ -83,9 +84,8 @@ def test_groups_of_any_size_give_the_tree_of_rfc_6962(
 def test_upper_tiles_are_right_when_a_second_level_begins(store: TrailStore) -> None:
     hashes: list[bytes] = []
     for _ in range(10):
-        group = entries(len(hashes), 7_000)
-        store.append(group, {})
-        hashes += [leaf_hash for leaf_hash, _ in group]
+        group = records(len(hashes), 7_000)
+        hashes += store.append(group, {}).leaf_hashes
     with TrailReader(store.directory) as reader:
         first = b"".join(
             merkle.tile_root(b"".join(hashes[i * 256 : i * 256 + 256])) for i in range(256)
@@ -98,7 +98,7 @@ def test_upper_tiles_are_right_when_a_second_level_begins(store: TrailStore) -> 
 def test_the_commit_time_never_decreases_when_the_clock_does(tmp_path: Path) -> None:
     times = iter([1_000, 500, 1_001] + [2_000] * 10)
     store = open_store(tmp_path / "trail", clock=lambda: next(times))
-    committed = [store.append(entries(n, 1), {}).committed_unix_nano for n in range(3)]
+    committed = [store.append(records(n, 1), {}).committed_unix_nano for n in range(3)]
     store.close()
     assert committed == sorted(committed)
     assert committed[0] == committed[1] or committed[1] < committed[2]
@@ -107,7 +107,7 @@ def test_the_commit_time_never_decreases_when_the_clock_does(tmp_path: Path) -> 
 def test_two_stores_on_one_trail_take_turns(tmp_path: Path) -> None:
     first, second = open_store(tmp_path / "t"), open_store(tmp_path / "t")
     taken = [
-        (first if number % 2 else second).append(entries(number * 3, 3), {}).first
+        (first if number % 2 else second).append(records(number * 3, 3), {}).first
         for number in range(200)
     ]
     assert taken == list(range(0, 600, 3))
@@ -119,7 +119,7 @@ def test_two_stores_on_one_trail_take_turns(tmp_path: Path) -> None:
 
 def test_resources_are_stored_once(store: TrailStore) -> None:
     for number in range(3):
-        store.append(entries(number, 1), {"abc": b'{"service.name":"x"}'})
+        store.append(records(number, 1), {"abc": b'{"service.name":"x"}'})
     with TrailReader(store.directory) as reader, reader._handle.use() as connection:
         assert connection.execute("SELECT hash, json FROM resource").fetchall() == [
             ("abc", b'{"service.name":"x"}')
@@ -130,9 +130,9 @@ def test_a_lock_that_somebody_holds_is_an_error_that_names_the_process(store: Tr
     holder = FileLock(store.directory / "lock")
     assert holder.try_acquire()
     with pytest.raises(TrailLockedError, match=f"held for 1 s by process {os.getpid()}"):
-        store.append(entries(0, 1), {})
+        store.append(records(0, 1), {})
     holder.release()
-    assert store.append(entries(0, 1), {}).first == 0
+    assert store.append(records(0, 1), {}).first == 0
 
 
 def test_a_stopped_process_blocks_and_a_dead_one_does_not(store: TrailStore) -> None:
@@ -150,14 +150,14 @@ def test_a_stopped_process_blocks_and_a_dead_one_does_not(store: TrailStore) -> 
         assert process.stdout.readline() == "held\n"
         process.send_signal(signal.SIGSTOP)
         with pytest.raises(TrailLockedError, match=f"by process {process.pid}"):
-            store.append(entries(0, 1), {})
+            store.append(records(0, 1), {})
         process.kill()
         process.wait()
-        assert store.append(entries(0, 1), {}).first == 0
+        assert store.append(records(0, 1), {}).first == 0
 
 
 def test_a_newer_schema_is_refused_and_left_alone(store: TrailStore) -> None:
-    store.append(entries(0, 1), {})
+    store.append(records(0, 1), {})
     with store._handle.use() as connection:
         connection.pragma("user_version", 99)
     store.close()
@@ -194,7 +194,7 @@ def test_a_database_that_went_missing_is_not_replaced(tmp_path: Path, name: str)
 def test_an_empty_file_left_by_a_crash_becomes_a_trail(tmp_path: Path) -> None:
     (tmp_path / "trail.db").touch(mode=0o600)
     store = open_store(tmp_path)
-    assert store.append(entries(0, 1), {}).first == 0
+    assert store.append(records(0, 1), {}).first == 0
     store.close()
 
 
@@ -248,15 +248,15 @@ def test_a_failing_disk_confirms_nothing_and_the_trail_goes_on_afterwards(
     faulty: tuple[Faulty, TrailStore], kind: str, advice: str
 ) -> None:
     vfs, store = faulty
-    store.append(entries(0, 3), {})
+    store.append(records(0, 3), {})
     vfs.failing.add(kind)
     for _ in range(3):
         with pytest.raises(TrailError, match=advice):
-            store.append(entries(3, 2), {})
+            store.append(records(3, 2), {})
     vfs.failing.clear()
-    assert store.append(entries(3, 300), {}).first == 3
+    assert store.append(records(3, 300), {}).first == 3
     with TrailReader(store.directory) as reader:
-        assert [leaf.record for leaf in reader.leaves()] == [r for _, r in entries(0, 303)]
+        assert [leaf.record for leaf in reader.leaves()] == records(0, 303)
         assert merkle.edge_root(merkle.edge_at(303, reader.hash_at)) == reader.tree().root
 
 
@@ -264,12 +264,12 @@ def test_after_a_failed_sync_of_the_database_the_log_is_never_reused(
     faulty: tuple[Faulty, TrailStore], caplog: pytest.LogCaptureFixture
 ) -> None:
     vfs, store = faulty
-    store.append(entries(0, 10), {})
+    store.append(records(0, 10), {})
     vfs.failing.add("sync")
     store.empty_wal()
     assert "restart" in caplog.text
     vfs.failing.clear()
-    store.append(entries(10, 10), {})
+    store.append(records(10, 10), {})
     store.empty_wal()
     with store._handle.use() as connection:
         total, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
@@ -281,7 +281,7 @@ def test_emptying_the_log_keeps_its_length_bounded(store: TrailStore) -> None:
     preallocated = wal.stat().st_size
     assert preallocated >= 8 << 20
     for number in range(60):
-        store.append(entries(number * 1_000, 1_000), {})
+        store.append(records(number * 1_000, 1_000), {})
         store.empty_wal(above=1 << 20)
     assert wal.stat().st_size <= preallocated * 2
 
@@ -296,7 +296,7 @@ def test_commits_go_on_while_the_log_is_emptied(store: TrailStore) -> None:
     emptier = threading.Thread(target=empty)
     emptier.start()
     for number in range(300):
-        store.append(entries(number, 1), {})
+        store.append(records(number, 1), {})
     stop.set()
     emptier.join()
     with TrailReader(store.directory) as reader:
@@ -316,30 +316,30 @@ def _in_child(action: Callable[[], None]) -> int:
 
 
 def test_parent_and_forked_child_both_go_on(store: TrailStore) -> None:
-    store.append(entries(0, 1), {})
+    store.append(records(0, 1), {})
 
     def child() -> None:
         for number in range(50):
-            store.append(entries(100 + number, 1), {})
+            store.append(records(100 + number, 1), {})
 
     assert _in_child(child) == 0
-    assert store.append(entries(1, 1), {}).first == 51
+    assert store.append(records(1, 1), {}).first == 51
     with TrailReader(store.directory) as reader:
         assert merkle.edge_root(merkle.edge_at(52, reader.hash_at)) == reader.tree().root
 
 
 def test_a_child_survives_its_parents_close(store: TrailStore) -> None:
     """The parent's close, as last one in its own lock table, must not delete the child's log."""
-    store.append(entries(0, 1), {})
+    store.append(records(0, 1), {})
     ready, go = os.pipe()
     process = os.fork()
     if process == 0:
         code = 1
         try:
-            store.append(entries(1, 1), {})
+            store.append(records(1, 1), {})
             os.read(ready, 1)
             for number in range(100):
-                store.append(entries(2 + number, 1), {})
+                store.append(records(2 + number, 1), {})
             code = 0
         finally:
             os._exit(code)
@@ -378,12 +378,11 @@ def test_a_transaction_cut_off_by_sigkill_leaves_all_that_was_acknowledged(tmp_p
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from otel_audit.trail import merkle\n"
         "from otel_audit.trail.store import TrailStore\n"
         "store = TrailStore(Path(sys.argv[1]), new_origin=lambda: 'test/origin')\n"
         "while True:\n"
         "    records = [b'x%d' % n for n in range(40)]\n"
-        "    commit = store.append([(merkle.leaf_hash(r), r) for r in records], {})\n"
+        "    commit = store.append(records, {})\n"
         "    print(commit.first + 39, flush=True)\n"
     )
     directory = tmp_path / "trail"
@@ -414,14 +413,14 @@ def copies(path: Path, needle: bytes) -> int:
 def test_nothing_stays_in_the_log_at_close_nor_when_it_is_idle(store: TrailStore) -> None:
     """Or a change made to the database's file would hide behind the log."""
     log, record = store.directory / "trail.db-wal", b'{"record_id":"3"}'
-    store.append(entries(0, 10), {})
+    store.append(records(0, 10), {})
     store.empty_wal(above=1 << 20)
     assert copies(log, record) == 1
     store.empty_wal(above=1 << 20)
     assert copies(log, record) == 0
     assert copies(store.path, record) == 1
     assert log.stat().st_size >= 8 << 20, "and the log is as long as before"
-    store.append(entries(10, 10), {})
+    store.append(records(10, 10), {})
     store.close()
     assert copies(store.path, b'{"record_id":"13"}') == 1
     assert copies(log, b'{"record_id":"13"}') == 0
@@ -430,7 +429,7 @@ def test_nothing_stays_in_the_log_at_close_nor_when_it_is_idle(store: TrailStore
 def test_emptying_an_idle_log_lets_other_writers_go_on(store: TrailStore) -> None:
     other = open_store(store.directory)
     for number in range(100):
-        (store if number % 2 else other).append(entries(number, 1), {})
+        (store if number % 2 else other).append(records(number, 1), {})
         store.empty_wal(reset=True)
     with TrailReader(store.directory) as reader:
         assert merkle.edge_root(merkle.edge_at(100, reader.hash_at)) == reader.tree().root

@@ -18,7 +18,6 @@ from otel_audit.errors import (
 from otel_audit.trail.checkpoint import read_checkpoint
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.lock import FileLock
-from otel_audit.trail.merkle import leaf_hash
 from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.store import TrailStore
 from otel_audit.trail.succession import Predecessor, look, succeed
@@ -42,7 +41,7 @@ def directory(tmp_path: Path) -> Path:
 
 def append(directory: Path, *records: bytes, sign: bool = False) -> None:
     trail = Trail.open(directory, service="hub")
-    trail.store.append([(leaf_hash(record), record) for record in records], {})
+    trail.store.append(records, {})
     if sign:
         trail.signer.sign()
     trail.close()
@@ -214,7 +213,7 @@ def test_a_key_from_elsewhere_leaves_no_key_behind(directory: Path) -> None:
 
     def begin_with_key(place: Path, _: Predecessor) -> None:
         trail = Trail.open(place, keys=keys)
-        trail.store.append([(leaf_hash(b"x"), b"x")], {})
+        trail.store.append([b"x"], {})
         trail.signer.sign()
         trail.close()
 

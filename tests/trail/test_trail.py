@@ -17,7 +17,7 @@ from otel_audit.errors import (
     TrailMismatchError,
     TrailVersionError,
 )
-from otel_audit.trail import merkle, proof
+from otel_audit.trail import proof
 from otel_audit.trail.checkpoint import read_checkpoint
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.trail import Trail
@@ -51,7 +51,7 @@ def trail(make: Callable[..., Trail]) -> Trail:
 
 
 def append(trail: Trail, *records: bytes) -> int:
-    return trail.store.append([(merkle.leaf_hash(record), record) for record in records], {}).first
+    return trail.store.append(records, {}).first
 
 
 def open_files(directory: Path) -> list[str]:

@@ -88,7 +88,7 @@ def build(
         for before, after in zip([0, *edges], edges, strict=False):
             part = records[before:after]
             if part:
-                store.append(list(zip(merkle.leaf_hashes(part), part, strict=True)), {})
+                store.append(part, {})
             if after in cuts:
                 tree = reader.tree()
                 assert tree.size == after
@@ -316,7 +316,7 @@ def test_a_trail_that_is_written_to_meanwhile_is_sound(tmp_path: Path) -> None:
             while not stop.is_set():
                 part = [record(number + place) for place in range(37)]
                 number += 37
-                store.append(list(zip(merkle.leaf_hashes(part), part, strict=True)), {})
+                store.append(part, {})
                 tree = reader.tree()
                 note = sign(Checkpoint(ORIGIN, tree.size, tree.root), KEYS, START)
                 store.add_checkpoint(tree.size, START * SECOND, note)
@@ -349,7 +349,7 @@ def test_a_writer_that_is_always_ahead_does_not_hold_up_verification(tmp_path: P
             while True:
                 if start == self.tree().size:
                     assert appended < 20, "verification follows the writer"
-                    store.append([(merkle.leaf_hash(RECORDS[0]), RECORDS[0])], {})
+                    store.append(RECORDS[:1], {})
                     appended += 1
                 batch = next(super().batches(start, stop), None)
                 if batch is None:
@@ -359,7 +359,7 @@ def test_a_writer_that_is_always_ahead_does_not_hold_up_verification(tmp_path: P
                 if stop is not None and start >= stop:
                     return
 
-    store.append([(merkle.leaf_hash(RECORDS[0]), RECORDS[0])], {})
+    store.append(RECORDS[:1], {})
     with Overtaken(tmp_path) as reader:
         assert verify.verify(reader, verifiers=KEYS.verifiers()).ok
     store.close()
