@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
-from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # it has no stub
 
 from otel_audit.errors import AuditSettingsError
 
@@ -280,11 +279,15 @@ def _loki_options(environ: Mapping[str, str], said: Mapping[str, Any]) -> dict[s
 def _through_proxy(destination: Destination, environ: Mapping[str, str]) -> Destination:
     """Find the HTTP proxy by the names that everybody uses; gRPC looks for its own."""
     split = urlsplit(destination.endpoint)
-    proxies = {"no": _either(environ, "no_proxy") or ""}
-    if destination.protocol == "grpc" or proxy_bypass_environment(split.hostname or "", proxies):
-        return destination
     proxy = _either(environ, f"{split.scheme}_proxy") or _either(environ, "all_proxy")
-    return replace(destination, proxy=proxy) if proxy else destination
+    if proxy is None or destination.protocol == "grpc":
+        return destination
+    # Here, because it loads an HTTP client, which is for those who need it.
+    from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # noqa: PLC0415 - see above; it has no stub
+
+    proxies = {"no": _either(environ, "no_proxy") or ""}
+    around = proxy_bypass_environment(split.hostname or "", proxies)
+    return destination if around else replace(destination, proxy=proxy)
 
 
 def _either(environ: Mapping[str, str], name: str) -> str | None:
