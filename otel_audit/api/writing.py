@@ -7,8 +7,7 @@ an ordinary record costs little more than encoding the caller's fields.
 
 Promises: `RecordWriter.write` returns what the stages and `encode` make of the
 event, byte for byte, whichever way it goes. Ordinary is an event that needs no
-conversion, no redaction, no shortening, and has no error to explain. Nothing
-that has to be hidden passes: names and texts are judged by the same `Redactor`.
+conversion, no redaction and no shortening. Nothing that has to be hidden passes: names and texts are judged by the same `Redactor`.
 """
 
 from __future__ import annotations
@@ -122,17 +121,19 @@ class RecordWriter:
             event.resource_type, event.retention,
         )  # fmt: skip
         wording = self._wordings.get(words) or self._learned(words)
-        if wording is _ODD or event.error is not None or type(event.fields) is not dict:
+        if wording is _ODD or type(event.fields) is not dict:
             return None
         # A copy: what is judged has to be what is written, whatever other threads do to it.
         fields = event.fields.copy()
-        name = event.resource_name
-        if not (self._knows(fields) and self._redactor.passes(fields, name or "")):
+        name, error = event.resource_name, event.error
+        if isinstance(error, BaseException):
+            return None  # what it says has to be found out
+        # Whatever else is no text cannot be joined to others: that is a TypeError.
+        beside = "" if name is None else name, "" if error is None else error
+        if not (self._knows(fields) and self._redactor.passes(fields, *beside)):
             return None
-        named = "" if name is None else f',"resource_name":{_text(name)}'
         said = orjson.dumps(fields)
-        # NaN and infinities are the only plain values that JSON cannot hold; they become null.
-        if len(said) > _ROOM or b"null" in said:
+        if len(said) > _ROOM or (b"null" in said and not _finite(fields)):
             return None
         scope = current_scope(context)
         actor = actor_in(scope, context)
@@ -147,8 +148,10 @@ class RecordWriter:
         record_id = self._new_id()
         record = (
             f'{{"schema":"{SCHEMA}","timestamp":"{timestamp_of(self._clock())}{wording.before_id}'
-            f"{record_id}{wording.after_id}{acts}{wording.resource_type}{named}"
+            f"{record_id}{wording.after_id}{acts}{wording.resource_type}"
+            f"{'' if name is None else _member('resource_name', name)}"
             f"{'' if scope is None else scope.members()}"
+            f"{'' if error is None else _member('error', error)}"
             f"{trace if span is known else self._trace(span)}{wording.last}"
         ).encode()
         if logger is not None and "logger" not in fields:
@@ -227,6 +230,11 @@ class RecordWriter:
         # One tuple, replaced whole, so that threads cannot mix it up.
         self._span = (span, trace)
         return trace
+
+
+def _finite(fields: dict[str, object]) -> bool:
+    """Whether each null is a None: NaN and infinities are what JSON cannot hold of plain values."""
+    return all(value - value == 0.0 for value in fields.values() if type(value) is float)
 
 
 def _acts(actor: Actor) -> str:

@@ -23,7 +23,7 @@ REDACTED: Final = "[REDACTED]"
 """What stands for the value under a secret's name."""
 
 _SEEN: Final = 4_096
-_NUMBERS: Final = frozenset({int, float, bool})
+_HARMLESS: Final = frozenset({int, float, bool, type(None)})
 
 
 class Redactor:
@@ -83,7 +83,7 @@ class Redactor:
             kind = type(value)
             if kind is str:
                 texts.append(cast("str", value))
-            elif kind not in _NUMBERS:
+            elif kind not in _HARMLESS:
                 return False
         return not self._search.suspect(texts)
 

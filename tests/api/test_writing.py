@@ -126,6 +126,9 @@ ORDINARY = [
     AuditEvent("login", "start", fields={"user_id": "u-1", "attempt": 3, "ms": 1.5, "ok": True}),
     AuditEvent("user_update", "update", "data_access", "failed", "critical", "user", "u-4711", fields={"purpose": "support"}),
     AuditEvent("order", "création", None, "réussi", None, "commande", "n° 7", fields={"café": "ü"}),
+    AuditEvent("login", "fail", status="failed", error="no such user", resource_name="x"),
+    AuditEvent("login", "fail", status="denied", error=""),
+    AuditEvent("e", "nothing", fields={"note": None, "ratio": 0.5, "said": "null"}),
     AuditEvent("e", "a", retention="7y", fields={"note": 'a "quoted" \\ line\nand more\x00'}),
     AuditEvent("e", "a", fields={"big": 2**64 - 1, "small": -(2**63), "zero": -0.0, "tiny": 5e-324}),
     AuditEvent(
@@ -155,7 +158,13 @@ def test_an_ordinary_event_takes_the_short_way(
 
 
 ODD: dict[str, dict[str, Any]] = {
-    "an error": {"error": "boom"},
+    "a secret in an error": {"error": f"use {AWS}"},
+    "a surrogate in an error": {"error": "a\ud800"},
+    "a long error": {"error": "x" * 70_000},
+    "an error that is an enum": {"error": Word.SECRET},
+    "an error that is a number": {"error": 5},
+    "an error that is false": {"error": False},
+    "a resource that is zero": {"resource_name": 0},
     "an exception": {"error": ValueError("boom")},
     "an odd level": {"level": "purple"},
     "a severity": {"level": "high"},
@@ -170,7 +179,7 @@ ODD: dict[str, dict[str, Any]] = {
     "a name of ours": {"fields": {"status": "no"}},
     "NaN": {"fields": {"ratio": math.nan}},
     "infinity": {"fields": {"ratio": -math.inf}},
-    "nothing": {"fields": {"note": None}},
+    "NaN and nothing": {"fields": {"ratio": math.nan, "note": None}},
     "bytes": {"fields": {"note": b"x"}},
     "a date": {"fields": {"note": datetime(2026, 1, 1, tzinfo=timezone.utc)}},
     "a uuid": {"fields": {"note": uuid.UUID(int=7)}},
@@ -299,11 +308,14 @@ def test_a_request_of_which_nothing_is_known_says_nothing(bench: Bench) -> None:
 def test_an_event_of_another_context_is_recorded_as_there(bench: Bench) -> None:
     event = AuditEvent("login", "start", fields={"x": 1})
     with place(RequestScope("r-1"), "u-1", SpanContext(1, 7, is_remote=False)):
-        expected = [bench.same(event), bench.long(AuditEvent("login", "start", error="e"))[1]]
+        expected = [
+            bench.same(event),
+            bench.long(AuditEvent("login", "start", error=ValueError("e")))[1],
+        ]
         there = get_current()
     assert bench.same(event) != expected[0]
     bench.writer.write(event)
-    said = AuditEvent("login", "start", error="e")
+    said = AuditEvent("login", "start", error=ValueError("e"))
     assert [bench.writer.write(one, None, there)[1] for one in (event, said)] == expected
 
 
