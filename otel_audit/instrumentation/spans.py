@@ -88,15 +88,15 @@ class _Said(NamedTuple):
 
     def after(self, duration: float | None) -> AuditEvent:
         """Return the event of a span that is alike but for its duration."""
-        if not self.durations:
-            return self.event
-        of = self.event
-        fields = dict(of.fields)
-        for name in self.durations:
+        event, durations = self
+        if not durations:
+            return event
+        fields = dict(event.fields)
+        for name in durations:
             fields[name] = duration
         return AuditEvent(
-            of.event, of.action, of.event_type, of.status, of.level, of.resource_type,
-            of.resource_name, of.error, of.retention, fields,
+            event.event, event.action, event.event_type, event.status, event.level,
+            event.resource_type, event.resource_name, event.error, event.retention, fields,
         )  # fmt: skip
 
 
@@ -141,7 +141,7 @@ class RuleProcessor(SpanProcessor):
         self.given = GivenAttributes()
         self._rules = rules
         self._audit = audit
-        self._sorts: dict[tuple[str, SpanKind], _Sort] = {}
+        self._sorts: dict[tuple[str, int], _Sort] = {}
 
     @property
     def kinds(self) -> frozenset[SpanKind]:
@@ -160,8 +160,9 @@ class RuleProcessor(SpanProcessor):
         given = self.given.of(span)
         scope = span.instrumentation_scope
         tracer = "" if scope is None else scope.name
-        # Once: to hash a member of an enumeration is a call of Python's.
-        sort = self._sorts.get((tracer, span.kind)) or self._sort(tracer, span.kind)
+        kind = span.kind
+        # By identity: to hash a member of an enumeration is a call of Python's.
+        sort = self._sorts.get((tracer, id(kind))) or self._sort(tracer, kind)
         if not sort.rules:
             return
         attributes = _copied(span.attributes)
@@ -188,7 +189,7 @@ class RuleProcessor(SpanProcessor):
         sort = _Sort(name, tuple(rule for rule in rules if rule.could_match(tracer, name)))
         if len(self._sorts) >= _CACHED:
             self._sorts.clear()
-        self._sorts[tracer, kind] = sort
+        self._sorts[tracer, id(kind)] = sort
         return sort
 
     def _record(self, span: ReadableSpan, event: AuditEvent) -> None:
@@ -339,7 +340,10 @@ def _events(
 
 def _duration(span: ReadableSpan) -> float | None:
     started, ended = span.start_time, span.end_time
-    return None if started is None or ended is None else round((ended - started) / 1e6, 3)
+    if started is None or ended is None:
+        return None
+    # To the microsecond, in whole numbers: round() costs three times as much.
+    return (ended - started + 500) // 1_000 / 1_000
 
 
 def _facts(

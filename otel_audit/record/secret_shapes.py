@@ -108,7 +108,23 @@ _BEARER: Final = rf"[ :=]{{1,4}}({_NO_WORD}[A-Za-z0-9._~+/-]{{8,}}=*)"
 _BASIC: Final = r"[ :=]{1,4}([A-Za-z0-9+/_-]{2,}={0,2})"
 # The last letters of names that may mean a secret. They only say where to look; in
 # secret_search.py the whole name decides.
-_NAME_ENDS: Final = "als|ase|ass|cvc|cvv|eds|ens|ets|ial|ies|ion|jwt|ken|key|kie|ode|ord|otp|pin|pwd|ret|sig|ssn|swd|ure"
+_NAME_ENDS: Final = "als ase ass cvc cvv eds ens ets ial ies ion jwt ken key kie ode ord otp pin pwd ret sig ssn swd ure"
+
+
+def _after_a_name(then: str) -> str:
+    """Look back, over what stands between, at the end of a name.
+
+    At its last letter first, and then by first letters: each alternative that
+    is tried costs the same, and there are many after each ``=`` of a statement.
+    """
+    ends: dict[str, list[str]] = defaultdict(list)
+    for end in _NAME_ENDS.split():
+        ends[end[0]].append(end[1:])
+    last = "".join(sorted({end[-1] for end in _NAME_ENDS.split()}))
+    either = "|".join(f"{first}(?:{'|'.join(rest)})" for first, rest in ends.items())
+    return rf"(?<=(?i:[{last}]){then})(?<=(?i:{either}){then})"
+
+
 _SPECIALS: Final = (
     _Special("mailchimp", "-", 33, r"(?=us)(?<=[0-9a-f]{32}-)(us[0-9]{1,2}(?![A-Za-z0-9]))"),
     # A claims set is a JSON object, and so begins with an encoded brace; before it, its header.
@@ -132,7 +148,7 @@ _SPECIALS: Final = (
     _Special("url_password", ":", 0, r"//[^\s/:@\"'<>\\]*:(?![0-9]{1,5}[?#])([^\s/\"'<>\\]+)@"),
     _Special("telegram", ":", 0, r"(?=AA)(?<=[0-9]{8}:)(AA[A-Za-z0-9_-]{33}(?![A-Za-z0-9_-]))"),
     *(
-        _Special("assignment", anchor, 0, rf"(?<=(?i:{_NAME_ENDS}){between}{anchor})()")
+        _Special("assignment", anchor, 0, rf"{_after_a_name(between + anchor)}()")
         for anchor in "=:"
         for between in ("", " ")
     ),
@@ -141,7 +157,7 @@ _SPECIALS: Final = (
             "assignment",
             quote,
             0,
-            rf"(?<=(?i:{_NAME_ENDS}){escape}{quote})[ ]{{0,4}}(?:=>|[:=])[ ]{{0,4}}()",
+            rf"{_after_a_name(escape + quote)}[ ]{{0,4}}(?:=>|[:=])[ ]{{0,4}}()",
         )
         for quote in "\"'"
         for escape in ("", r"\\")
