@@ -72,12 +72,15 @@ class AuditProcessor:
     ) -> None:
         """Emit to ``audit``, by default to the global provider."""
         self._audit = audit or get_audit_logger()
-        self._accepts = accepts or _is_audit
+        self._accepts = accepts
         self._keep = keep
 
     def __call__(self, logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
         """Be a processor. Raises `AuditUnavailableError` as the policy says."""
-        if not self._accepts(logger, event_dict):
+        name = getattr(logger, "name", None)
+        said_by = name if type(name) is str else None
+        accepts = self._accepts
+        if not (accepts(logger, event_dict) if accepts else _is_audit(said_by, event_dict)):
             return event_dict
         fields = dict(event_dict)
         event = fields.pop("event", None)
@@ -89,9 +92,8 @@ class AuditProcessor:
         error = None
         if method == "exception" or "exc_info" in fields:
             error = _exception(fields.pop("exc_info", None) or method == "exception")
-        said_by = getattr(logger, "name", None)
-        if type(said_by) is str and "logger" not in fields:
-            fields["logger"] = said_by
+        if said_by is not None:
+            fields.setdefault("logger", said_by)
         self._audit.emit(audit_event("" if event is None else event, level, fields, error))
         if not self._keep:
             raise structlog.DropEvent
@@ -179,9 +181,9 @@ def _replace(logger: logging.Logger, handler: logging.Handler) -> None:
     logger.addHandler(handler)
 
 
-def _is_audit(logger: WrappedLogger, event_dict: EventDict) -> bool:
-    name = getattr(logger, "name", None)
-    if type(name) is not str:
+def _is_audit(name: str | None, event_dict: EventDict) -> bool:
+    """Whether an event is one for the trail, said by a logger of that name, if it has any."""
+    if name is None:
         name = event_dict.get("logger")
         if name is None:
             return "action" in event_dict
