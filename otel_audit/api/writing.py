@@ -7,7 +7,8 @@ an ordinary record costs little more than encoding the caller's fields.
 
 Promises: `RecordWriter.write` returns what the stages and `encode` make of the
 event, byte for byte, whichever way it goes. Ordinary is an event that needs no
-conversion, no redaction and no shortening. Nothing that has to be hidden passes: names and texts are judged by the same `Redactor`.
+conversion, no redaction and no shortening. Nothing that has to be hidden
+passes: names and texts are judged by the same `Redactor`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ _REMEMBERED: Final = 4_096
 
 _ROOM: Final = 2_048
 """Bytes of ordinary fields: too few for any limit of coerce.py, however they are distributed."""
-
 
 _ANONYMOUS: Final = ',"actor_id":"anonymous","actor_type":"user","actor_verified":false'
 
