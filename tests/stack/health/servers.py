@@ -98,6 +98,11 @@ class Server:
                 child.kill()
 
     def pause(self) -> None:
+        # The parent before its children are looked for: one that it forks meanwhile would go on.
+        assert self.process is not None
+        parent = psutil.Process(self.process.pid)
+        parent.suspend()
+        wait_until(lambda: parent.status() == psutil.STATUS_STOPPED, what="the parent's stop")
         for process in self._family():
             # A child may end at this very moment.
             with contextlib.suppress(psutil.NoSuchProcess):
