@@ -76,11 +76,11 @@ class GrpcSender:
         """Make a channel from the files as they are now. Raises `OSError`."""
         destination = self._destination
         self._metadata = list(destination.headers)
-        if self._basic is not None:
-            self._metadata.append(("authorization", self._basic))
+        authorization = self._basic
         if destination.token_file is not None:
-            secret = destination.token_file.read_text("utf-8").strip()
-            self._metadata.append(("authorization", f"Bearer {secret}"))
+            authorization = f"Bearer {destination.token_file.read_text('utf-8').strip()}"
+        if authorization is not None:
+            self._metadata.append(("authorization", authorization))
         options = [
             ("grpc.enable_retries", 0),
             ("grpc.primary_user_agent", f"otel-audit/{__version__}"),
