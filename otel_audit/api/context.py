@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import orjson
 from opentelemetry import context as otel_context
 
 from otel_audit.errors import AuditEventError, AuditTimeoutError, AuditUnavailableError
+from otel_audit.record.encode import members
 from otel_audit.trail.ticket import timed_out
 
 if TYPE_CHECKING:
@@ -152,12 +152,9 @@ class RequestScope:
 
     def members(self) -> str:
         """Write `facts` as members of a JSON object, each after a comma. Raises `TypeError`."""
-        members = self._members
-        if members is None:
-            facts = self.facts()
-            members = f",{orjson.dumps(facts).decode()[1:-1]}" if facts else ""
-            self._members = members
-        return members
+        if self._members is None:
+            self._members = members(self.facts())
+        return self._members
 
 
 def _up_to(

@@ -130,12 +130,8 @@ class Policy:
         """Whether a rule asks for more than an event's own words."""
         return self._narrow
 
-    def __call__(self, draft: Draft) -> None:
-        """Be a stage."""
-        self.apply(draft)
-
-    def apply(self, draft: Draft) -> Decision:
-        """Write the decision into the draft, and return it."""
+    def __call__(self, draft: Draft) -> Decision:
+        """Be a stage: write the decision into the draft. Return it."""
         key: tuple[str, ...] = (draft.event, draft.event_type, draft.action)
         if self._narrow:
             key += _where(draft)

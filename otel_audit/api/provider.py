@@ -24,6 +24,7 @@ from otel_audit.api.policy import Policy
 from otel_audit.api.receipt import AuditReceipt, PendingReceipt
 from otel_audit.api.resource import resource_of
 from otel_audit.api.sessions import session_salt
+from otel_audit.api.stages import Stages
 from otel_audit.api.writing import RecordWriter
 from otel_audit.errors import AuditClosedError, AuditUnavailableError
 from otel_audit.record.encode import new_record_id
@@ -78,12 +79,14 @@ class AuditProvider:
         self._companions: list[Companion] = []
         self.resource, self.service_name = resource_of(self.settings)
         self.records = RecordWriter(
-            policy=self.policy,
-            redactor=redactor,
-            service_name=self.service_name,
-            resource=self.resource.hash,
-            clock=clock,
-            new_id=new_id,
+            Stages(
+                policy=self.policy,
+                redactor=redactor,
+                service_name=self.service_name,
+                resource=self.resource.hash,
+                clock=clock,
+                new_id=new_id,
+            )
         )
         self._trail: Trail | None = None
         self._committer: Committer | None = None

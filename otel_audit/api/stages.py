@@ -47,11 +47,12 @@ class Stages:
         new_id: Callable[[], str],
     ) -> None:
         """Bind what the stages need; ``clock`` gives Unix nanoseconds."""
-        self._redactor = redactor
-        self._service_name = service_name
-        self._resource = resource
-        self._clock = clock
-        self._new_id = new_id
+        self.policy = policy
+        self.redactor = redactor
+        self.service_name = service_name
+        self.resource = resource
+        self.clock = clock
+        self.new_id = new_id
         self._stages: tuple[Stage, ...] = (
             plain,
             in_trace,
@@ -65,7 +66,7 @@ class Stages:
         self, event: AuditEvent, logger: str | None = None, context: Context | None = None
     ) -> Draft:
         """Run all stages; see `RecordWriter.write`. Raises `AuditEventError`."""
-        draft = Draft(event, self._new_id(), timestamp_of(self._clock()))
+        draft = Draft(event, self.new_id(), timestamp_of(self.clock()))
         draft.context = get_current() if context is None else context
         for stage in self._stages:
             stage(draft)
@@ -75,8 +76,8 @@ class Stages:
 
     def in_context(self, draft: Draft) -> None:
         """Say who wrote the record and, from the OTel Context, who asked."""
-        draft.service_name = self._service_name
-        draft.resource = self._resource
+        draft.service_name = self.service_name
+        draft.resource = self.resource
         context = draft.context
         scope = draft.scope = current_scope(context)
         actor = actor_in(scope, context)
@@ -91,7 +92,7 @@ class Stages:
         elif scope is not None:
             draft.actor_id, draft.actor_type, draft.actor_verified = "anonymous", "user", False
         else:
-            draft.actor_id, draft.actor_type = self._service_name, "service"
+            draft.actor_id, draft.actor_type = self.service_name, "service"
         fields, altered = coerce.plain(draft.source.fields)
         renamed = merge_fields(draft, fields)
         draft.coerced += [renamed.get(name, name) for name in altered]
@@ -102,7 +103,7 @@ class Stages:
     def redacted(self, draft: Draft) -> None:
         """Take secrets out of what the caller said."""
         name, error = draft.resource_name, draft.error
-        name, error = self._redactor.fields(draft.fields, name or "", error or "")
+        name, error = self.redactor.fields(draft.fields, name or "", error or "")
         draft.resource_name = name if draft.resource_name is not None else None
         draft.error = error if draft.error is not None else None
 
@@ -132,7 +133,7 @@ def in_trace(draft: Draft) -> None:
     if context is cached:
         draft.trace_id, draft.span_id, draft.trace_flags = formatted
     elif context.is_valid:
-        draft.trace_id, draft.span_id, draft.trace_flags = _hex(context)
+        draft.trace_id, draft.span_id, draft.trace_flags = ids_of(context)
 
 
 def flag_missing(draft: Draft) -> None:
@@ -145,8 +146,8 @@ def flag_missing(draft: Draft) -> None:
 _last_span: tuple[SpanContext | None, tuple[str, str, str]] = (None, ("", "", ""))
 
 
-def _hex(context: SpanContext) -> tuple[str, str, str]:
-    """Format the ids of a span once: its records usually come in a row."""
+def ids_of(context: SpanContext) -> tuple[str, str, str]:
+    """Format trace id, span id and flags, of a span once: its records usually come in a row."""
     global _last_span  # noqa: PLW0603 - one tuple, replaced whole, so threads cannot mix it up
     formatted = (
         format(context.trace_id, "032x"),

@@ -20,20 +20,16 @@ from opentelemetry.context import get_current
 from opentelemetry.trace import get_current_span
 
 from otel_audit.api.context import actor_in, current_scope
-from otel_audit.api.stages import Stages, plain
+from otel_audit.api.stages import Stages, ids_of, plain
 from otel_audit.record.classes import CLASSES, missing
-from otel_audit.record.encode import LIMIT, encode, timestamp_of
+from otel_audit.record.encode import LIMIT, encode, members, timestamp_of
 from otel_audit.record.event import RESERVED, SCHEMA, AuditEvent, Draft, level_of, outcome_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from opentelemetry.context import Context
     from opentelemetry.trace import SpanContext
 
     from otel_audit.api.context import Actor, RequestScope
-    from otel_audit.api.policy import Policy
-    from otel_audit.record.redact import Redactor
 
 Written: TypeAlias = "tuple[str, bytes | None, str, RequestScope | None]"
 """Record id, canonical bytes (None: the policy does not want it), what a failure means, request."""
@@ -66,31 +62,9 @@ _ODD: Final = _Wording("", "", "", "", "", "", None)
 class RecordWriter:
     """Writes the records of one provider. Safe for threads."""
 
-    def __init__(
-        self,
-        *,
-        policy: Policy,
-        redactor: Redactor,
-        service_name: str,
-        resource: str,
-        clock: Callable[[], int],
-        new_id: Callable[[], str],
-    ) -> None:
-        """Bind what all records have in common; ``clock`` gives Unix nanoseconds."""
-        self._stages = Stages(
-            policy=policy,
-            redactor=redactor,
-            service_name=service_name,
-            resource=resource,
-            clock=clock,
-            new_id=new_id,
-        )
-        self._policy = policy
-        self._redactor = redactor
-        self._service_name = service_name
-        self._resource = resource
-        self._clock = clock
-        self._new_id = new_id
+    def __init__(self, stages: Stages) -> None:
+        """Take the long way; the short one uses its policy, rules, clock and names."""
+        self._stages = stages
         self._wordings: dict[tuple[object, ...], _Wording] = {}
         self._names: set[str] = set()
         self._span: tuple[SpanContext | None, str] = (None, "")
@@ -130,7 +104,7 @@ class RecordWriter:
             return None  # what it says has to be found out
         # Whatever else is no text cannot be joined to others: that is a TypeError.
         beside = "" if name is None else name, "" if error is None else error
-        if not (self._knows(fields) and self._redactor.passes(fields, *beside)):
+        if not (self._knows(fields) and self._stages.redactor.passes(fields, *beside)):
             return None
         said = orjson.dumps(fields)
         if len(said) > _ROOM or (b"null" in said and not _finite(fields)):
@@ -145,9 +119,9 @@ class RecordWriter:
             return None
         span = get_current_span(context).get_span_context()
         known, trace = self._span
-        record_id = self._new_id()
+        record_id = self._stages.new_id()
         record = (
-            f'{{"schema":"{SCHEMA}","timestamp":"{timestamp_of(self._clock())}{wording.before_id}'
+            f'{{"schema":"{SCHEMA}","timestamp":"{timestamp_of(self._stages.clock())}{wording.before_id}'
             f"{record_id}{wording.after_id}{acts}{wording.resource_type}"
             f"{'' if name is None else _member('resource_name', name)}"
             f"{'' if scope is None else scope.members()}"
@@ -180,14 +154,14 @@ class RecordWriter:
         retention: str | None,
     ) -> _Wording:
         """Work out by the stages themselves what follows from these words."""
-        if self._policy.narrow:
+        if self._stages.policy.narrow:
             return _ODD  # more than words decides
         said = AuditEvent(
             event, action, event_type, status, level, resource_type, retention=retention
         )
         draft = Draft(said, "", "")
         plain(draft)
-        decision = self._policy.apply(draft)
+        decision = self._stages.policy(draft)
         if not draft.wanted or decision.redact or draft.coerced or draft.severity is not None:
             return _ODD
         level = draft.level or level_of(draft.status, draft.event_type)
@@ -199,10 +173,10 @@ class RecordWriter:
             + _member("status", draft.status)
             + _member("outcome", outcome_of(draft.status)),
             resource_type=_member("resource_type", draft.resource_type),
-            last=_member("service_name", self._service_name)
-            + _member("resource", self._resource)
+            last=_member("service_name", self._stages.service_name)
+            + _member("resource", self._stages.resource)
             + _member("retention", draft.retention),
-            service_acts=_member("actor_id", self._service_name) + ',"actor_type":"service"',
+            service_acts=_member("actor_id", self._stages.service_name) + ',"actor_type":"service"',
             on_failure=draft.on_failure,
             event_class=draft.event_type if draft.event_type in CLASSES else None,
         )
@@ -212,7 +186,7 @@ class RecordWriter:
         names = self._names
         if names.issuperset(fields):
             return True
-        if not (RESERVED.isdisjoint(fields) and self._redactor.knows(fields)):
+        if not (RESERVED.isdisjoint(fields) and self._stages.redactor.knows(fields)):
             return False
         if len(names) >= _REMEMBERED:
             names.clear()
@@ -223,10 +197,8 @@ class RecordWriter:
         """Write the ids of a span once: its records usually come in a row."""
         trace = ""
         if span.is_valid:
-            trace = (
-                f',"trace_id":"{span.trace_id:032x}","span_id":"{span.span_id:016x}"'
-                f',"trace_flags":"{span.trace_flags:02x}"'
-            )
+            ids = zip(("trace_id", "span_id", "trace_flags"), ids_of(span), strict=True)
+            trace = members(dict(ids))
         # One tuple, replaced whole, so that threads cannot mix it up.
         self._span = (span, trace)
         return trace
@@ -241,7 +213,7 @@ def _acts(actor: Actor) -> str:
     facts: dict[str, object] = {"actor_id": actor.id, "actor_type": actor.type}
     if actor.verified is not None:
         facts["actor_verified"] = actor.verified
-    return f",{orjson.dumps(facts).decode()[1:-1]}"
+    return members(facts)
 
 
 def _misses(

@@ -18,6 +18,8 @@ from otel_audit.record import coerce
 from otel_audit.record.event import KEYS, RESERVED, SCHEMA, level_of, outcome_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from otel_audit.record.event import Draft
 
 LIMIT: Final = 65_535
@@ -53,6 +55,11 @@ def encode(draft: Draft) -> bytes:
     if len(encoded) > LIMIT:
         encoded = _cut(record, len(encoded))
     return encoded
+
+
+def members(facts: Mapping[str, object]) -> str:
+    """Write facts as members of a JSON object, each after a comma. Raises `TypeError`."""
+    return f",{orjson.dumps(facts).decode()[1:-1]}" if facts else ""
 
 
 def merge_fields(draft: Draft, fields: dict[str, Any]) -> dict[str, str]:

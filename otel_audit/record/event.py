@@ -142,7 +142,7 @@ class Draft:
         self.wanted = True
 
 
-Stage: TypeAlias = Callable[[Draft], None]
+Stage: TypeAlias = Callable[[Draft], object]
 """One step on the way from an event to a record; it fills the draft in."""
 
 

@@ -52,18 +52,10 @@ class Redactor:
         as they count. Elsewhere, and in names, only the secret part of a text
         is replaced, by ``[REDACTED:kind]``; also in ``beside``, which have no name.
         """
+        if self.knows(fields) and self.passes(fields, *beside):
+            return beside  # as nearly always
         texts = list(beside)
-        if self._innocent.issuperset(fields):
-            # As nearly always: all names were seen before, and only the texts are left to look at.
-            for value in fields.values():
-                kind = type(value)
-                if kind is str:
-                    texts.append(cast("str", value))
-                elif kind is dict or kind is list:
-                    self._below(value, texts)
-        else:
-            self._by_name(fields, texts)
-        # One search over everything: the call costs more than the characters.
+        self._by_name(fields, texts)
         if not texts or not self._search.suspect(texts):
             return beside
         self._by_shape(fields)
@@ -85,6 +77,7 @@ class Redactor:
                 texts.append(cast("str", value))
             elif kind not in _HARMLESS:
                 return False
+        # One search over everything: the call costs more than the characters.
         return not self._search.suspect(texts)
 
     def text(self, value: str) -> str:

@@ -70,7 +70,7 @@ class Bench:
             "clock": lambda: NOW,
             "new_id": lambda: "00000000-0000-4000-8000-000000000000",
         }
-        self.writer = RecordWriter(**common, redactor=Redactor(keys))
+        self.writer = RecordWriter(Stages(**common, redactor=Redactor(keys)))
         self.stages = Stages(**common, redactor=Redactor(keys))
 
     def long(self, event: AuditEvent, logger: str | None = None) -> tuple[Any, ...]:
