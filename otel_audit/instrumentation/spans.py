@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from opentelemetry import trace
@@ -30,7 +30,7 @@ from otel_audit.api.logger import get_audit_logger
 from otel_audit.errors import OtelAuditError
 from otel_audit.instrumentation.given import GivenAttributes
 from otel_audit.instrumentation.instrumentor import AuditInstrumentor, Patch
-from otel_audit.record.event import AuditEvent
+from otel_audit.instrumentation.span_sorts import SpanSort
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableSet, Sequence
@@ -42,96 +42,14 @@ if TYPE_CHECKING:
 
     from otel_audit.api.derived import SpanRule
     from otel_audit.api.logger import AuditLogger
+    from otel_audit.record.event import AuditEvent
 
 _logger: Final = logging.getLogger("otel_audit.instrumentation")
 
 _OURS: Final = "otel_audit"
 _KINDS: Final = {kind: kind.name.lower() for kind in trace.SpanKind}
-_CACHED: Final = 4_096
-_REMEMBERED: Final = 256
-"""Spans of one sort of which it is remembered what the rules say; without parameters all differ."""
-
-_LONGEST: Final = 1_000
-"""Characters of an attribute of a span that is remembered."""
-
-_PLAIN: Final = frozenset({str, bool, int, float})
-
-_DURATION: Final = "duration_ms"
-"""The one fact that differs between spans that are alike otherwise."""
-
-_FACTS: Final = ("name", "kind", "scope", "status", "error", _DURATION, "total_tokens")
-"""What a rule can name of a span beside its attributes."""
-_INPUT: Final = "gen_ai.usage.input_tokens"
-_OUTPUT: Final = "gen_ai.usage.output_tokens"
-
-
-_Alike: TypeAlias = tuple[object, ...]
-"""What spans have in common of which the rules say the same: all but the duration."""
-
-
-class _Asking(NamedTuple):
-    """A rule made for spans with certain attributes.
-
-    ``durations`` are the fields that are just how long a span took; None where
-    that is a part of something else the rule says.
-    """
-
-    rule: SpanRule
-    durations: tuple[str, ...] | None
-
-
-class _Said(NamedTuple):
-    """What a rule says of a span, and which of the fields are how long it took."""
-
-    event: AuditEvent
-    durations: tuple[str, ...]
-
-    def after(self, duration: float | None) -> AuditEvent:
-        """Return the event of a span that is alike but for its duration."""
-        event, durations = self
-        if not durations:
-            return event
-        fields = dict(event.fields)
-        for name in durations:
-            fields[name] = duration
-        return AuditEvent(
-            event.event, event.action, event.event_type, event.status, event.level,
-            event.resource_type, event.resource_name, event.error, event.retention, fields,
-        )  # fmt: skip
-
-
-class _Sort:
-    """Spans of one tracer and kind: their rules, and what these made of spans before.
-
-    Statements with parameters are few, and come again and again: what the
-    rules say of a span depends on its name, its status and its attributes, and
-    of what else there is only a failure's description and the duration differ.
-    """
-
-    __slots__ = ("by_names", "kind", "rules", "said")
-
-    def __init__(self, kind: str, rules: tuple[SpanRule, ...]) -> None:
-        self.kind = kind
-        self.rules = rules
-        self.by_names: dict[tuple[str, ...], tuple[_Asking, ...]] = {}
-        self.said: dict[_Alike, tuple[_Said, ...]] = {}
-
-    def remember(self, alike: _Alike, attributes: dict[str, Any], said: list[_Said]) -> None:
-        """Keep what the rules say of spans that are alike, unless it would take much room."""
-        if any(isinstance(value, str) and len(value) > _LONGEST for value in attributes.values()):
-            return
-        if len(self.said) >= _REMEMBERED:
-            self.said.clear()
-        self.said[alike] = tuple(said)
-
-    def asking_for(self, names: tuple[str, ...]) -> tuple[_Asking, ...]:
-        """Return the rules that a span with these attributes could match, made for those."""
-        rules = [rule.narrowed(names, _FACTS) for rule in self.rules if rule.asks_for(names)]
-        found = tuple(_Asking(rule, rule.saying.fields_that_are(_DURATION)) for rule in rules)
-        if len(self.by_names) >= _CACHED:
-            self.by_names.clear()
-        self.by_names[names] = found
-        return found
+_SORTS: Final = 4_096
+"""Tracers and kinds of spans; who makes up tracers' names must not fill the memory."""
 
 
 class RuleProcessor(SpanProcessor):
@@ -141,7 +59,7 @@ class RuleProcessor(SpanProcessor):
         self.given = GivenAttributes()
         self._rules = rules
         self._audit = audit
-        self._sorts: dict[tuple[str, int], _Sort] = {}
+        self._sorts: dict[tuple[str, int], SpanSort] = {}
 
     @property
     def kinds(self) -> frozenset[SpanKind]:
@@ -168,13 +86,7 @@ class RuleProcessor(SpanProcessor):
         attributes = _copied(span.attributes)
         if given:
             attributes = {**given, **attributes}
-        names = (*attributes,)
-        rules = sort.by_names.get(names)
-        if rules is None:
-            rules = sort.asking_for(names)
-        if not rules:
-            return
-        for event in _events(span, sort, tracer, names, attributes, rules):
+        for event in sort.events_of(span, attributes):
             self._record(span, event)
 
     def stop(self) -> None:
@@ -182,12 +94,14 @@ class RuleProcessor(SpanProcessor):
         self._rules = ()
         self._sorts.clear()
 
-    def _sort(self, tracer: str, kind: SpanKind) -> _Sort:
+    def _sort(self, tracer: str, kind: SpanKind) -> SpanSort:
         name = _KINDS[kind]
         # Our own spans have their records already.
         rules = () if tracer == _OURS else self._rules
-        sort = _Sort(name, tuple(rule for rule in rules if rule.could_match(tracer, name)))
-        if len(self._sorts) >= _CACHED:
+        sort = SpanSort(
+            tracer, name, tuple(rule for rule in rules if rule.could_match(tracer, name))
+        )
+        if len(self._sorts) >= _SORTS:
             self._sorts.clear()
         self._sorts[tracer, id(kind)] = sort
         return sort
@@ -299,73 +213,3 @@ def _copied(attributes: Attributes) -> dict[str, Any]:
     """Copy a span's attributes: in one step where the SDK's own mapping can."""
     copy: Callable[[], dict[str, Any]] | None = getattr(attributes, "copy", None)
     return dict(attributes or {}) if copy is None else copy()
-
-
-def _status(span: ReadableSpan) -> str:
-    code = span.status.status_code
-    if code is trace.StatusCode.UNSET:
-        return "unset"
-    return "error" if code is trace.StatusCode.ERROR else "ok"
-
-
-def _events(
-    span: ReadableSpan,
-    sort: _Sort,
-    tracer: str,
-    names: tuple[str, ...],
-    attributes: dict[str, Any],
-    rules: Sequence[_Asking],
-) -> list[AuditEvent]:
-    """Return what the rules say of a span."""
-    status, duration = _status(span), _duration(span)
-    values = (*attributes.values(),)
-    kinds = (*map(type, values),)
-    # The types as well: 1 and True are equal, and so are sequences of them.
-    alike: _Alike = (span.name, status, names, values, kinds)
-    lasting = status != "error" and duration is not None and _PLAIN.issuperset(kinds)
-    before = sort.said.get(alike) if lasting else None
-    if before is not None:
-        return [said.after(duration) for said in before]
-    facts = _facts(span, status, sort.kind, tracer, attributes, duration)
-    how, error = ("failed", facts["error"]) if status == "error" else ("success", None)
-    said = []
-    for rule, durations in rules:
-        if rule.matches(span.name, status, attributes):
-            lasting = lasting and durations is not None
-            said.append(_Said(rule.saying.say(facts, how, error), durations or ()))
-    if lasting:
-        sort.remember(alike, attributes, said)
-    return [one.event for one in said]
-
-
-def _duration(span: ReadableSpan) -> float | None:
-    started, ended = span.start_time, span.end_time
-    if started is None or ended is None:
-        return None
-    # To the microsecond, in whole numbers: round() costs three times as much.
-    return (ended - started + 500) // 1_000 / 1_000
-
-
-def _facts(
-    span: ReadableSpan,
-    status: str,
-    kind: str,
-    scope: str,
-    attributes: dict[str, Any],
-    duration: float | None,
-) -> dict[str, Any]:
-    """Return what a rule's templates can name: the attributes, and what is in none."""
-    facts = {**attributes, "name": span.name, "kind": kind, "scope": scope, "status": status}
-    if status == "error":
-        facts["error"] = facts.get("error.type") or _kind_of(span.status.description)
-    if duration is not None:
-        facts[_DURATION] = duration
-    if _INPUT in facts or _OUTPUT in facts:
-        facts["total_tokens"] = facts.get(_INPUT, 0) + facts.get(_OUTPUT, 0)
-    return facts
-
-
-def _kind_of(description: str | None) -> str:
-    """Return the type of an exception from a status, whose text may quote what users typed."""
-    kind = (description or "").partition(":")[0]
-    return kind if kind.isidentifier() or kind.replace(".", "").isidentifier() else "error"

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from hypothesis import given
-from hypothesis import strategies as st
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
@@ -25,7 +23,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from otel_audit import audit_span, instrument_app
 from otel_audit.api.policy_file import parse_policy
 from otel_audit.instrumentation.given import GivenAttributes
-from otel_audit.instrumentation.spans import RuleSampler, SpanInstrumentor, _events, _Sort
+from otel_audit.instrumentation.spans import RuleSampler, SpanInstrumentor
 from otel_audit.testing import audit_trail
 
 if TYPE_CHECKING:
@@ -72,82 +70,6 @@ def span(
 ) -> Any:
     tracer = provider.get_tracer(scope)
     return tracer.start_as_current_span("query", kind=kind, attributes={"statement": statement})
-
-
-_ALIKE = parse_policy(
-    """
-spans:
-  - match: {attributes: {statement: "*"}}
-    event: change
-    action: "{statement:word}"
-    fields: {flag: "{flag}", took: "{duration_ms}", again: "{duration_ms}", tags: "{tags}"}
-  - match: {attributes: {statement: "delete *"}, status: error}
-    event: refused
-    fields: {why: "{error}"}
-  - match: {name: "slow *"}
-    event: slow
-    fields: {text: "after {duration_ms} ms"}
-""",
-    "rules",
-).policy.spans
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["query", "slow query"]),
-            st.fixed_dictionaries(
-                {},
-                optional={
-                    "statement": st.sampled_from(["INSERT 1", "DELETE 1", "x" * 1_001]),
-                    "flag": st.sampled_from([0, 1, True, False, 1.0, "1"]),
-                    "tags": st.sampled_from([("a",), ("a", "b"), (1,), (True,)]),
-                },
-            ),
-            st.sampled_from([Status(), Status(StatusCode.OK), Status(StatusCode.ERROR, "E: no")]),
-            st.integers(0, 10**10),
-        ),
-        max_size=12,
-    )
-)
-def test_what_is_remembered_of_a_span_is_what_the_rules_say_of_the_next_one(
-    drawn: list[tuple[str, dict[str, Any], Status, int]],
-) -> None:
-    remembering = _Sort("client", _ALIKE)
-    for name, attributes, status, duration in drawn:
-        ended = ReadableSpan(
-            name, attributes=attributes, status=status, start_time=7, end_time=7 + duration
-        )
-        said = []
-        for sort in (remembering, _Sort("client", _ALIKE)):
-            rules = sort.asking_for(tuple(attributes))
-            events = _events(ended, sort, "db", (*attributes,), dict(attributes), rules)
-            said.append([(event, [*map(type, event.fields.values())]) for event in events])
-        assert said[0] == said[1]
-    assert not any("x" * 1_001 in alike[3] for alike in remembering.said)  # type: ignore[operator]  # the values
-
-
-def test_values_that_are_equal_and_not_the_same_are_told_apart() -> None:
-    sort = _Sort("client", _ALIKE)
-    for flag in (1, True, 1.0, (1,), (True,)):
-        attributes: dict[str, Any] = {"statement": "INSERT 1", "flag": flag}
-        ended = ReadableSpan("query", attributes=attributes, start_time=0, end_time=1)
-        (event,) = _events(
-            ended, sort, "db", (*attributes,), attributes, sort.asking_for(tuple(attributes))
-        )
-        assert repr(event.fields["flag"]) == repr(flag)
-
-
-def test_only_so_many_spans_are_remembered() -> None:
-    sort = _Sort("client", _ALIKE)
-    for number in range(1_000):
-        attributes = {"statement": f"INSERT {number}"}
-        ended = ReadableSpan("query", attributes=attributes, start_time=0, end_time=number)
-        (event,) = _events(
-            ended, sort, "db", (*attributes,), attributes, sort.asking_for(("statement",))
-        )
-        assert event.fields["took"] == round(number / 1e6, 3)
-        assert len(sort.said) <= 256
 
 
 class Forgetful(Sampler):
