@@ -216,7 +216,10 @@ class GrpcFarEnd(FarEnd):
         self._server.start()
 
     def _export(self, request: ExportLogsServiceRequest, context: Any) -> Any:
-        self.headers.append(dict(context.invocation_metadata()))
+        headers: dict[str, str] = {}
+        for name, value in context.invocation_metadata():
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        self.headers.append(headers)
         answer = self.answer(request)
         if isinstance(answer, tuple):
             code, details, *trailing = answer

@@ -126,6 +126,18 @@ def test_only_the_refused_record_is_set_aside(
     assert len(server.records) == 19
 
 
+def test_a_token_wins_over_the_address_s_password_by_grpc(
+    place: Place, server: GrpcFarEnd, tmp_path: Path
+) -> None:
+    """One of the two is sent: of two the receiver would choose."""
+    token = tmp_path / "token"
+    token.write_text("fresh\n", encoding="utf-8")
+    place.fill(1)
+    endpoint = f"http://user:hidden@127.0.0.1:{server.port}"
+    assert shipper(place, server, endpoint=endpoint, token_file=token).step().trouble is None
+    assert server.headers[0]["authorization"] == "Bearer fresh"
+
+
 def test_a_server_that_is_not_there_is_named(place: Place) -> None:
     place.fill(1)
     trouble = place.shipper(endpoint="http://127.0.0.1:9", protocol="grpc").step().trouble
