@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from benchmarks.rounds import ratio
 from benchmarks.sample import FIELDS
 from otel_audit import AuditLogger, AuditProvider, Settings
-from otel_audit.readers.index import following
-from otel_audit.readers.index_view import IndexView
-from otel_audit.readers.segments import SMALL
+from otel_audit.readers.index.segments import SMALL
+from otel_audit.readers.index.view import IndexView
+from otel_audit.readers.index.writer import following
 
 if TYPE_CHECKING:
     from otel_audit.readers.beside import Beside

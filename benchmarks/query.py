@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
-from otel_audit.readers.index import QueryIndex
-from otel_audit.readers.index_file import DATABASE
-from otel_audit.readers.parameters import parse
-from otel_audit.readers.query import Query
-from otel_audit.readers.search import TrailSearch
-from otel_audit.readers.times import stamp
+from otel_audit.readers.index.tables import DATABASE
+from otel_audit.readers.index.writer import QueryIndex
+from otel_audit.readers.query.model import Query
+from otel_audit.readers.query.parameters import parse
+from otel_audit.readers.query.times import stamp
+from otel_audit.readers.search.trail import TrailSearch
 from otel_audit.record.encode import new_record_id
 from otel_audit.trail.checkpoint import Checkpoint
 from otel_audit.trail.merkle import TileHashes

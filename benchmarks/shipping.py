@@ -41,9 +41,9 @@ from collector.stack.servers import free_port
 from otel_audit import AuditLogger, AuditProvider, Settings
 from otel_audit.destinations import Destination
 from otel_audit.readers.cursors import Cursors
-from otel_audit.readers.otlp.encode import Encoder
-from otel_audit.readers.otlp.sender import gzipped, sender
-from otel_audit.readers.shipper import Shipper
+from otel_audit.readers.shipping.otlp.encode import Encoder
+from otel_audit.readers.shipping.otlp.sender import gzipped, sender
+from otel_audit.readers.shipping.shipper import Shipper
 from otel_audit.record.semconv import OtelLogRecord, to_log_record
 from otel_audit.trail.reader import TrailReader
 

@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from otel_audit.instrumentation.logging import AuditHandler
     from otel_audit.instrumentation.structlog import AuditProcessor, setup_logging
     from otel_audit.readers.agent import Attendant
-    from otel_audit.readers.query import Query
-    from otel_audit.readers.recent import RecentRequest, aget_recent, get_recent
-    from otel_audit.readers.search import TrailSearch
+    from otel_audit.readers.query.model import Query
+    from otel_audit.readers.search.recent import RecentRequest, aget_recent, get_recent
+    from otel_audit.readers.search.trail import TrailSearch
     from otel_audit.record import classes as events
     from otel_audit.record.event import AuditEvent
     from otel_audit.record.redact import Redactor
@@ -84,18 +84,18 @@ _WHERE = {
     "Policy": "api.policy",
     "ProbeResult": "health.probe",
     "ProofError": "errors",
-    "Query": "readers.query",
+    "Query": "readers.query.model",
     "QueryError": "errors",
-    "RecentRequest": "readers.recent",
+    "RecentRequest": "readers.search.recent",
     "Redactor": "record.redact",
     "Rule": "api.policy",
     "Settings": "settings",
     "TrailError": "errors",
     "TrailKeys": "trail.keys",
     "TrailReader": "trail.reader",
-    "TrailSearch": "readers.search",
+    "TrailSearch": "readers.search.trail",
     "acting_as": "api.context",
-    "aget_recent": "readers.recent",
+    "aget_recent": "readers.search.recent",
     "audit_span": "api.spans",
     "audited": "api.spans",
     "configure": "api.current",
@@ -104,7 +104,7 @@ _WHERE = {
     "get_audit_logger": "api.logger",
     "get_audit_provider": "api.current",
     "get_health_checker": "health.checker",
-    "get_recent": "readers.recent",
+    "get_recent": "readers.search.recent",
     "instrument_app": "web.fastapi",
     "is_configured": "api.current",
     "reset": "api.current",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
-    from otel_audit.readers.query import Backend, Counts, Query
+    from otel_audit.readers.query.model import Backend, Counts, Query
 
 _BAR: Final = 40
 
@@ -29,8 +29,8 @@ def show(
     as_csv: bool,
 ) -> None:
     """Count what is asked, and show it in one of three forms; ``limit``: the most frequent only."""
-    from otel_audit.readers.query import filled
-    from otel_audit.readers.times import duration
+    from otel_audit.readers.query.model import filled
+    from otel_audit.readers.query.times import duration
 
     nanoseconds = None if per is None else duration("--per", per)
     everything = search.count(asked, by=by, per=nanoseconds)
@@ -68,7 +68,7 @@ def _ordered(counts: Counts) -> list[_Row]:
 
 
 def _moment(bucket: int | None) -> str:
-    from otel_audit.readers.times import stamp_of_bucket
+    from otel_audit.readers.query.times import stamp_of_bucket
 
     return "" if bucket is None else stamp_of_bucket(bucket)
 
@@ -87,7 +87,7 @@ def _write_counts_json(rows: Sequence[_Row], by: str | None, per: str | None) ->
 
 
 def _write_counts_csv(rows: Sequence[_Row], by: str | None, per: str | None) -> None:
-    from otel_audit.readers.export import csv_row, safe_cell
+    from otel_audit.readers.query.export import csv_row, safe_cell
 
     named = [name for name, said in (("start", per), (by or "", by)) if said is not None]
     sys.stdout.write(csv_row([*named, "count"]))
@@ -136,7 +136,7 @@ def _mark() -> str:
 
 def _gaps(counts: Counts, asked: Query, per: int, wide: int) -> dict[int | None, Text]:
     """Return a line for each gap, by the bucket that follows it."""
-    from otel_audit.readers.query import edges
+    from otel_audit.readers.query.model import edges
 
     first, last = edges(counts, asked, per) or (0, 0)
     held = sorted({bucket for bucket, _ in counts if bucket is not None})

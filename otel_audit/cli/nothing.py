@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from otel_audit.cli import output
 
 if TYPE_CHECKING:
-    from otel_audit.readers.query import Backend, Query
+    from otel_audit.readers.query.model import Backend, Query
 
 
 def say(search: Backend, asked: Query, by: str | None = None) -> None:
@@ -34,9 +34,9 @@ def say_more(shown: int) -> None:
 
 
 def _no_record(search: Backend) -> str:
-    from otel_audit.readers.query import Query
-    from otel_audit.readers.search import TrailSearch
-    from otel_audit.readers.words import moment_of
+    from otel_audit.readers.query.model import Query
+    from otel_audit.readers.query.words import moment_of
+    from otel_audit.readers.search.trail import TrailSearch
 
     message = "no record matches"
     if not isinstance(search, TrailSearch):

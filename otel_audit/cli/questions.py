@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from otel_audit.readers.query import Backend, Entry, Progress, Query
+    from otel_audit.readers.query.model import Backend, Entry, Progress, Query
 
 _AT_A_TIME: Final = 200
 _MOST: Final = 50
@@ -190,7 +190,7 @@ def _once(option: str, said: Sequence[str] | None) -> str | None:
 
 
 def _parsed(values: Mapping[str, Sequence[str] | None], where: Sequence[str] | None) -> Query:
-    from otel_audit.readers.parameters import parse
+    from otel_audit.readers.query.parameters import parse
 
     pairs = [(name, item) for name, items in values.items() for item in items or ()]
     asked, _ = parse(pairs)
@@ -204,8 +204,8 @@ def _opened(
 ) -> Iterator[Backend]:
     """Open the trail to ask it, or Loki, and say when that takes long, or how it is done."""
     from otel_audit.destinations import shown_address
-    from otel_audit.readers.loki_search import LokiSearch
-    from otel_audit.readers.search import TrailSearch
+    from otel_audit.readers.search.loki import LokiSearch
+    from otel_audit.readers.search.trail import TrailSearch
 
     began = time.monotonic()
     search: Backend
@@ -229,7 +229,7 @@ def _opened(
 
 def _how(progress: Progress) -> str:
     """Say which records an answer comes from."""
-    from otel_audit.readers.segments import SMALL
+    from otel_audit.readers.index.segments import SMALL
 
     size, behind = progress.size, progress.size - progress.indexed
     if behind > _UNNOTICED:
@@ -265,7 +265,7 @@ def _write(search: Backend, asked: Query, limit: int, *, as_json: bool, as_csv: 
     found = search.stream(asked)
     entries = _limited(found, limit)
     if as_csv:
-        from otel_audit.readers.export import csv_head, csv_line
+        from otel_audit.readers.query.export import csv_head, csv_line
 
         sys.stdout.write(csv_head())
         sys.stdout.writelines(csv_line(entry, asked) for entry in entries)

@@ -12,7 +12,7 @@ from otel_audit.cli.outcome import ExitCode, UsageError
 from otel_audit.cli.shipping import position_of
 
 if TYPE_CHECKING:
-    from otel_audit.readers.reconcile import Findings
+    from otel_audit.readers.reconciliation.compare import Findings
 
 _SHOWN = 10
 
@@ -59,9 +59,14 @@ def reconcile(
     Reports what is missing, altered or foreign, and checkpoints in Loki that
     this trail contradicts. Ends with 1 if there is anything.
     """
-    from otel_audit.readers.loki_site import unreachable
-    from otel_audit.readers.reconciling import compare, counted, destination_to, send_again
-    from otel_audit.readers.standing import known
+    from otel_audit.readers.reconciliation.schedule import (
+        compare,
+        counted,
+        destination_to,
+        send_again,
+    )
+    from otel_audit.readers.search.loki_site import unreachable
+    from otel_audit.readers.shipping.standing import known
     from otel_audit.settings import Settings
 
     settings = Settings.from_env(directory=directory, reconcile_loki=loki)

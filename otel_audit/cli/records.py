@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from otel_audit.cli.evidence import Proven
-    from otel_audit.readers.query import Condition, Entry, Query
-    from otel_audit.readers.search import TrailSearch
+    from otel_audit.readers.query.model import Condition, Entry, Query
+    from otel_audit.readers.search.trail import TrailSearch
     from otel_audit.trail.reader import Leaf, TrailReader
 
 _POLL_SECONDS: Final = 0.2
@@ -70,8 +70,8 @@ def tail(
     With --json each line is a record's stored bytes, the same as in audit.log.
     A question mark behind the actor means that nobody verified it.
     """
-    from otel_audit.readers.query import Query
-    from otel_audit.readers.search import TrailSearch
+    from otel_audit.readers.query.model import Query
+    from otel_audit.readers.search.trail import TrailSearch
 
     query = Query(tuple(parse_condition(text) for text in where or ()))
     search = TrailSearch(open_reader(settings_for(directory)))
@@ -137,7 +137,7 @@ def _tail(
 
 def parse_condition(text: str) -> Condition:
     """Read FIELD=GLOB or FIELD!=GLOB, with the names that filters have. Raises `UsageError`."""
-    from otel_audit.readers.query import Condition, fields_named
+    from otel_audit.readers.query.model import Condition, fields_named
 
     match = _CONDITION.fullmatch(text)
     if match is None:
@@ -213,7 +213,7 @@ class _Elapsed:
         self._first: int | None = None
 
     def __call__(self, entry: Entry) -> str:
-        from otel_audit.readers.words import moment_of
+        from otel_audit.readers.query.words import moment_of
 
         moment = moment_of(entry.fields, entry.committed_unix_nano)
         if self._first is None:

@@ -15,7 +15,7 @@ from otel_audit.cli.options import Directory, Json, open_reader, own, settings_f
 from otel_audit.cli.outcome import AbsentError, UsageError
 
 if TYPE_CHECKING:
-    from otel_audit.readers.standing import Standing
+    from otel_audit.readers.shipping.standing import Standing
     from otel_audit.settings import Settings
     from otel_audit.trail.reader import TrailReader
 
@@ -39,7 +39,7 @@ def status(directory: Directory = None, *, as_json: Json = False) -> None:
     Reads cursors only: it asks no destination. Whether Loki really has the
     records is the business of `reconcile`.
     """
-    from otel_audit.readers.standing import standing
+    from otel_audit.readers.shipping.standing import standing
 
     settings = settings_for(directory)
     with open_reader(settings) as reader:
@@ -74,7 +74,7 @@ def replay(
     For a far end that lost what it had. Whoever serves the trail does the
     sending. Records that are there already arrive twice; Loki shows them once.
     """
-    from otel_audit.readers import standing
+    from otel_audit.readers.shipping import standing
 
     settings = settings_for(directory)
     own(settings.trail_directory)
@@ -116,8 +116,8 @@ def requeue(
     Whoever serves the trail does the sending. What is refused once more is set
     aside once more.
     """
-    from otel_audit.readers.aside import Quarantine
     from otel_audit.readers.cursors import Cursors
+    from otel_audit.readers.shipping.aside import Quarantine
 
     settings = settings_for(directory)
     numbers = [_number(each) for each in records] if records else None
@@ -146,7 +146,7 @@ def requeue(
 
 def position_of(reader: TrailReader, when: str) -> int:
     """Turn a sequence number or a time into a sequence number. Raises `UsageError`."""
-    from otel_audit.readers.standing import first_at
+    from otel_audit.readers.shipping.standing import first_at
 
     match = _NUMBER.fullmatch(when.strip())
     return int(match[1]) if match else first_at(reader, moment(when))
@@ -173,7 +173,7 @@ def _number(name: str) -> int:
 
 
 def _known(settings: Settings) -> list[str]:
-    from otel_audit.readers.standing import known
+    from otel_audit.readers.shipping.standing import known
 
     return known(settings.trail_directory, (each.name for each in settings.destinations))
 

@@ -95,7 +95,7 @@ def _opened(directory: Path | None, file: Path | None) -> TokenFile:
 def _create(
     tokens: TokenFile, name: str, scopes: list[str], expires: str, *, as_json: bool
 ) -> None:
-    from otel_audit.readers.times import duration
+    from otel_audit.readers.query.times import duration
 
     seconds = None if expires == "never" else duration("--expires", expires) / 1e9
     text, made = tokens.create(name, scopes, seconds=seconds)

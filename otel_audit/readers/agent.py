@@ -140,7 +140,7 @@ class Agent:
         self._deadline = 0.0
         _agents.add(self)
         # Not above: who only asks which lock this takes need not load OpenTelemetry.
-        from otel_audit.readers import instruments  # noqa: PLC0415 - see above
+        from otel_audit.readers.shipping import instruments  # noqa: PLC0415 - see above
 
         self._age = instruments.age
         instruments.watch(self)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_audit.readers.beside import SHARE as INDEX_SHARE
-from otel_audit.readers.index import following
-from otel_audit.readers.reconciling import Reconciler, destination_to
-from otel_audit.readers.shipping import SHARE, Shipping
+from otel_audit.readers.index.writer import following
+from otel_audit.readers.reconciliation.schedule import Reconciler, destination_to
+from otel_audit.readers.shipping.schedule import SHARE, Shipping
 
 if TYPE_CHECKING:
     from collections.abc import Callable

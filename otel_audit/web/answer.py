@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.readers.export import as_line, csv_head, csv_line
+from otel_audit.readers.query.export import as_line, csv_head, csv_line
 from otel_audit.web import problem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Iterator
 
-    from otel_audit.readers.query import Entry, Query
+    from otel_audit.readers.query.model import Entry, Query
     from otel_audit.web.asgi import Receive, Scope, Send
 
 JSON: Final = "application/json"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
 
 from otel_audit.errors import QueryError
-from otel_audit.readers.parameters import parse
-from otel_audit.readers.query import OWN_QUERIES, Condition, Query
+from otel_audit.readers.query.model import OWN_QUERIES, Condition, Query
+from otel_audit.readers.query.parameters import parse
 from otel_audit.web.access import PERSONAL_DATA
 from otel_audit.web.answer import ProblemError, wanted_form
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import apsw
 
-from otel_audit.readers.loki_search import LokiSearch
-from otel_audit.readers.search import TrailSearch
+from otel_audit.readers.search.loki import LokiSearch
+from otel_audit.readers.search.trail import TrailSearch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_audit.api.provider import AuditProvider
-    from otel_audit.readers.query import Backend
+    from otel_audit.readers.query.model import Backend
 
 _T = TypeVar("_T")
 

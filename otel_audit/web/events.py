@@ -5,7 +5,7 @@ have it; what a caller may not see takes part in nothing that the caller asks;
 each query, and each stream that is opened, is a record of its own, durable
 before the answer begins; every error is a problem document (RFC 9457); emits
 are never held up. Who is let in is left to `admission.py`, what a request asks
-for to `asked.py`, what a query means to `readers/query.py`.
+for to `asked.py`, what a query means to `readers/query`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from otel_audit.errors import (
     QueryError,
     TrailError,
 )
-from otel_audit.readers.export import as_json
-from otel_audit.readers.page_cursor import CursorSigner
-from otel_audit.readers.parameters import parse
-from otel_audit.readers.query import OWN_QUERIES, PERSONAL, Query, filled
-from otel_audit.readers.times import duration, stamp_of_bucket
+from otel_audit.readers.query.export import as_json
+from otel_audit.readers.query.model import OWN_QUERIES, PERSONAL, Query, filled
+from otel_audit.readers.query.page_cursor import CursorSigner
+from otel_audit.readers.query.parameters import parse
+from otel_audit.readers.query.times import duration, stamp_of_bucket
 from otel_audit.record.event import AuditEvent
 from otel_audit.trail.proof import prove
 from otel_audit.web import problem
@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
     from otel_audit.api.provider import AuditProvider
-    from otel_audit.readers.query import Entry, Page
-    from otel_audit.readers.search import TrailSearch
+    from otel_audit.readers.query.model import Entry, Page
+    from otel_audit.readers.search.trail import TrailSearch
     from otel_audit.trail.reader import Leaf
     from otel_audit.web.access import Authorize
     from otel_audit.web.asgi import Receive, Scope, Send

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 import orjson
 
 from otel_audit.errors import OtelAuditError
-from otel_audit.readers.export import as_json
-from otel_audit.readers.query import Entry, Query
-from otel_audit.readers.words import fields_of, moment_of
+from otel_audit.readers.query.export import as_json
+from otel_audit.readers.query.model import Entry, Query
+from otel_audit.readers.query.words import fields_of, moment_of
 from otel_audit.web.ending import server_ends
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from otel_audit.readers.search import TrailSearch
+    from otel_audit.readers.search.trail import TrailSearch
 
 _T = TypeVar("_T")
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from otel_audit.readers.segments import SMALL
-from otel_audit.readers.times import stamp
+from otel_audit.readers.index.segments import SMALL
+from otel_audit.readers.query.times import stamp
 from tests.cli.conftest import Cli, process
 from tests.readers.ledger import BEGAN, SECOND, Ledger
 

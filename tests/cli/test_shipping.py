@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from otel_audit.readers.aside import Quarantine
 from otel_audit.readers.cursors import Cursors
-from otel_audit.readers.standing import cursor_name
+from otel_audit.readers.shipping.aside import Quarantine
+from otel_audit.readers.shipping.standing import cursor_name
 from otel_audit.trail.reader import TrailReader
 from tests.readers.bench import wait_for
 from tests.readers.fakeloki import FakeLoki

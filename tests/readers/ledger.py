@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from otel_audit.readers.index import QueryIndex
-from otel_audit.readers.times import stamp
-from otel_audit.readers.words import fields_of, moment_of
+from otel_audit.readers.index.writer import QueryIndex
+from otel_audit.readers.query.times import stamp
+from otel_audit.readers.query.words import fields_of, moment_of
 from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.store import TrailStore
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from otel_audit.readers.query import Query
+    from otel_audit.readers.query.model import Query
 
 SECOND = 1_000_000_000
 BEGAN = 1_770_000_000 * SECOND

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from otel_audit.destinations import Destination
 from otel_audit.readers.cursors import Cursors
-from otel_audit.readers.otlp.sender import sender
-from otel_audit.readers.shipper import Shipper
-from otel_audit.readers.standing import cursor_name
+from otel_audit.readers.shipping.otlp.sender import sender
+from otel_audit.readers.shipping.shipper import Shipper
+from otel_audit.readers.shipping.standing import cursor_name
 from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.trail import Trail
 from tests.readers.farend import HttpFarEnd

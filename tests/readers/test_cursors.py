@@ -12,8 +12,8 @@ import pytest
 
 from otel_audit.errors import TrailError, TrailLockedError
 from otel_audit.readers import cursors as module
-from otel_audit.readers.aside import Quarantine
 from otel_audit.readers.cursors import Cursors
+from otel_audit.readers.shipping.aside import Quarantine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

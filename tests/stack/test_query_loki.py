@@ -13,12 +13,12 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeL
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from otel_audit.errors import QueryError
-from otel_audit.readers.loki_search import LokiSearch
-from otel_audit.readers.loki_site import AT_A_TIME, Line, LokiSite
-from otel_audit.readers.parameters import parse
-from otel_audit.readers.query import Query
-from otel_audit.readers.search import TrailSearch
-from otel_audit.readers.times import stamp
+from otel_audit.readers.query.model import Query
+from otel_audit.readers.query.parameters import parse
+from otel_audit.readers.query.times import stamp
+from otel_audit.readers.search.loki import LokiSearch
+from otel_audit.readers.search.loki_site import AT_A_TIME, Line, LokiSite
+from otel_audit.readers.search.trail import TrailSearch
 from otel_audit.record.semconv import to_log_record
 from tests.readers.ledger import Ledger
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from otel_audit.readers.query import Backend
+    from otel_audit.readers.query.model import Backend
 
 COUNT = 2_500
 SECOND = 1_000_000_000

@@ -17,7 +17,7 @@ import pytest
 
 from otel_audit import AuditEvent, AuditLogger, AuditProvider
 from otel_audit.errors import AuditSettingsError
-from otel_audit.readers.query import PERSONAL
+from otel_audit.readers.query.model import PERSONAL
 from otel_audit.trail.note import Verifier
 from otel_audit.trail.proof import check
 from otel_audit.web.access import Access, RefusedError

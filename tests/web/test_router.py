@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 
 from otel_audit import AuditLogger, AuditProvider, instrument_app
-from otel_audit.readers.parameters import parse
+from otel_audit.readers.query.parameters import parse
 from otel_audit.web.access import Access
 from otel_audit.web.events import audit_router
 from otel_audit.web.tokens import FILE, TokenFile

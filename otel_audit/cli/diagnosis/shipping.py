@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
 from otel_audit.cli.output import count, span
 from otel_audit.readers.cursors import DATABASE, Cursors
-from otel_audit.readers.standing import known, standing
+from otel_audit.readers.shipping.standing import known, standing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from otel_audit.cli.diagnosis.check import Subject
-    from otel_audit.readers.standing import Standing
+    from otel_audit.readers.shipping.standing import Standing
 
 _SECOND: Final = 1_000_000_000
 _LATE: Final = 60 * _SECOND

@@ -1,0 +1,1 @@
+"""The query index: `index.db` beside the trail, made from it and never needed."""

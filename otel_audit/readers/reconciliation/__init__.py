@@ -1,0 +1,1 @@
+"""Whether Loki has what the trail has."""

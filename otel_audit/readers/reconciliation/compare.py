@@ -1,0 +1,207 @@
+"""Reconciliation: whether Loki has what the trail has.
+
+`reconcile` promises: each record of the range that should be in Loki is looked
+for, and the body of each entry that claims to be of this trail is checked
+against the tree (its leaf hash at its sequence number); checkpoints that Loki
+remembers are held against the tree as well, so that a trail that was rolled
+back contradicts them. It writes nothing; memory is a byte a record.
+
+Entries that claim another origin are none of its business. What Loki deletes
+by retention is not missed (the record's own class says how long it is kept).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from otel_audit.errors import ProofError
+from otel_audit.readers.reconciliation.loki import describe, selector
+from otel_audit.readers.shipping.outbound import CHECKPOINT_EVENT
+from otel_audit.record.semconv import unix_nano
+from otel_audit.trail import merkle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from otel_audit.readers.reconciliation.loki import Entry, LokiReader
+    from otel_audit.trail.reader import TrailReader
+
+EXAMPLES: Final = 100
+"""How many of each kind are named; all are counted."""
+
+_SECOND: Final = 1_000_000_000
+_SLACK: Final = 3_600 * _SECOND
+"""Around the records' own times: where an entry that was changed may stand."""
+
+_CHUNK: Final = 256
+_UNITS: Final = {"h": 3_600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
+_RETENTION: Final = re.compile(r"(\d{1,6})([hdwy])")
+
+
+@dataclass
+class Findings:
+    """What a comparison found; lists of examples, with how many there are in all."""
+
+    start: int = 0
+    stop: int = 0
+    checked: int = 0
+    found: int = 0
+    expired: int = 0
+    missing: list[int] = field(default_factory=list)
+    altered: list[dict[str, Any]] = field(default_factory=list)
+    foreign: list[dict[str, Any]] = field(default_factory=list)
+    contradicted: list[dict[str, Any]] = field(default_factory=list)
+    altered_count: int = 0
+    foreign_count: int = 0
+
+    @property
+    def missing_count(self) -> int:
+        """How many records of the range are not in Loki as they should be."""
+        return len(self.missing)
+
+    @property
+    def ok(self) -> bool:
+        """Whether Loki has exactly what it should have."""
+        return not (self.missing or self.altered_count or self.foreign_count or self.contradicted)
+
+
+def reconcile(
+    reader: TrailReader,
+    loki: LokiReader,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    passed: frozenset[int] = frozenset(),
+) -> Findings:
+    """Compare the records from sequence number ``start`` up to before ``stop`` with Loki.
+
+    ``passed`` are records that are known not to be there, such as those that
+    were set aside: they are not missing. Raises `OSError` and `TrailError`.
+    """
+    size = reader.tree().size
+    stop = size if stop is None else min(stop, size)
+    return _Comparison(reader, loki, Findings(start, max(start, stop)), passed).run()
+
+
+class _Comparison:
+    def __init__(
+        self, reader: TrailReader, loki: LokiReader, findings: Findings, passed: frozenset[int]
+    ) -> None:
+        self._reader = reader
+        self._loki = loki
+        self._findings = findings
+        self._passed = passed
+        self._seen = bytearray(findings.stop - findings.start)
+        self._size = reader.tree().size
+
+    def run(self) -> Findings:
+        findings = self._findings
+        times = self._expect()
+        if times is not None:
+            query = selector(audit_sequence_stream_id=self._reader.origin)
+            for entry in self._loki.entries(query, times[0] - _SLACK, times[1] + _SLACK):
+                self._judge(entry)
+        findings.missing = [
+            findings.start + index for index, mark in enumerate(self._seen) if mark == _WANTED
+        ]
+        return findings
+
+    def _expect(self) -> tuple[int, int] | None:
+        """Mark the records that should be there; return the first and last of their times."""
+        findings, now = self._findings, time.time_ns()
+        first = last = None
+        for leaf in self._leaves():
+            said = _said(leaf.record)
+            try:
+                when = unix_nano(said["timestamp"])
+            except (LookupError, TypeError, ValueError, AttributeError):
+                continue  # no record: the shipper has set it aside
+            if leaf.sequence in self._passed:
+                continue
+            if _expired(said, when, now):
+                findings.expired += 1
+                continue
+            findings.checked += 1
+            self._seen[leaf.sequence - findings.start] = _WANTED
+            first = when if first is None else min(first, when)
+            last = when if last is None else max(last, when)
+        if first is None or last is None:
+            return None
+        # What a trail that was rolled back has lost is younger than all that it has.
+        return first, max(last + 1, now if findings.stop == self._size else 0)
+
+    def _leaves(self) -> Iterator[Any]:
+        for first in range(self._findings.start, self._findings.stop, _CHUNK):
+            yield from self._reader.leaves(first, min(first + _CHUNK, self._findings.stop))
+
+    def _judge(self, entry: Entry) -> None:
+        if entry.labels.get("event_name") == CHECKPOINT_EVENT and self._is_checkpoint(entry):
+            return
+        findings = self._findings
+        number = _number(entry.labels.get("audit_sequence_number"))
+        if number is None or not self._exists(number):
+            findings.foreign_count += 1
+            if len(findings.foreign) < EXAMPLES:
+                findings.foreign.append(describe(entry))
+        elif not self._holds(number, entry.line):
+            findings.altered_count += 1
+            if len(findings.altered) < EXAMPLES:
+                findings.altered.append(describe(entry))
+        elif findings.start <= number < findings.stop:
+            index = number - findings.start
+            findings.found += self._seen[index] == _WANTED
+            self._seen[index] = _FOUND
+
+    def _exists(self, number: int) -> bool:
+        if number >= self._size:  # it may have been committed meanwhile
+            self._size = self._reader.tree().size
+        return number < self._size
+
+    def _holds(self, number: int, line: str) -> bool:
+        """Whether the tree has this very record at this place."""
+        try:
+            return self._reader.hash_at(0, number) == merkle.leaf_hash(line.encode())
+        except (ProofError, UnicodeEncodeError):
+            return False
+
+    def _is_checkpoint(self, entry: Entry) -> bool:
+        """Hold a checkpoint against the tree; False when the entry is none."""
+        said = _said(entry.line.encode(errors="replace"))
+        size, root = said.get("size"), said.get("root")
+        if not isinstance(size, int) or not isinstance(root, str) or size < 0:
+            return False
+        ours = None
+        with suppress(ProofError):
+            if size == 0 or self._exists(size - 1):
+                ours = merkle.edge_root(merkle.edge_at(size, self._reader.hash_at)).hex()
+        if ours != root and len(self._findings.contradicted) < EXAMPLES:
+            self._findings.contradicted.append({"size": size, "root": root, "trail": ours})
+        return True
+
+
+_WANTED: Final = 1
+_FOUND: Final = 2
+
+
+def _said(record: bytes) -> dict[str, Any]:
+    try:
+        said = orjson.loads(record)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _expired(said: dict[str, Any], when: int, now: int) -> bool:
+    """Whether a store that keeps records as long as they say may have deleted this one."""
+    match = _RETENTION.fullmatch(str(said.get("retention", "")))
+    return match is not None and when + int(match[1]) * _UNITS[match[2]] * _SECOND < now
+
+
+def _number(value: str | None) -> int | None:
+    return int(value) if value is not None and re.fullmatch(r"\d{1,18}", value) else None

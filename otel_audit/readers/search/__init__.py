@@ -1,0 +1,1 @@
+"""Who answers queries: the trail of this host, or Loki."""

@@ -1,0 +1,1 @@
+"""Sending the trail to other places, and what became of it there."""
