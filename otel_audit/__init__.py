@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from otel_audit.trail.keys import TrailKeys
     from otel_audit.trail.reader import TrailReader
     from otel_audit.web.fastapi import instrument_app, uninstrument_app
-    from otel_audit.web.health import setup_health_check_routes
+    from otel_audit.web.health.routes import setup_health_check_routes
     from otel_audit.web.middleware import AuditMiddleware
     from otel_audit.web.wsgi import AuditWSGIMiddleware
 
@@ -110,7 +110,7 @@ _WHERE = {
     "reset": "api.current",
     "set_actor": "api.context",
     "setup_logging": "instrumentation.structlog",
-    "setup_health_check_routes": "web.health",
+    "setup_health_check_routes": "web.health.routes",
     "uninstrument_app": "web.fastapi",
 }
 

@@ -3,7 +3,7 @@
 `Access` is the answer; who gives it is an `Authorize`: tokens from a file
 (`tokens.py`), an OpenID provider (`Oidc`), or a hook of the application.
 Promises: without any of them nobody has access; whatever goes wrong while it is
-decided, the answer is no. What a scope opens is decided in `events.py`.
+decided, the answer is no. What a scope opens is decided in `events`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Promises: an answer in parts ends when the client goes away, and waits while the
 client is slow; what is negotiated follows RFC 9110. What the answers say is
-left to `events.py`.
+left to `events`.
 """
 
 from __future__ import annotations

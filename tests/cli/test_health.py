@@ -18,8 +18,8 @@ import pytest
 
 from otel_audit.cli.app import run
 from otel_audit.health.checker import HealthChecker
-from otel_audit.web.health_answers import HealthAnswers
-from otel_audit.web.health_port import HealthPort
+from otel_audit.web.health.answers import HealthAnswers
+from otel_audit.web.health.port import HealthPort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ from otel_audit import instrument_app
 from otel_audit.errors import AuditSettingsError
 from otel_audit.health.checker import HealthChecker, get_health_checker, set_health_checker
 from otel_audit.health.probe import HealthStatus, ProbeResult
-from otel_audit.web.health import HealthLayer, setup_health_check_routes
+from otel_audit.web.health.routes import HealthLayer, setup_health_check_routes
 from tests.health.conftest import until, wait_until
 from tests.web.driving import Wire, http, request, websocket
 

@@ -131,7 +131,7 @@ def test_openapi_has_every_filter_that_the_document_lists() -> None:
     app = FastAPI()
     app.include_router(audit_router())
     paths = app.openapi()["paths"]
-    page = (Path(__file__).parents[2] / "docs" / "query.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "query.md").read_text(encoding="utf-8")
     table = page.partition("## Filters")[2].partition("##")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     listed = {name for row in rows for name in re.findall(r"`([\w.]+)`", row)}

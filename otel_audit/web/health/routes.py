@@ -1,6 +1,6 @@
 """Health for web applications: ``setup_health_check_routes(app)``.
 
-Promises: the routes of `health_answers` are answered by the outermost ASGI
+Promises: the routes of `answers.py` are answered by the outermost ASGI
 layer, before any middleware, router, trace or audit record, from prebuilt
 bytes; the checker starts when the application has started, in its event loop,
 and stops with it. Everything else passes through untouched.
@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from otel_audit.errors import AuditSettingsError
 from otel_audit.health.checker import get_health_checker
-from otel_audit.web.health_answers import NOT_ALLOWED, Answer, HealthAnswers, allowed
-from otel_audit.web.health_port import HealthPort
+from otel_audit.web.health.answers import NOT_ALLOWED, Answer, HealthAnswers, allowed
+from otel_audit.web.health.port import HealthPort
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from otel_audit.health.checker import HealthChecker
     from otel_audit.web.asgi import ASGIApp, Message, Receive, Scope, Send
-    from otel_audit.web.health_answers import Authorize
+    from otel_audit.web.health.answers import Authorize
 
 _STARTED: Final = "lifespan.startup.complete"
 _STOPPING: Final = "lifespan.shutdown"

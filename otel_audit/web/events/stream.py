@@ -21,7 +21,7 @@ from otel_audit.errors import OtelAuditError
 from otel_audit.readers.query.export import as_json
 from otel_audit.readers.query.model import Entry, Query
 from otel_audit.readers.query.words import fields_of, moment_of
-from otel_audit.web.ending import server_ends
+from otel_audit.web.events.ending import server_ends
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -19,8 +19,8 @@ import orjson
 import pytest
 
 from otel_audit import AuditLogger, AuditProvider, Settings
-from otel_audit.web import stream as stream_module
 from otel_audit.web.events import AuditEvents
+from otel_audit.web.events import stream as stream_module
 from otel_audit.web.tokens import FILE, TokenFile
 from tests.web.driving import http
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from otel_audit.web.asgi import Message
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 APPLICATION = """
 import os

@@ -15,9 +15,9 @@ import pytest
 
 from otel_audit.health.checker import HealthChecker
 from otel_audit.health.loops import STALLED_SECONDS
-from otel_audit.web import health_port
-from otel_audit.web.health_answers import HealthAnswers
-from otel_audit.web.health_port import HealthPort
+from otel_audit.web.health import port as health_port
+from otel_audit.web.health.answers import HealthAnswers
+from otel_audit.web.health.port import HealthPort
 from tests.health.conftest import wait_until
 
 if TYPE_CHECKING:

@@ -22,13 +22,13 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from otel_audit.web.health_answers import NOT_ALLOWED, Answer, allowed
+from otel_audit.web.health.answers import NOT_ALLOWED, Answer, allowed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from otel_audit.web.asgi import Scope
-    from otel_audit.web.health_answers import HealthAnswers
+    from otel_audit.web.health.answers import HealthAnswers
 
 _CONNECTIONS: Final = 128
 _LONGEST_REQUEST: Final = 16_384

@@ -9,7 +9,7 @@ from fastapi.security import HTTPBearer
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from otel_audit.web.events import AuditEvents
+from otel_audit.web.events.application import AuditEvents
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

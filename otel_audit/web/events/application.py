@@ -40,7 +40,6 @@ from otel_audit.record.event import AuditEvent
 from otel_audit.trail.proof import prove
 from otel_audit.web import problem
 from otel_audit.web.access import PROOF, READ
-from otel_audit.web.admission import Admission
 from otel_audit.web.answer import (
     EVENTS,
     JSON,
@@ -53,9 +52,10 @@ from otel_audit.web.answer import (
     tag_of,
     written,
 )
-from otel_audit.web.asked import Asked
-from otel_audit.web.desk import Desk
-from otel_audit.web.stream import HEARTBEAT, Follower, as_beginning, as_event
+from otel_audit.web.events.admission import Admission
+from otel_audit.web.events.asked import Asked
+from otel_audit.web.events.desk import Desk
+from otel_audit.web.events.stream import HEARTBEAT, Follower, as_beginning, as_event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
@@ -427,6 +427,6 @@ def audit_router(**options: Any) -> Any:  # noqa: ANN401 - an APIRouter, which i
     Takes what `AuditEvents` takes; ``authorize`` gets a
     `starlette.requests.HTTPConnection`.
     """
-    from otel_audit.web.router import make  # noqa: PLC0415 - only FastAPI's users need it
+    from otel_audit.web.events.router import make  # noqa: PLC0415 - only FastAPI's users need it
 
     return make(options)

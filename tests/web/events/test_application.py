@@ -21,9 +21,9 @@ from otel_audit.readers.query.model import PERSONAL
 from otel_audit.trail.note import Verifier
 from otel_audit.trail.proof import check
 from otel_audit.web.access import Access, RefusedError
-from otel_audit.web.admission import RateLimit
 from otel_audit.web.answer import _TITLES
 from otel_audit.web.events import AuditEvents
+from otel_audit.web.events.admission import RateLimit
 from otel_audit.web.problem import NOT_CONFIRMED, REFUSED, described
 from otel_audit.web.tokens import FILE, TokenFile
 from tests.web.driving import Wire, http, request
@@ -284,7 +284,7 @@ async def test_a_query_whose_record_is_not_confirmed_is_not_answered(
 
 
 def test_each_type_of_problem_has_its_heading_with_cause_and_remedy() -> None:
-    root = Path(__file__).parents[2] / "docs"
+    root = Path(__file__).parents[3] / "docs"
     for kind in _TITLES:
         address = orjson.loads(described(400, kind, "", ""))["type"]
         assert address.endswith(f"/docs/query.md#{kind}")

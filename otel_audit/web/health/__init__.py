@@ -1,0 +1,1 @@
+"""The routes of health, and the port of its own."""
