@@ -10,6 +10,7 @@ import http.server
 import inspect
 import os
 import socket
+import sys
 import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -243,6 +244,13 @@ async def test_an_engine_without_a_bounded_pool_is_asked_as_well() -> None:
     gone = sqlalchemy.create_engine("sqlite:////nowhere/at/all.db")
     with pytest.raises(sqlalchemy.exc.OperationalError):
         await answer(sqlalchemy_probe(gone))
+
+
+async def test_a_plain_engine_needs_nothing_of_async_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLAlchemy 2.1 installs without greenlet, and its asyncio module cannot be imported then."""
+    monkeypatch.setitem(sys.modules, "sqlalchemy.ext.asyncio", None)
+    found = await answer(sqlalchemy_probe(sqlalchemy.create_engine("sqlite://")))
+    assert found.status is HEALTHY
 
 
 async def test_an_async_engine_and_its_pool(tmp_path: Path) -> None:

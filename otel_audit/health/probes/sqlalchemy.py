@@ -9,7 +9,7 @@ from otel_audit.health.probe import Answer, ProbeResult
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from sqlalchemy.engine import Engine
+    from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 
@@ -20,11 +20,11 @@ def sqlalchemy_probe(engine: Engine | AsyncEngine) -> Callable[[], Answer | Awai
     the next request has to wait for one. A plain engine is used from a thread
     of the checker's, an async one in the application's event loop.
     """
-    from sqlalchemy import text  # noqa: PLC0415 - optional, comes with the engine
-    from sqlalchemy.ext.asyncio import AsyncEngine  # noqa: PLC0415 - the same
+    # Not AsyncEngine: who has none may not have greenlet either, which that needs.
+    from sqlalchemy import Engine, text  # noqa: PLC0415 - optional, comes with the engine
 
     statement = text("SELECT 1")
-    if isinstance(engine, AsyncEngine):
+    if not isinstance(engine, Engine):
 
         async def ask() -> ProbeResult:
             full = _full(engine.pool)
