@@ -118,7 +118,9 @@ class TrailStore:
         self._known_resources: set[str] = set()
         self._version: int | None = None
         self._tree: _Tree | None = None
-        self._wal_trusted = True
+        self.wal_stuck = False
+        """Whether an I/O error has ended the emptying of the log until this process is restarted."""
+        self._wal_waits = False
         self._wal = self.path.with_name(f"{DATABASE}-wal")
         self._frames = 0
         filesystem.prepare(directory)
@@ -197,11 +199,12 @@ class TrailStore:
         what is in the database, so that a change made to the file behind our
         back would go unseen until the log is reused.
 
-        After an I/O error it never runs again in this process: the kernel may
-        have dropped what a later sync would then claim to have written, while
-        the log still holds everything.
+        A full disk only delays it. After an I/O error it never runs again in
+        this process (`wal_stuck`): the kernel may have dropped what a later
+        sync would then claim to have written, while the log still holds
+        everything.
         """
-        if not self._wal_trusted:
+        if self.wal_stuck:
             return
         try:
             with self._emptier.use() as connection:
@@ -216,12 +219,28 @@ class TrailStore:
         except (apsw.BusyError, TrailLockedError):
             return
         except apsw.Error as error:
-            self._wal_trusted = False
+            self._not_emptied(error)
+        else:
+            if self._wal_waits:
+                self._wal_waits = False
+                _logger.warning("%s: the write-ahead log is copied again", self.path)
+
+    def _not_emptied(self, error: apsw.Error) -> None:
+        if not isinstance(error, apsw.FullError):
+            self.wal_stuck = True
             _logger.critical(
                 "%s: the write-ahead log could not be copied into the database (%s); records "
                 "stay safe in the log, which grows from now on: repair the disk, then restart",
                 self.path,
                 error,
+            )
+        elif not self._wal_waits:
+            # A write was refused, but no sync has failed: what was written may be written again.
+            self._wal_waits = True
+            _logger.error(
+                "%s: the disk is full, so that the write-ahead log is not copied into the "
+                "database; records are as safe in the log, and it is tried again",
+                self.path,
             )
 
     def _copy_rest(self, connection: apsw.Connection, *, reset: bool) -> None:

@@ -145,6 +145,30 @@ def test_a_full_disk_refuses_and_goes_on_when_there_is_space_again(disk: Path) -
 
 
 @needs_root
+def test_a_full_disk_only_delays_the_emptying_of_the_log(
+    disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or the log would fill the disk again, as soon as there is space, until a restart."""
+    provider = open_provider(disk / "trail")
+    store = provider.trail.store
+    ballast = fill(disk)
+    confirmed = [emit(provider, text="x" * 30_000).record_id for _ in range(20)]
+    for _ in range(3):
+        store.empty_wal()
+    assert [line.levelname for line in caplog.records if "the disk is full" in line.message] == [
+        "ERROR"
+    ]
+    assert store.path.stat().st_size < 20 * 30_000
+    ballast.unlink()
+    store.empty_wal()
+    assert not store.wal_stuck
+    assert "log is copied again" in caplog.text
+    assert store.path.stat().st_size > 20 * 30_000
+    provider.close()
+    assert assert_whole(disk / "trail") == confirmed
+
+
+@needs_root
 def test_on_a_disk_that_is_full_from_the_start_nothing_is_pretended(disk: Path) -> None:
     ballast = fill(disk)
     with pytest.raises(TrailError):

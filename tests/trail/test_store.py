@@ -268,6 +268,7 @@ def test_after_a_failed_sync_of_the_database_the_log_is_never_reused(
     vfs.failing.add("sync")
     store.empty_wal()
     assert "restart" in caplog.text
+    assert store.wal_stuck
     vfs.failing.clear()
     store.append(records(10, 10), {})
     store.empty_wal()
