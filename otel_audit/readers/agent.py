@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 LOCK: Final = "agent.lock"
 CURSOR: Final = "agent"
-"""The row of `cursors.db` that says which process serves the trail, and with which mirror."""
+"""The row of `cursors.db` that says which process serves the trail, and what follows it there.
+
+Other rows may be those of mirrors and destinations that nobody has any more.
+"""
 
 _TICK: Final = 0.2
 _SHARE: Final = 0.25
@@ -54,6 +57,11 @@ _logger = logging.getLogger("otel_audit.agent")
 
 class Attendant(Protocol):
     """What runs beside the agent, in threads of its own, while this process serves the trail."""
+
+    @property
+    def follows(self) -> Sequence[str]:
+        """The rows of `cursors.db` that say how far behind the trail it is."""
+        ...
 
     def start(self) -> None:
         """Begin, or begin again; harmless when it runs."""
@@ -305,8 +313,11 @@ class Agent:
         return self._leading
 
     def _announce(self) -> bool:
-        """Tell the other processes who serves the trail, and with which mirror."""
-        self._cursors.set(CURSOR, 0, {"pid": os.getpid(), "mirror": self._mirror_name})
+        """Tell the other processes who serves the trail, and what follows it there."""
+        follows = [] if self.mirror_path is None else [cursor_name(self.mirror_path)]
+        follows += [name for attendant in self._attendants for name in attendant.follows]
+        state = {"pid": os.getpid(), "mirror": self._mirror_name, "follows": follows}
+        self._cursors.set(CURSOR, 0, state)
         return True
 
     def _stand_by(self) -> bool:

@@ -58,6 +58,11 @@ class Beside:
         """How often the work failed."""
         return self._failures.total
 
+    @property
+    def follows(self) -> tuple[str, ...]:
+        """No row of `cursors.db`: where ``work`` keeps its place is its own business."""
+        return ()
+
     def start(self) -> None:
         """Start the thread; harmless when it runs."""
         if self._thread is not None:

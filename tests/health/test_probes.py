@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+from contextlib import closing
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from otel_audit import AuditProvider, Settings
 from otel_audit.api.logger import AuditLogger
 from otel_audit.health.probe import HealthStatus, ProbeResult, judged
 from otel_audit.health.probes.agents import agents_probe
@@ -38,11 +40,10 @@ from otel_audit.health.probes.trail import trail_probe
 from otel_audit.readers.cursors import Cursors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from otel_audit.api.provider import AuditProvider
 
 HEALTHY, DEGRADED, UNHEALTHY, UNKNOWN = HealthStatus
 
@@ -473,19 +474,50 @@ async def test_a_reader_that_lags_is_named(provider: AuditProvider) -> None:
     for _ in range(3):
         await audit.audit_event("login", "login")
     cursors = Cursors(provider.directory)
-    cursors.set("agent", 0)
-    cursors.set("index", 3)
-    cursors.set("shipper", 1)
+    cursors.set("agent", 0, {"follows": ["mirror:a", "ship:otlp", "ship:new"]})
+    cursors.set("mirror:a", 3)
+    cursors.set("ship:otlp", 1)
+    cursors.set("ship:old", 0)  # was shipped to by a process that has ended
+    cursors.set("reconcile", 0)  # looks once an hour
     cursors.close()
     found = await answer(trail_probe(provider))
     assert found.status is HEALTHY
     assert found.details is not None
-    assert set(found.details["lag"]) == {"index", "shipper"}
-    assert found.details["lag"]["index"] == {"records": 0, "seconds": 0.0}
-    assert found.details["lag"]["shipper"]["records"] == 2
+    lags = found.details["lag"]
+    assert lags["mirror:a"] == {"records": 0, "seconds": 0.0}
+    assert {name: lag["records"] for name, lag in lags.items()} == {
+        "mirror:a": 0,
+        "ship:otlp": 2,
+        "ship:new": 3,
+    }
     late = await answer(trail_probe(provider, max_lag=-1.0))
     assert late.status is DEGRADED
-    assert "shipper is 0 s behind the trail" in late.message
+    assert "ship:otlp is 0 s behind the trail" in late.message
+    assert "old" not in late.message
+
+
+def test_a_mirror_that_is_not_written_any_more_lags_behind_nothing(tmp_path: Path) -> None:
+    """As after a trail was moved, or after its mirror was switched off."""
+    mirror = tmp_path / "audit.log"
+    with closing(opened(tmp_path, mirror=mirror)) as first:
+        AuditLogger(provider=first).audit_event("login", "login")
+        assert first.flush()
+        assert set(lags(first)) == {f"mirror:{mirror}"}
+    with closing(opened(tmp_path, mirror=tmp_path / "new.log")) as second:
+        AuditLogger(provider=second).audit_event("login", "login")
+        assert second.flush()
+        assert set(lags(second)) == {f"mirror:{tmp_path / 'new.log'}"}
+
+
+def opened(directory: Path, mirror: Path) -> AuditProvider:
+    environment = {"AUDIT_LOG_LOCAL_FILE": str(mirror)}
+    return AuditProvider(Settings.from_env(environment, directory=directory / "trail"))
+
+
+def lags(provider: AuditProvider) -> dict[str, Any]:
+    details: Mapping[str, Any] = trail_probe(provider)().details or {}
+    found: dict[str, Any] = details["lag"]
+    return found
 
 
 async def test_a_trail_that_cannot_be_written_raises(

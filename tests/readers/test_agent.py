@@ -17,6 +17,7 @@ from otel_audit.errors import AuditSettingsError
 from otel_audit.readers import agent as module
 from otel_audit.readers import duties
 from otel_audit.readers.cursors import Cursors
+from otel_audit.readers.mirror import cursor_name
 from otel_audit.trail.reader import TrailReader
 from tests.readers.bench import wait_for
 
@@ -423,7 +424,11 @@ def test_another_mirror_of_the_same_trail_is_warned_about(
     assert caplog.text.count("stays behind") == 1
     row = Cursors(bench.directory).row(module.CURSOR)
     assert row is not None
-    assert row.state == {"pid": os.getpid(), "mirror": str(bench.path)}
+    assert row.state == {
+        "pid": os.getpid(),
+        "mirror": str(bench.path),
+        "follows": [cursor_name(bench.path)],
+    }
 
 
 def test_a_killed_leader_is_followed_by_the_next(bench: Bench) -> None:

@@ -4,8 +4,12 @@
 |---|---|---|
 | writing | the newest group failed or hangs; a sync in its directory fails | |
 | space | below 64 MiB | below 1 GiB |
+| log | | it cannot be emptied any more after an I/O error, until a restart |
 | checkpoint | | records have waited for one for more than 10 s |
-| each reader, such as the shipper | | a record has waited for it for more than 60 s |
+| each follower: the mirror, each destination | | a record has waited for it for more than 60 s |
+
+Who follows is what the agent said that serves the trail: a mirror or a destination
+that is not configured any more waits for nothing.
 
 Nothing is written to the trail. While it is in use its own commits show that it
 can be written; else one byte of the file ``health`` beside it is written and
@@ -64,8 +68,8 @@ class TrailProbe:
         with provider.reader() as reader:
             tree = reader.tree()
             details |= {"records": tree.size, "last_commit_age_s": _age(now, tree)}
-            concerns = [self._checkpoint(reader, tree, now, details)]
-            concerns += self._readers(reader, tree, now, details)
+            concerns = [_log(provider), self._checkpoint(reader, tree, now, details)]
+            concerns += self._followers(reader, tree, now, details)
         self._prove_writable(provider.directory, tree, now)
         space = self._space()
         details |= space.details or {}
@@ -92,10 +96,10 @@ class TrailProbe:
             "that an agent runs (otel-audit doctor)"
         )
 
-    def _readers(
+    def _followers(
         self, reader: TrailReader, tree: Tree, now: float, details: dict[str, Any]
     ) -> list[str]:
-        """Return which readers lag too far behind."""
+        """Return which followers lag too far behind."""
         directory = self._provider.directory
         if not (directory / CURSORS).exists():
             return []
@@ -106,12 +110,11 @@ class TrailProbe:
             cursors.close()
         concerns = []
         lags = details["lag"] = {}
-        for name, cursor in rows.items():
-            # The agent's row says who it is; it follows nothing itself.
-            if name == AGENT:
-                continue
-            waited = _waited(reader, tree, cursor.position, now)
-            lags[name] = {"records": max(0, tree.size - cursor.position), "seconds": waited}
+        agent = rows.get(AGENT)
+        for name in () if agent is None else agent.state.get("follows", ()):
+            position = rows[name].position if name in rows else 0
+            waited = _waited(reader, tree, position, now)
+            lags[name] = {"records": max(0, tree.size - position), "seconds": waited}
             if waited > self._max_lag:
                 concerns.append(f"{name} is {waited:.0f} s behind the trail")
         return concerns
@@ -131,6 +134,16 @@ class TrailProbe:
         self._proven_until = time.monotonic() + _PROVEN_SECONDS
 
 
+def _log(provider: AuditProvider) -> str:
+    """Return what is wrong with the write-ahead log, or nothing."""
+    if not provider.trail.store.wal_stuck:
+        return ""
+    return (
+        "the write-ahead log grows, since it could not be copied into the database: repair the "
+        f"disk, then restart process {os.getpid()}"
+    )
+
+
 def _since(now: float, unix_nano: int) -> float:
     return round(now - unix_nano / _NANO, 3)
 
@@ -145,5 +158,5 @@ def _waited(reader: TrailReader, tree: Tree, position: int, now: float) -> float
     if position >= tree.size:
         return 0.0
     leaf = reader.leaf(position)
-    # Without the row it was removed by retention, long after everybody had seen it.
+    # Without the row somebody has removed it, which `verify` tells.
     return 0.0 if leaf is None else max(0.0, _since(now, leaf.committed_unix_nano))

@@ -138,6 +138,11 @@ class Reconciler:
         self._last: tuple[int, Findings] | None = None
         instruments.watch(self)
 
+    @property
+    def follows(self) -> tuple[str, ...]:
+        """No row of `cursors.db`: it looks from time to time."""
+        return ()
+
     def start(self) -> None:
         """Begin; harmless when it runs."""
         if self._thread is None:

@@ -23,6 +23,7 @@ from otel_audit.readers.pace import Pace
 from otel_audit.readers.shipping import instruments
 from otel_audit.readers.shipping.otlp.sender import sender
 from otel_audit.readers.shipping.shipper import Shipper
+from otel_audit.readers.shipping.standing import cursor_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -81,6 +82,11 @@ class Shipping:
         self._make = partial(_Worker, directory, reader_factory, share)
         self._destinations = tuple(destinations)
         self._workers: list[_Worker] = []
+
+    @property
+    def follows(self) -> list[str]:
+        """The cursors of the destinations."""
+        return [cursor_name(destination.name) for destination in self._destinations]
 
     def start(self) -> None:
         """Begin to ship; harmless when it runs."""
