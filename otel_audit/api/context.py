@@ -8,6 +8,10 @@ instrumentation) and nothing else; there is no ContextVar of our own. Only
 A request's context is one mutable `RequestScope`, not a mapping that is
 replaced: FastAPI runs dependencies in copies of the context, and what
 authentication finds there must reach the whole request.
+
+Who attaches another Context in a request stays in that request (`stay_in_requests`):
+what OpenTelemetry's propagators extract from headers begins with an empty
+Context, and its instrumentations of Flask, Django, WSGI and ASGI attach that.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import context as otel_context
+from opentelemetry.context import Context
 
 from otel_audit.errors import AuditEventError, AuditTimeoutError, AuditUnavailableError
 from otel_audit.record.encode import members
@@ -25,8 +30,6 @@ from otel_audit.trail.ticket import timed_out
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextvars import Token
-
-    from opentelemetry.context import Context
 
     from otel_audit.api.receipt import PendingReceipt
 
@@ -164,6 +167,35 @@ def _up_to(
     if last is None:
         return tuple(pending)
     return tuple(pending[: pending.index(last) + 1]) if last in pending else ()
+
+
+class _Attach:
+    """The runtime context's ``attach``, which takes the current request along."""
+
+    def __init__(self, runtime: Any) -> None:  # noqa: ANN401 - its class is private
+        self._current: Callable[[], Context] = runtime.get_current
+        self._attach: Callable[[Context], Token[Context]] = runtime.attach
+
+    def __call__(self, context: Context) -> Token[Context]:
+        scope = context.get(_SCOPE)
+        if type(scope) is not RequestScope or scope.closed:
+            current = self._current()
+            if _SCOPE in current:
+                # Who acts goes with it: an actor of a block is one of the same request.
+                kept = {key: current[key] for key in (_SCOPE, _ACTOR) if key in current}
+                context = Context({**context, **kept})
+        return self._attach(context)
+
+
+def stay_in_requests() -> None:
+    """See to it that a Context that is attached in a request belongs to it; harmless again.
+
+    Else its records would be nobody's, and the answer would not wait for them.
+    A Context that was made in another request stays that one's until it ends.
+    """
+    runtime: Any = otel_context._RUNTIME_CONTEXT  # noqa: SLF001 - nothing public sees all of them
+    if not isinstance(runtime.attach, _Attach):
+        runtime.attach = _Attach(runtime)
 
 
 def current_scope(context: Context | None = None) -> RequestScope | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from asyncio import _get_running_loop
 from typing import TYPE_CHECKING, Any
 
+from otel_audit.api.context import current_scope
 from otel_audit.api.current import get_audit_provider, provider_for
 from otel_audit.api.receipt import PendingReceipt
 from otel_audit.errors import AuditUnavailableError
@@ -85,6 +86,8 @@ class AuditLogger:
         """
         provider = self._provider or get_audit_provider()
         record_id, record, on_failure, scope = provider.records.write(event, self.name, context)
+        if scope is None and context is not None:
+            scope = current_scope()  # who said it waits for it, wherever it happened
         if record is None:
             return provider.unrecorded(record_id)
         try:

@@ -112,6 +112,10 @@ class Patch:
             return
         _, owner, attribute = self._where
         target = getattr(module, owner) if owner else module
+        # Where it is defined: others put subclasses in the place of classes, and take them back.
+        target = next(
+            (one for one in getattr(target, "__mro__", ()) if attribute in vars(one)), target
+        )
         self._original = getattr(target, attribute)
         self._ours = self._make(self._original)
         setattr(target, attribute, self._ours)

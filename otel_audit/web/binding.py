@@ -12,6 +12,7 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from otel_audit.api.context import stay_in_requests
 from otel_audit.api.current import get_audit_provider
 from otel_audit.api.logger import AuditLogger
 from otel_audit.settings import Settings
@@ -73,6 +74,7 @@ class Binding:
         client_id_header: str | None,
     ) -> None:
         """Check the options once. Raises `AuditSettingsError`."""
+        stay_in_requests()
         self._provider = provider
         self._http_activity = checked_activity(http_activity)
         self._excluded = checked_paths(exclude)

@@ -183,6 +183,9 @@ def test_it_composes_with_opentelemetry(
     records = trail.records()
     assert [record["trace_id"] for record in records] == [f"{server.context.trace_id:032x}"] * 2
     assert [record["event"] for record in records] == ["read", "http.request"]
+    # What OpenTelemetry extracts from the headers begins with an empty Context.
+    assert records[0]["request_id"] == records[1]["request_id"]
+    assert [record["actor_id"] for record in records] == ["anonymous"] * 2
 
 
 def test_uninstrumenting_restores_everything(trail: AuditTrail) -> None:

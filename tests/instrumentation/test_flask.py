@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import flask
@@ -9,8 +11,9 @@ import pytest
 from opentelemetry.instrumentation.flask import FlaskInstrumentor as Tracing
 from opentelemetry.trace import SpanKind
 
-from otel_audit import AuditWSGIMiddleware, get_audit_logger
+from otel_audit import AuditUnavailableError, AuditWSGIMiddleware, get_audit_logger
 from otel_audit.instrumentation.flask import FlaskInstrumentor
+from otel_audit.testing import audit_trail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,9 +83,33 @@ def test_it_composes_with_opentelemetry(
         audit.uninstrument()
     (server,) = [span for span in spans.get_finished_spans() if span.kind is SpanKind.SERVER]
     assert server.context is not None
-    assert [record["trace_id"] for record in trail.records()] == [
-        f"{server.context.trace_id:032x}"
-    ] * 2
+    records = trail.records()
+    assert [record["trace_id"] for record in records] == [f"{server.context.trace_id:032x}"] * 2
+    # What OpenTelemetry extracts from the headers begins with an empty Context.
+    assert records[0]["request_id"] == records[1]["request_id"]
+    assert [record["actor_id"] for record in records] == ["anonymous"] * 2
+
+
+@pytest.mark.usefixtures("instrumented")
+def test_beside_opentelemetry_the_answer_fails_with_its_records(tracers: TracerProvider) -> None:
+    """Also when the application swallows the error."""
+    tracing = Tracing()
+    tracing.instrument(tracer_provider=tracers)
+    try:
+        with audit_trail(timeout=0.2) as held:
+            app = flask.Flask("shop")
+
+            @app.route("/")
+            def swallow() -> str:
+                with suppress(AuditUnavailableError):
+                    get_audit_logger().audit_event("work", "do")
+                return "all is well"
+
+            with (held.directory / "lock").open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                assert app.test_client().get("/").status_code == 503
+    finally:
+        tracing.uninstrument()
 
 
 @pytest.mark.usefixtures("instrumented")

@@ -13,20 +13,25 @@ import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
+from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.threading import ThreadingInstrumentor
+from opentelemetry.propagate import extract
 
 from otel_audit.api.context import get_audit_context, set_actor
+from otel_audit.record.event import AuditEvent
 from otel_audit.web.fastapi import instrument_app
 from otel_audit.web.middleware import AuditMiddleware
-from tests.web.driving import BODY, START, http, request
+from tests.web.driving import BODY, START, Wire, http, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
+    from opentelemetry.context import Context
+
     from otel_audit.api.logger import AuditLogger
     from otel_audit.api.provider import AuditProvider
     from otel_audit.web.asgi import ASGIApp, Receive, Scope, Send
-    from tests.web.conftest import Records
+    from tests.web.conftest import Hold, Records
 
 
 @pytest.fixture
@@ -49,6 +54,67 @@ def handle(provider: AuditProvider) -> Callable[..., Any]:
 def owners(records: Records) -> list[str | None]:
     """Return the request id of each record."""
     return [record.get("request_id") for record in records()]
+
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize("when", ["attached", "attached and passed on", "said"])
+async def test_another_otel_context_is_of_the_same_request(
+    provider: AuditProvider, audit: AuditLogger, records: Records, hold: Hold, when: str
+) -> None:
+    """As what `extract` makes of headers, beginning with an empty Context."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        set_actor("ann")
+        foreign = extract({"traceparent": TRACEPARENT})
+        if when == "said":
+            audit.emit(AuditEvent("work", "do"), foreign)
+        else:
+            token = otel_context.attach(foreign)
+            audit.audit_event("work", "do")
+            if when != "attached":
+                await asyncio.create_task(in_a_task())
+            otel_context.detach(token)
+        await send(START)
+        await send(BODY)
+
+    async def in_a_task() -> None:
+        await asyncio.to_thread(audit.audit_event, "work", "do")
+
+    wrapped = AuditMiddleware(app, provider=provider, http_activity="off")
+    with hold():
+        wire = Wire()
+        answering = asyncio.create_task(wrapped(http(), wire.receive, wire.send))
+        await asyncio.sleep(0.1)
+        assert wire.sent == []
+    await answering
+    assert wire.status == 200
+    for record in records():
+        assert record["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
+        # Who says where it happened says who acted as well.
+        assert record["actor_id"] == ("shop" if when == "said" else "ann")
+        assert ("request_id" in record) is (when != "said")
+
+
+async def test_a_context_of_another_request_stays_that_one_s_until_it_ends(
+    handle: Callable[..., Any], audit: AuditLogger, records: Records
+) -> None:
+    ended: list[Context] = []
+
+    async def first() -> None:
+        ended.append(otel_context.get_current())
+        audit.audit_event("work", "do")
+        await handle(second, "inner")
+
+    async def second() -> None:
+        token = otel_context.attach(ended[0])
+        audit.audit_event("work", "do")
+        otel_context.detach(token)
+
+    await handle(first, "outer")
+    await handle(second, "later")
+    assert owners(records) == ["outer", "outer", "later"]
 
 
 async def test_gather_and_create_task(
