@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 _SCOPE: Final = otel_context.create_key("otel-audit-scope")
 _ACTOR: Final = otel_context.create_key("otel-audit-actor")
+_BROUGHT: Final = otel_context.create_key("otel-audit-brought")
+"""The scope of a Context that was attached by somebody who is not in that request."""
+
 _ACTOR_TYPES: Final = ("user", "service", "system")
 
 
@@ -89,7 +92,10 @@ class RequestScope:
 
     def attach(self) -> Token[Context]:
         """Make this the current scope; give the token to `detach`."""
-        return otel_context.attach(otel_context.set_value(_SCOPE, self))
+        attach = otel_context._RUNTIME_CONTEXT.attach  # noqa: SLF001 - see stay_in_requests()
+        # The code that does this is in the request.
+        original = attach.original if isinstance(attach, _Attach) else attach
+        return original(otel_context.set_value(_SCOPE, self))
 
     @staticmethod
     def detach(token: Token[Context]) -> None:
@@ -170,28 +176,34 @@ def _up_to(
 
 
 class _Attach:
-    """The runtime context's ``attach``, which takes the current request along."""
+    """The runtime context's ``attach``, which takes the request along that the code is in."""
 
     def __init__(self, runtime: Any) -> None:  # noqa: ANN401 - its class is private
         self._current: Callable[[], Context] = runtime.get_current
-        self._attach: Callable[[Context], Token[Context]] = runtime.attach
+        self.original: Callable[[Context], Token[Context]] = runtime.attach
 
     def __call__(self, context: Context) -> Token[Context]:
-        scope = context.get(_SCOPE)
-        if type(scope) is not RequestScope or scope.closed:
-            current = self._current()
-            if _SCOPE in current:
+        current = self._current()
+        here, scope = current_scope(current), current_scope(context)
+        if scope is None:
+            if here is not None and current.get(_BROUGHT) is not here:
                 # Who acts goes with it: an actor of a block is one of the same request.
                 kept = {key: current[key] for key in (_SCOPE, _ACTOR) if key in current}
                 context = Context({**context, **kept})
-        return self._attach(context)
+        elif scope is not here:
+            context = Context({**context, _BROUGHT: scope})
+        return self.original(context)
 
 
 def stay_in_requests() -> None:
     """See to it that a Context that is attached in a request belongs to it; harmless again.
 
     Else its records would be nobody's, and the answer would not wait for them.
-    A Context that was made in another request stays that one's until it ends.
+    A Context that belongs to another request stays that one's until it ends.
+
+    A thread that is not in a request may still have its Context, brought by
+    whoever started it (OpenTelemetry's threading instrumentation): threads of
+    pools stay. What is attached there next does not belong to that request.
     """
     runtime: Any = otel_context._RUNTIME_CONTEXT  # noqa: SLF001 - nothing public sees all of them
     if not isinstance(runtime.attach, _Attach):
@@ -201,9 +213,7 @@ def stay_in_requests() -> None:
 def current_scope(context: Context | None = None) -> RequestScope | None:
     """Return the request that the calling code belongs to, if any."""
     scope = (otel_context.get_current() if context is None else context).get(_SCOPE)
-    if type(scope) is RequestScope and not scope.closed:
-        return scope
-    return None
+    return scope if type(scope) is RequestScope and not scope.closed else None
 
 
 def current_actor(context: Context | None = None) -> Actor | None:

@@ -22,6 +22,7 @@ from otel_audit.api.context import (
     current_scope,
     get_audit_context,
     set_actor,
+    stay_in_requests,
 )
 from otel_audit.api.logger import AuditLogger
 from otel_audit.api.policy import Policy
@@ -260,6 +261,8 @@ async def test_the_context_follows_and_two_requests_never_mix(
 
 
 def test_thread_pools_follow_by_the_threading_instrumentation() -> None:
+    """And what they do for nobody is of no request, also where one has started the thread."""
+    stay_in_requests()
     instrumentor = ThreadingInstrumentor()
     with ThreadPoolExecutor(2) as pool, request("r0"):
         assert pool.submit(request_id).result() is None
