@@ -151,8 +151,15 @@ class TrailReader:
                 )
             if not rows:
                 return
+            self._check_order(rows, start - 1)
             yield rows
             start = rows[-1][0] + 1
+
+    def any_from(self, start: int) -> bool:
+        """Return whether there is a leaf at ``start`` or after it."""
+        with self._handle.use() as connection:
+            query = "SELECT 1 FROM leaf WHERE seq >= ? LIMIT 1"
+            return connection.execute(query, (start,)).fetchone() is not None
 
     def containing(self, parts: Sequence[bytes], start: int, stop: int) -> list[Leaf]:
         """Return the leaves of a range whose bytes have all of these ``parts``, by one transaction.
@@ -209,6 +216,8 @@ class TrailReader:
                 stop = start
                 continue
             leaf = Leaf._make(row)
+            if not start <= leaf.sequence < stop:
+                raise self._disordered()
             if _names(leaf.record, record_id):
                 return leaf
             stop = leaf.sequence
@@ -251,6 +260,7 @@ class TrailReader:
                 )
             if not rows:
                 return
+            self._check_order(rows, after)
             yield from rows
             after = rows[-1][0]
 
@@ -267,6 +277,7 @@ class TrailReader:
                 )
             if not rows:
                 return
+            self._check_order(rows, after)
             for row in rows:
                 yield StoredCheckpoint._make(row[1:])
             after = rows[-1][0]
@@ -306,6 +317,28 @@ class TrailReader:
         with self._handle.use() as connection:
             rows = fetch(connection, "SELECT hash, json FROM resource ORDER BY hash")
         yield from rows
+
+    def count(self) -> tuple[int, int]:
+        """Return how many leaves there are, whatever their numbers, and how many the tree has."""
+        with self._handle.use() as connection:
+            counts: tuple[int, int] = connection.execute(
+                "SELECT (SELECT count(*) FROM leaf), size FROM tree"
+            ).get
+        return counts
+
+    def _check_order(self, rows: Sequence[tuple[Any, ...]], after: int) -> None:
+        """Refuse rows whose numbers do not grow, of which there would be no end.
+
+        SQLite takes a table to be in order and does not look.
+        """
+        if rows[-1][0] < after + len(rows):
+            raise self._disordered()
+
+    def _disordered(self) -> TrailError:
+        return TrailError(
+            f"{self.path} is damaged, or was tampered with: its rows are not in order; run "
+            "`otel-audit verify`"
+        )
 
     def _connect(self) -> apsw.Connection:
         if not self.path.is_file():

@@ -31,6 +31,7 @@ from otel_audit.trail.note import sign_note
 from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.store import TrailStore
 from otel_audit.trail.ticket import Resource
+from tests.trail import btree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -65,6 +66,8 @@ def record_id(number: int) -> str:
 
 
 RECORDS = [record(number) for number in range(700)]
+HIDING = 4_096
+"""Records of a trail whose look-ups begin with the page that holds record 2,048."""
 CUTS = (100, 256, 300, 301, 512, 600)
 """Sizes at which the trail of most tests has a checkpoint; the rest is not covered."""
 
@@ -1024,6 +1027,8 @@ def test_a_flipped_byte_anywhere_in_the_file_changes_no_record_unseen(tmp_path: 
             if report.ok:
                 with TrailReader(tmp_path) as reader:
                     assert [leaf.record for leaf in reader.leaves()] == records, place
+                    found = [reader.leaf(number) for number in range(len(records))]
+                    assert [leaf and leaf.record for leaf in found] == records, place
                 assert report.covered == 300, place
         except (TrailError, apsw.Error):
             pass  # cannot be opened at all, and says so
@@ -1045,6 +1050,56 @@ def test_a_flipped_byte_of_a_record_in_the_file_is_named(tmp_path: Path) -> None
             assert only(Victim(tmp_path).verify(), "record-changed").sequence == sequence
             for start in starts:
                 flipped(path, start + offset, 0x20)
+
+
+def test_a_row_that_a_forged_page_hides_between_two_others_is_found(tmp_path: Path) -> None:
+    """A range ends at the first row beyond it, a look-up goes by the keys above: here they differ."""
+    records = [record(number) for number in range(HIDING)]
+    build(tmp_path, records, [HIDING])
+    forged = records[1_500].replace(b" 1500", b" 9999")
+    assert forged != records[1_500]
+    leaf = merkle.leaf_hash(forged)
+    with connected(tmp_path / "other.db") as connection:
+        connection.execute("CREATE TABLE leaf (seq INTEGER PRIMARY KEY, at, hash, record)")
+        connection.execute("INSERT INTO leaf VALUES (1500, 0, ?, ?)", (leaf, forged))
+    (lie,) = btree.Table(tmp_path / "other.db", "leaf").rows(2)
+    table = btree.Table(tmp_path / "trail.db", "leaf")
+    cells, last = table.children()
+    place = next(place for place, cell in enumerate(cells) if cell.key >= 2_048)
+    number = int.from_bytes(cells[place].raw, "big")
+    rows = table.rows(number)
+    before = [row for row in rows if row.key < 2_048]
+    after = [row for row in rows if row.key >= 2_048]
+    hiding, rest = table.add_page(), table.add_page()
+    table.set_rows(number, before)
+    table.set_rows(hiding, [after[0], lie, after[0]])
+    table.set_rows(rest, after)
+    cells[place : place + 1] = [
+        btree.Cell(before[-1].key, number.to_bytes(4, "big")),
+        btree.Cell(1_500, hiding.to_bytes(4, "big")),
+        btree.Cell(cells[place].key, rest.to_bytes(4, "big")),
+    ]
+    assert cells[(len(cells) - 1) // 2].key == 1_500, "where SQLite looks first"
+    table.set_children(cells, last)
+    table.save()
+    with TrailReader(tmp_path) as reader:
+        shown = reader.leaf(1_500)
+        assert shown is not None
+        assert shown.record == forged
+        assert [one.record for one in reader.leaves(1_000, 2_000)] == records[1_000:2_000]
+    assert "rows were put in between" in only(Victim(tmp_path).verify(), "record-unlisted").message
+
+
+def test_rows_out_of_order_end_the_reading_and_are_found(trail: Victim) -> None:
+    """SQLite gives them as they stand; who goes on after the last one would never end."""
+    table = btree.Table(trail.directory / "trail.db", "leaf")
+    last = table.children()[1]
+    places = list(range(len(table.rows(last))))
+    table.swap(last, [*places[1:], places[0]])
+    table.save()
+    assert not trail.verify().ok
+    with TrailReader(trail.directory) as reader, pytest.raises(TrailError, match="not in order"):
+        list(reader.leaves())
 
 
 @pytest.mark.parametrize("table", ["leaf", "tile", "tree", "checkpoint"])
