@@ -109,6 +109,7 @@ class AuditProvider:
                 raise
         self._warn()
         _providers.add(self)
+        _end_with_process()
         metrics.watch(self)
 
     @property
@@ -323,6 +324,7 @@ class AuditProvider:
     def _revive(self) -> None:
         """Start the companions in a forked child, whose threads stayed in the parent."""
         self._forked = False
+        _end_with_process()
         try:
             for companion in self._companions:
                 companion.start()
@@ -429,3 +431,15 @@ def _at_exit() -> None:
 
 
 atexit.register(_at_exit)
+
+
+def _end_with_process() -> None:
+    """See to it that `_at_exit` is called in a process of multiprocessing, too.
+
+    Forked ones end without atexit, but call multiprocessing's own finalizers.
+    """
+    modules = sys.modules
+    util, process = modules.get("multiprocessing.util"), modules.get("multiprocessing.process")
+    if util is not None and process is not None and process.parent_process() is not None:
+        # After all others, which may still emit; again it does nothing.
+        util.Finalize(None, _at_exit, exitpriority=-1_000)

@@ -58,6 +58,28 @@ else:
 """
 )
 
+IN_A_PROCESS = """
+import asyncio, multiprocessing, sys
+from otel_audit import AuditLogger, configure
+
+async def emit():
+    for _ in range(50):
+        AuditLogger().audit_event("job", "run")  # nobody awaits it
+
+def work():
+    asyncio.run(emit())
+
+if __name__ == "__main__":
+    configure()
+    AuditLogger().audit_event("job", "start")
+    processes = [multiprocessing.get_context(sys.argv[1]).Process(target=work) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(max(process.exitcode for process in processes))
+"""
+
 FAILED = SCRIPT + "raise SystemExit(3)\n"
 
 NO_THREADS = """
@@ -114,3 +136,24 @@ def test_a_child_that_can_start_no_thread_audits_without_an_agent(tmp_path: Path
     assert "the agent cannot run in process" in result.stderr
     with TrailReader(tmp_path / "trail") as reader:
         assert reader.tree().size == 2
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+def test_a_process_of_multiprocessing_ends_with_everything_on_record(
+    tmp_path: Path, start: str
+) -> None:
+    """Such a process, when it was forked, runs no atexit."""
+    program = tmp_path / "program.py"
+    program.write_text(IN_A_PROCESS, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", str(program), start],
+        env={**os.environ, "LOG_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with TrailReader(tmp_path / "trail") as reader:
+        assert reader.tree().size == 101
+        assert verify(reader).covered == 101
