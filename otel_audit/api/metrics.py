@@ -47,6 +47,11 @@ class MeasuredStore:
         """Take the store that does the work."""
         self._store = store
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether this thread is in the middle of writing."""
+        return self._store.interrupted
+
     def append(self, records: Sequence[bytes], resources: Mapping[str, bytes]) -> Commit:
         """Commit a group durably or raise `TrailError`."""
         began = time.perf_counter()

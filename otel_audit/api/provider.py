@@ -240,10 +240,14 @@ class AuditProvider:
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything emitted is durable and the mirror has it.
 
-        False when ``timeout`` (seconds, default: the settings') is up first.
+        False when ``timeout`` (seconds, default: the settings') is up first,
+        and at once in a signal handler or finalizer that has interrupted a
+        commit of its own thread: that would be waiting for itself.
         """
         if self._committer is None:
             return True
+        if self._committer.interrupted:
+            return False
         limit = self.settings.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
         if self._forked:
@@ -276,12 +280,21 @@ class AuditProvider:
             _logger.exception("the last checkpoint could not be signed; the next start will")
 
     def close(self) -> None:
-        """Commit what is queued, sign, let the mirror catch up, and close the trail."""
+        """Commit what is queued, sign, let the mirror catch up, and close the trail.
+
+        In a signal handler or finalizer that has interrupted a commit of its
+        own thread, it only ends the taking of records; the rest is done when
+        the process ends.
+        """
         if self._closed:
             return
-        self._closed = True
         if self._committer is None or self._trail is None:
+            self._closed = True
             return
+        if self._committer.interrupted or self._trail.signer.interrupted:
+            self._committer.close(0.0)
+            return
+        self._closed = True
         if not self._committer.close(_CLOSE_SECONDS):
             _logger.error("%d audit records are not confirmed at close", self._committer.waiting)
         self.settle_down()

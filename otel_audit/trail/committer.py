@@ -67,6 +67,11 @@ class Appender(Protocol):
         """Commit something harmless or raise `TrailError`."""
         ...
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the calling thread is in the middle of writing."""
+        ...
+
 
 class Statistics:
     """Counts since the process began; a record counts once."""
@@ -140,6 +145,11 @@ class Committer:
         if me in self._inside:
             self._postpone(ticket)
             return
+        if self._store.interrupted:
+            # By whom it was, is not known here: only the writer will look at the queue.
+            self._postpone(ticket)
+            self._wake_writer()
+            return
         lock = ticket.lock = threading.Lock()
         lock.acquire()
         try:
@@ -206,8 +216,18 @@ class Committer:
                 self._wake_writer()
         return error
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether this thread is in here: a signal handler or finalizer asks.
+
+        It cannot wait for anything in here; that would be waiting for itself.
+        """
+        return get_ident() in self._inside or self._store.interrupted
+
     def drain(self, timeout: float) -> bool:
-        """Wait until all that is queued now is done; False when time is up."""
+        """Wait until all that is queued now is done; False when time is up, and if `interrupted`."""
+        if self.interrupted:
+            return False
         deadline = time.monotonic() + timeout
         wanted = self._enqueued
         while self._settled < wanted or self._late:
@@ -217,10 +237,15 @@ class Committer:
         return True
 
     def close(self, timeout: float) -> bool:
-        """Refuse new records, wait for those under way; False when some remain."""
+        """Refuse new records, wait for those under way; False when some remain.
+
+        If `interrupted` it does not wait.
+        """
         deadline = time.monotonic() + timeout
         with self._mutex:
             self._closed = True
+        if self.interrupted:
+            return False
         while self._leader is not None or self._queue:
             if time.monotonic() >= deadline:
                 return False

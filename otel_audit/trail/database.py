@@ -61,6 +61,8 @@ class Handle:
         self._connection: apsw.Connection | None = None
         # Reentrant: who handles a KeyboardInterrupt may close what it interrupted.
         self.mutex = threading.RLock()
+        self.writer: int | None = None
+        """The thread that is in a transaction, from before its beginning to after its end."""
         with _registry:
             _handles.add(self)
 
@@ -98,13 +100,18 @@ class Handle:
             self._connection = self._open()
         return self._connection
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether this thread is in a transaction: a signal handler or finalizer asks."""
+        return self.writer == threading.get_ident()
+
     def close(self) -> None:
         """Close the connection; the next `use()` would open another one.
 
         It is left open when another thread hangs in it, on a disk that does
-        not answer.
+        not answer, and when a signal handler has interrupted a transaction.
         """
-        if not self.mutex.acquire(timeout=_PATIENCE):
+        if self.interrupted or not self.mutex.acquire(timeout=_PATIENCE):
             _logger.error("a transaction does not end; its database is left open")
             return
         try:
@@ -128,7 +135,7 @@ class Handle:
             self._connection = None
 
     def _before_fork(self) -> bool:
-        if not self.mutex.acquire(timeout=_PATIENCE):
+        if self.interrupted or not self.mutex.acquire(timeout=_PATIENCE):
             _logger.error("a fork happens inside a transaction; the child cannot use the trail")
             return False
         self._shut()
@@ -136,6 +143,7 @@ class Handle:
 
     def _in_child(self) -> None:
         self.mutex = threading.RLock()
+        self.writer = None
         connection, self._connection = self._connection, None
         if connection is not None:
             _poison(connection)

@@ -17,7 +17,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.errors import ProofError, TrailKeyError, TrailMismatchError
+from otel_audit.errors import ProofError, TrailError, TrailKeyError, TrailMismatchError
 from otel_audit.trail import merkle
 from otel_audit.trail.checkpoint import Checkpoint, read_checkpoint, sign
 from otel_audit.trail.filesystem import sync
@@ -59,6 +59,8 @@ class CheckpointSigner:
         self._memory = store.directory / MEMORY
         self._lock = FileLock(store.directory / LOCK)
         self._mutex = threading.Lock()
+        self._signing: int | None = None
+        """The thread that signs."""
         _signers.add(self)
         self._claim()
         self.check(reader.tree())
@@ -68,12 +70,31 @@ class CheckpointSigner:
 
         Raises `TrailError`.
         """
+        self._refuse_to_interrupt()
         with self._mutex:
             try:
+                self._signing = threading.get_ident()
                 self._lock.acquire(self._store.timeout)
                 return self._sign()
             finally:
                 self._lock.close()
+                self._signing = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether this thread signs or writes: a signal handler or finalizer asks, which cannot.
+
+        Another thread that signs may be waiting for what this one has.
+        """
+        return self._signing == threading.get_ident() or self._store.interrupted
+
+    def _refuse_to_interrupt(self) -> None:
+        if self.interrupted:
+            message = (
+                "the trail is being written or signed by the very code that this signal handler "
+                "or finalizer interrupted; do it when the handler has returned"
+            )
+            raise TrailError(message)
 
     def check(self, tree: Tree) -> None:
         """Hold the tree against the last checkpoint that was signed here.
@@ -164,6 +185,7 @@ def _after_fork_in_child() -> None:
     for signer in list(_signers):
         # The parent's may be held by a thread, such as the agent's, that is not here.
         signer._mutex = threading.Lock()  # noqa: SLF001 - same module
+        signer._signing = None  # noqa: SLF001 - same module
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

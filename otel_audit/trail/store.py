@@ -18,6 +18,7 @@ import operator
 import os
 import time
 from contextlib import suppress
+from threading import get_ident
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import apsw
@@ -274,10 +275,12 @@ class TrailStore:
         database.py.
         """
         try:
+            self._refuse_to_interrupt()
             self._handle.let_forks_pass()
             with self._handle.mutex:
                 connection = self._handle.connection()
                 try:
+                    self._handle.writer = get_ident()
                     self._lock.acquire(self.timeout)
                     connection.execute("BEGIN IMMEDIATE")
                     self._recognise(connection)
@@ -289,6 +292,7 @@ class TrailStore:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
                     self._lock.release()
+                    self._handle.writer = None
         except TrailError:
             raise  # among them one that is a TimeoutError, hence an OSError
         except apsw.Error as error:
@@ -296,6 +300,19 @@ class TrailStore:
         except OSError as error:
             message = f"the trail's lock {self._lock.path} cannot be used: {error.strerror}"
             raise TrailError(message) from error
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether this thread writes already: a signal handler or finalizer asks, which cannot."""
+        return self._handle.interrupted
+
+    def _refuse_to_interrupt(self) -> None:
+        if self.interrupted:
+            message = (
+                "the trail is being written by the very code that this signal handler "
+                "or finalizer interrupted; do it when the handler has returned"
+            )
+            raise TrailError(message)
 
     def _recognise(self, connection: apsw.Connection) -> None:
         """Refuse what has changed since it was opened: the file's place, or the schema.

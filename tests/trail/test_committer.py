@@ -249,6 +249,10 @@ class Memory:
         finally:
             self.appending -= 1
 
+    @property
+    def interrupted(self) -> bool:
+        return False
+
     def probe(self) -> None:
         self.probes += 1
         self.inside()
