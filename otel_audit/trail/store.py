@@ -359,15 +359,15 @@ class TrailStore:
         """
         if self.path.exists():
             return
-        self._refuse_orphans()
+        self._refuse_orphans("no")
         os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
-    def _refuse_orphans(self) -> None:
-        """Do not replace a database that went missing by an empty one."""
+    def _refuse_orphans(self, what: str) -> None:
+        """Do not replace a database that went missing, or has lost everything, by a new one."""
         for name in ("signing.key", "signed"):
             if (self.directory / name).exists():
                 message = (
-                    f"{self.directory} has {name} but no {DATABASE}: the trail was removed or "
+                    f"{self.directory} has {name} but {what} {DATABASE}: the trail was removed or "
                     f"not restored. Restore {DATABASE}, or move {name} away to begin a new "
                     "trail under a new origin"
                 )
@@ -378,6 +378,8 @@ class TrailStore:
         fresh = connection.pragma("application_id") == 0
         if fresh:
             self._refuse_foreign(connection)
+            # Its log may have been lost, with all that there was.
+            self._refuse_orphans("an empty")
             connection.pragma("page_size", 4096)
             connection.pragma("auto_vacuum", 2)
         else:

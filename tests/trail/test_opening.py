@@ -58,6 +58,22 @@ def test_any_service_name_makes_a_usable_origin(directory: Path, service: str) -
     trail.close()
 
 
+@pytest.mark.parametrize("lost", ["all", "the log"])
+def test_an_emptied_database_is_not_made_anew(trail: Trail, directory: Path, lost: str) -> None:
+    """As by truncate, or when a young trail is copied without its log."""
+    trail.store.append([b'{"record_id":"1"}'], {})
+    path = directory / "trail.db"
+    young = path.read_bytes()
+    trail.close()
+    path.write_bytes(b"" if lost == "all" else young)
+    for name in ("trail.db-wal", "trail.db-shm"):
+        (directory / name).unlink(missing_ok=True)
+    before = path.read_bytes()
+    with pytest.raises(TrailMismatchError, match=r"has signing\.key but an empty trail\.db"):
+        Trail.open(directory)
+    assert path.read_bytes() == before
+
+
 def test_a_missing_database_is_not_replaced_by_an_empty_one(trail: Trail, directory: Path) -> None:
     trail.close()
     for path in directory.glob("trail.db*"):
