@@ -119,6 +119,8 @@ class TrailStore:
         self._known_resources: set[str] = set()
         self._version: int | None = None
         self._tree: _Tree | None = None
+        self._side_names = (f"{self.path}-wal", f"{self.path}-shm")
+        self._beside: tuple[int, ...] = ()
         self.wal_stuck = False
         """Whether an I/O error has ended the emptying of the log until this process is restarted."""
         self._wal_waits = False
@@ -126,7 +128,7 @@ class TrailStore:
         self._frames = 0
         filesystem.prepare(directory)
         self._lock = FairFileLock(directory / "lock")
-        self._handle = Handle(lambda: self._connect(self._lock))
+        self._handle = Handle(self._connect_to_write)
         # Another connection and descriptor: commits go on while the log is copied.
         self._emptier_lock = FairFileLock(directory / "lock")
         self._emptier = Handle(lambda: self._connect(self._emptier_lock))
@@ -323,21 +325,33 @@ class TrailStore:
         """
         moved = ctypes.c_int()
         connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(moved))
-        if moved.value:
+        if moved.value or self._side_files() != self._beside:
             message = (
-                f"{self.path} was removed or replaced while this process had it open: find out "
-                "by whom, put it back, and restart this process"
+                f"{self.path}, or the log or index beside it, was removed or replaced while this "
+                "process had it open: find out by whom, put it back, and restart this process"
             )
             raise TrailMismatchError(message)
         if connection.data_version() != self._version:
             self._tree = None
             refuse_newer(connection.execute("PRAGMA user_version").get, self.path)
 
+    def _side_files(self) -> tuple[int, ...]:
+        """Return which files the log and its index are: without them nothing would be kept."""
+        try:
+            return tuple(os.stat(name).st_ino for name in self._side_names)  # noqa: PTH116 - a third of the time
+        except FileNotFoundError:
+            return ()
+
     def _explained(self, error: apsw.Error) -> TrailError:
         for kind, advice in _ADVICE:
             if isinstance(error, kind):
                 return TrailError(f"{self.path}: {error}: {advice}")
         return TrailError(f"{self.path}: {type(error).__name__}: {error}")
+
+    def _connect_to_write(self) -> apsw.Connection:
+        connection = self._connect(self._lock)
+        self._beside = self._side_files()
+        return connection
 
     def _connect(self, lock: FairFileLock) -> apsw.Connection:
         self._version = None

@@ -108,6 +108,24 @@ def test_a_database_that_is_removed_under_a_running_process_takes_no_more_record
     assert [leaf.record for leaf in trail.reader.leaves()] == [b"a", b"c"]
 
 
+@pytest.mark.parametrize("name", ["trail.db-wal", "trail.db-shm"])
+def test_a_log_that_is_removed_under_a_running_process_takes_no_more_records(
+    trail: Trail, directory: Path, name: str
+) -> None:
+    """What is written there is gone with the process; beside another index two would write at once."""
+    append(trail, b"a")
+    (directory / name).rename(directory / "moved")
+    with pytest.raises(TrailMismatchError, match="removed or replaced while this process had"):
+        append(trail, b"b")
+    (directory / name).touch()
+    trail.store.empty_wal(reset=True)
+    with pytest.raises(TrailMismatchError, match="removed or replaced while this process had"):
+        append(trail, b"b")
+    (directory / "moved").rename(directory / name)
+    append(trail, b"c")
+    assert [leaf.record for leaf in trail.reader.leaves()] == [b"a", b"c"]
+
+
 def open_and_append(directory: Path, start: float) -> None:
     time.sleep(max(0.0, start - time.time()))
     trail = Trail.open(directory, service="shop")
