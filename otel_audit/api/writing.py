@@ -6,7 +6,8 @@ of those words; the request, the span and the service are written once each. So
 an ordinary record costs little more than encoding the caller's fields.
 
 Promises: `RecordWriter.write` returns what the stages and `encode` make of the
-event, byte for byte, whichever way it goes. Ordinary is an event that needs no
+event, byte for byte, whichever way it goes (as long as texts that are equal are
+the same, which a subclass of str may deny). Ordinary is an event that needs no
 conversion, no redaction and no shortening. Nothing that has to be hidden
 passes: names and texts are judged by the same `Redactor`.
 """
@@ -39,6 +40,8 @@ _REMEMBERED: Final = 4_096
 
 _ROOM: Final = 2_048
 """Bytes of ordinary fields: too few for any limit of coerce.py, however they are distributed."""
+
+_TEXT: Final = frozenset({str, type(None)})
 
 _ANONYMOUS: Final = ',"actor_id":"anonymous","actor_type":"user","actor_verified":false'
 
@@ -100,10 +103,10 @@ class RecordWriter:
         # A copy: what is judged has to be what is written, whatever other threads do to it.
         fields = event.fields.copy()
         name, error = event.resource_name, event.error
-        if isinstance(error, BaseException):
-            return None  # what it says has to be found out
-        # Whatever else is no text cannot be joined to others: that is a TypeError.
-        beside = "" if name is None else name, "" if error is None else error
+        # What an exception says has to be found out, and what an Enum's member means.
+        if isinstance(error, BaseException) or not _TEXT.issuperset((type(name), type(error))):
+            return None
+        beside = name or "", error or ""
         if not (self._knows(fields) and self._stages.redactor.passes(fields, *beside)):
             return None
         said = orjson.dumps(fields)
@@ -115,7 +118,9 @@ class RecordWriter:
             acts = _acts(actor)
         else:
             acts = wording.service_acts if scope is None else _ANONYMOUS
-        if wording.event_class is not None and _misses(wording.event_class, event, scope, actor):
+        if wording.event_class is not None and _misses(
+            wording.event_class, event, fields, scope, actor
+        ):
             return None
         span = get_current_span(context).get_span_context()
         known, trace = self._span
@@ -134,8 +139,9 @@ class RecordWriter:
         return None if len(record) > LIMIT else (record_id, record, wording.on_failure, scope)
 
     def _learned(self, words: tuple[Any, ...]) -> _Wording:
-        # Not remembered: numbers, as 1 and True are the same key, which have no length; and long ones.
-        if sum(len(word) for word in words if word is not None) > _ROOM:
+        # Not remembered: what is no text, as 1 and True are the same key; and long ones.
+        texts = [word for word in words if word is not None]
+        if not all(isinstance(text, str) for text in texts) or sum(map(len, texts)) > _ROOM:
             return _ODD
         wording = self._judged(*words)
         if len(self._wordings) >= _REMEMBERED:
@@ -217,15 +223,21 @@ def _acts(actor: Actor) -> str:
 
 
 def _misses(
-    event_class: str, event: AuditEvent, scope: RequestScope | None, actor: Actor | None
+    event_class: str,
+    event: AuditEvent,
+    fields: dict[str, object],
+    scope: RequestScope | None,
+    actor: Actor | None,
 ) -> bool:
-    """Whether a field that the event's class expects is missing, which the record has to say."""
+    """Whether a field that the event's class expects may be missing, which the record has to say."""
+    if type(event.resource_type) not in _TEXT:
+        return True  # the stages know what it stands for
     own = {"resource_type": event.resource_type, "resource_name": event.resource_name}
     if actor is not None or scope is None:
         own["actor_id"] = "the service" if actor is None else actor.id
     if scope is not None:
         own["client_ip"] = scope.client_ip
-    return bool(missing(event_class, own, event.fields))
+    return bool(missing(event_class, own, fields))
 
 
 def _member(name: str, text: str | None) -> str:

@@ -32,6 +32,8 @@ from otel_audit.record.redact import Redactor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from typing_extensions import Self
+
 NOW = 1_767_225_600_000_000_042
 AWS = "AKIA" + "QYLPMN5HFIQR7XYA"
 
@@ -50,6 +52,17 @@ class Hostile:
 
     def __repr__(self) -> str:
         raise RuntimeError
+
+
+class Coded(str, enum.Enum):
+    """Texts whose members mean something else."""
+
+    SECRET = ("code", AWS)
+
+    def __new__(cls, code: str, meaning: str) -> Self:
+        member = str.__new__(cls, code)
+        member._value_ = meaning
+        return member
 
 
 class Shouting(str):
@@ -215,6 +228,16 @@ ODD: dict[str, dict[str, Any]] = {
         "fields": {"note": "x" * 3_000, **{f"name_{number}": "é" for number in range(600)}},
     },
     "a name of ours that was one of theirs": {"fields": {"outcome": "no", "trace_id": 5}},
+    "a resource that is another text than its enum's value": {"resource_name": Coded.SECRET},
+    "an error that is another text than its enum's value": {"error": Coded.SECRET},
+    "an empty odd text where a class wants a resource": {
+        "event_type": "data_access", "resource_type": Shouting(""), "resource_name": "n",
+        "fields": {"purpose": "p"},
+    },
+    "an empty odd text where a class wants its name": {
+        "event_type": "data_access", "resource_type": "t", "resource_name": Shouting(""),
+        "fields": {"purpose": "p"},
+    },
     "no event": {"event": ""},
     "an action that is a number": {"action": 5},
 }  # fmt: skip
@@ -240,7 +263,7 @@ def test_a_record_that_becomes_too_long_by_its_request_is_cut_as_any_other(bench
 
 
 def test_words_that_python_takes_for_the_same_are_not_the_same(bench: Bench) -> None:
-    for word in (1, True, 1.0, "1", "high", Word.HIGH, "high"):
+    for word in (1, True, 1.0, "1", "high", Word.HIGH, "high", (1,), (True,), (1.0,)):
         for name in ("event_type", "status", "level", "resource_type", "resource_name"):
             said: dict[str, Any] = {name: word}
             bench.same(AuditEvent("login", "start", **said))
