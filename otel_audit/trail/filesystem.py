@@ -105,6 +105,17 @@ def _make(directory: Path, mode: int = 0o700) -> None:
     sync(directory.parent)
 
 
+def give_to_owner(descriptor: int, directory: Path) -> None:
+    """Let a file that root has just made belong to the owner of its directory.
+
+    Else the service whose trail it is could not go on with it. SQLite does the
+    same with the files beside a database.
+    """
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
 def sync(directory: Path) -> None:
     """Flush the directory itself, so that names in it survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from otel_audit.errors import ProofError, TrailError, TrailKeyError, TrailMismatchError
 from otel_audit.trail import merkle
 from otel_audit.trail.checkpoint import Checkpoint, read_checkpoint, sign
-from otel_audit.trail.filesystem import sync
+from otel_audit.trail.filesystem import give_to_owner, sync
 from otel_audit.trail.lock import FileLock
 
 if TYPE_CHECKING:
@@ -106,6 +106,12 @@ class CheckpointSigner:
             text = self._memory.read_text("utf-8")
         except FileNotFoundError:
             return
+        except OSError as error:
+            message = (
+                f"{self._memory} cannot be read: {error.strerror}; it says up to where the trail "
+                "was signed, and has to belong to the user that writes the trail"
+            )
+            raise TrailError(message) from error
         signed = self._remembered(text)
         if tree.size < signed.size:
             found = f"holds {tree.size} records"
@@ -169,13 +175,23 @@ class CheckpointSigner:
     def _remember(self, note: str) -> None:
         # A name of its own for each process: two may sign at the same time.
         temporary = self._memory.with_name(f"{MEMORY}.{os.getpid()}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(note)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._memory)
-        sync(self._memory.parent)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            temporary.unlink(missing_ok=True)
+            descriptor = os.open(temporary, flags, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                give_to_owner(descriptor, self._memory.parent)
+                file.write(note)
+                file.flush()
+                os.fsync(descriptor)
+            temporary.replace(self._memory)
+            sync(self._memory.parent)
+        except OSError as error:
+            message = (
+                f"the checkpoint cannot be kept in {self._memory}: {error.strerror}; until it "
+                "can, none is signed"
+            )
+            raise TrailError(message) from error
 
 
 _signers: weakref.WeakSet[CheckpointSigner] = weakref.WeakSet()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import threading
 from typing import TYPE_CHECKING, Any
@@ -251,8 +252,26 @@ def test_a_key_that_does_not_answer_leaves_nothing_half_done(directory: Path) ->
     whole.close()
 
 
-def test_a_memory_that_cannot_be_written_signs_nothing(trail: Trail, directory: Path) -> None:
+def test_a_memory_that_cannot_be_read_or_written_signs_nothing(
+    trail: Trail, directory: Path
+) -> None:
     (directory / "signed").mkdir()
-    with pytest.raises((TrailError, OSError)):
+    with pytest.raises(TrailError, match="signed cannot be read: Is a directory; it says"):
+        trail.signer.sign()
+    with pytest.raises(TrailError, match="signed cannot be read: Is a directory; it says"):
+        Trail.open(directory)
+    (directory / "signed").rmdir()
+    (directory / f"signed.{os.getpid()}").mkdir()
+    with pytest.raises(TrailError, match=r"cannot be kept in .*signed: Is a directory"):
         trail.signer.sign()
     assert trail.reader.last_checkpoint() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="ONLY ROOT CAN GIVE FILES TO OTHERS: not tested")
+def test_what_root_signs_stays_with_the_owner_of_the_trail(trail: Trail, directory: Path) -> None:
+    """Or the service could not read it, and so not start any more."""
+    append(trail, b"a")
+    os.chown(directory, 65_534, 65_533)
+    trail.signer.sign()
+    owner = (directory / "signed").stat()
+    assert (owner.st_uid, owner.st_gid, owner.st_mode & 0o777) == (65_534, 65_533, 0o600)
