@@ -11,6 +11,7 @@ found by whoever has a later checkpoint from elsewhere.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -35,6 +36,8 @@ LOCK: Final = "signed.lock"
 """Not the writers' lock: a key that is kept elsewhere may take its time to sign."""
 
 _SECOND: Final = 1_000_000_000
+
+_logger = logging.getLogger("otel_audit.trail")
 
 
 class CheckpointSigner:
@@ -64,6 +67,7 @@ class CheckpointSigner:
         _signers.add(self)
         self._claim()
         self.check(reader.tree())
+        self._warn_without_memory()
 
     def sign(self) -> str:
         """Sign the tree as it is now, keep the checkpoint, and return the note.
@@ -126,6 +130,15 @@ class CheckpointSigner:
             "a new origin with `otel-audit new-origin`"
         )
         raise TrailMismatchError(message)
+
+    def _warn_without_memory(self) -> None:
+        if not self._memory.exists() and self._reader.last_checkpoint() is not None:
+            _logger.warning(
+                "%s is missing, although checkpoints of this trail were signed: nobody can tell "
+                "here whether it is an older copy. If it was restored from one, stop, and begin a "
+                "new origin with `otel-audit new-origin`, so that no number is given twice",
+                self._memory,
+            )
 
     def _sign(self) -> str:
         tree = self._reader.tree()

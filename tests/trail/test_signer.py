@@ -252,6 +252,22 @@ def test_a_key_that_does_not_answer_leaves_nothing_half_done(directory: Path) ->
     whole.close()
 
 
+def test_a_trail_without_memory_of_what_was_signed_is_warned_about(
+    trail: Trail, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a restore to another place, which may be of an older copy."""
+    append(trail, b"a")
+    Trail.open(directory).close()
+    assert "is missing" not in caplog.text, "nothing was signed yet"
+    trail.signer.sign()
+    (directory / "signed").unlink()
+    Trail.open(directory).close()
+    assert caplog.text.count("whether it is an older copy") == 1
+    trail.signer.sign()
+    Trail.open(directory).close()
+    assert caplog.text.count("whether it is an older copy") == 1
+
+
 def test_a_memory_that_cannot_be_read_or_written_signs_nothing(
     trail: Trail, directory: Path
 ) -> None:
