@@ -76,7 +76,8 @@ class Judge:
             else f"has the root {kept.root.hex()}, the trail's records now make {root.hex()}"
         )
         msg = (
-            f"the checkpoint kept elsewhere, of the first {kept.size} records, {what}: records "
+            f"the checkpoint kept elsewhere, {'' if signed else 'if it is genuine, '}of the first "
+            f"{kept.size} records, {what}: records "
             "among them were changed, removed or inserted after it was signed, and the trail's "
             "own checkpoints do not count where they say otherwise"
         )

@@ -237,10 +237,13 @@ class _Verification:
             )
             self._findings.add(Finding("rewritten", msg, checkpoint_size=kept.size))
             return None, False
+        if not signed and self.trusted and self._given is not None:
+            return None, False  # nobody is accused on a stranger's word
         if kept.size > self.size:
             msg = (
-                f"the checkpoint kept elsewhere covers {kept.size} records, the trail has only "
-                f"{self.size}: it was cut off, or replaced by an older copy"
+                f"the checkpoint kept elsewhere{_if_genuine(signed=signed)} covers {kept.size} "
+                f"records, the trail has only {self.size}: it was cut off, or replaced by an older "
+                "copy"
             )
             finding = Finding(
                 "rolled-back", msg, self.size, kept.size - 1, checkpoint_size=kept.size
@@ -507,6 +510,14 @@ class _Verification:
                 f"the commit times of records go back {self._time_jumps} times; they are not "
                 "part of the tree, and writers never let them go back"
             )
+
+
+def _if_genuine(*, signed: bool) -> str:
+    """Qualify what a checkpoint says that the keys which the trail claims have not signed.
+
+    Whoever rewrote the whole trail has put in keys of his own, so that it may still be true.
+    """
+    return "" if signed else ", if it is genuine,"
 
 
 def _place(finding: Finding) -> tuple[bool, int]:
