@@ -231,6 +231,9 @@ class TrailStore:
     def _not_emptied(self, error: apsw.Error) -> None:
         if not isinstance(error, apsw.FullError):
             self.wal_stuck = True
+            for handle in (self._emptier, self._handle):
+                with handle.use() as connection:
+                    _leave_the_log(connection)
             _logger.critical(
                 "%s: the write-ahead log could not be copied into the database (%s); records "
                 "stay safe in the log, which grows from now on: repair the disk, then restart",
@@ -405,6 +408,8 @@ class TrailStore:
         connection.pragma("wal_autocheckpoint", _WAL_CHECKPOINT_PAGES)
         connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         _keep_wal(connection)
+        if self.wal_stuck:
+            _leave_the_log(connection)
         if fresh:
             self._create(connection)
         _preallocate(self._wal)
@@ -490,6 +495,12 @@ def _keep_wal(connection: apsw.Connection) -> None:
     """
     yes = ctypes.c_int(1)
     connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(yes))
+
+
+def _leave_the_log(connection: apsw.Connection) -> None:
+    """Keep SQLite from emptying the log by itself, also when the last connection closes."""
+    connection.pragma("wal_autocheckpoint", 0)
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
 
 
 def _preallocate(wal: Path) -> None:

@@ -274,7 +274,16 @@ def test_after_a_failed_sync_of_the_database_the_log_is_never_reused(
     store.empty_wal()
     with store._handle.use() as connection:
         total, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        assert connection.pragma("wal_autocheckpoint") == 0, "nor does SQLite by itself"
     assert copied < total
+    before = store.path.read_bytes()
+    store._handle.close()
+    store.append(records(20, 10), {})
+    store.close()
+    assert store.path.read_bytes() == before, "nor when the last connection closes"
+    again = open_store(store.directory)
+    assert again.append(records(30, 1), {}).first == 30
+    again.close()
 
 
 def test_emptying_the_log_keeps_its_length_bounded(store: TrailStore) -> None:
