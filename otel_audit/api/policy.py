@@ -100,8 +100,8 @@ class Policy:
 
     Below all rules: an http.request is activity, not evidence, so its failure
     never costs a response (``continue``); event classes have their own
-    retention; everything else is kept for a year and fails as ``on_failure``
-    says.
+    retention, which is how long copies are kept; everything else has ``1y`` and
+    fails as ``on_failure`` says.
     """
 
     on_failure: str = "fail"

@@ -5,7 +5,8 @@ regulations behind it ask for, and a default retention class. This module
 promises that `missing` never raises and costs one dictionary look-up for an
 event type that is no class. It never refuses an event: an incomplete record
 is evidence too, and is better flagged than lost. Whether a class is recorded
-at all, and for how long, is the policy's to decide.
+at all, and how long copies are kept, is the policy's to decide; nothing is
+removed from the trail.
 
 docs/event-classes.md gives the rules behind each field and each retention.
 """

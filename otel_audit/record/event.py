@@ -63,7 +63,7 @@ class AuditEvent:
     ``event`` names it and ``action`` says what was done; both are required.
     ``event_type`` is its class (default: the event), ``status`` how it went,
     ``level`` how grave it is (default: derived), ``error`` why it failed (text
-    or the exception), ``retention`` for how long it is kept (default: the
+    or the exception), ``retention`` for how long copies are kept (default: the
     policy's). Everything else goes into ``fields``. Who did it is not said
     here: only a verified identity becomes the actor (`set_actor`).
     """
