@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from otel_audit.instrumentation.structlog import APP_LOG
 from otel_audit.readers.cursors import Cursors
 from otel_audit.readers.mirror import cursor_name
 from otel_audit.trail.reader import TrailReader
@@ -100,13 +103,18 @@ def rotate_under_load(bench: Bench, logrotate: Logrotate, *, kill: bool = False)
 
 def test_the_shipped_configuration_says_what_it_should(bench: Bench, logrotate: Logrotate) -> None:
     bench.path.parent.mkdir(0o750)
-    for name in ("audit.log", "application.log"):
+    for name in ("audit.log", APP_LOG):
         bench.path.with_name(name).write_text("a line\n")
     shown = logrotate.run("--debug")
     kept = re.findall(r"rotating pattern: \S+/(\S+)  after 1 days \((\d+) rotations\)", shown)
-    assert kept == [("audit.log", "90"), ("application.log", "30")]
-    assert logrotate.text.count("create 0640") == 2
-    assert not re.search(r"^\s*copytruncate", logrotate.text, re.MULTILINE)
+    assert kept == [("audit.log", "90"), (APP_LOG, "30")]
+    audit, application = re.split(r"^(?=/\S+ \{)", logrotate.text, flags=re.MULTILINE)[1:]
+    assert re.findall(r"^    ((?:no)?create.*|copytruncate)", audit, re.MULTILINE) == [
+        "create 0640"
+    ]
+    assert re.findall(r"^    ((?:no)?create.*|copytruncate)", application, re.MULTILINE) == [
+        "copytruncate"
+    ]
 
 
 def test_no_line_is_missing_or_repeated(bench: Bench, logrotate: Logrotate) -> None:
@@ -169,6 +177,45 @@ def test_copytruncate_is_warned_about_and_survived(
     bench.check()  # nothing was written between the copy and the cut
 
 
+LOGGING = """
+import logging, sys
+from otel_audit import setup_logging
+setup_logging(sys.argv[1])
+for line in sys.stdin:
+    logging.getLogger("application").info(line.strip())
+    print(flush=True)
+"""
+
+
+def test_what_setup_logging_writes_goes_on_in_the_same_file(
+    bench: Bench, logrotate: Logrotate
+) -> None:
+    folder = bench.path.parent
+    with subprocess.Popen(
+        [sys.executable, "-c", LOGGING, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        for number in range(4):
+            program.stdin.write(f"line {number}\n")
+            program.stdin.flush()
+            program.stdout.readline()  # it is written
+            if number < 3:
+                logrotate.run("--force")
+        program.stdin.close()
+    written = [
+        (folder / APP_LOG).read_bytes(),
+        (folder / f"{APP_LOG}.1").read_bytes(),
+        *(gzip.decompress((folder / f"{APP_LOG}.{n}.gz").read_bytes()) for n in (2, 3)),
+    ]
+    assert [json.loads(text)["event"] for text in written] == [
+        f"line {number}" for number in (3, 2, 1, 0)
+    ]
+
+
 PROGRAM = """#!/bin/sh
 echo "$0" "$@" >> {log}
 while [ $# -gt 0 ]; do
@@ -199,7 +246,7 @@ def rotate_once(bench: Bench, logrotate: Logrotate) -> list[bytes]:
     agent.start()
     bench.append(100)
     assert agent.flush()
-    shutil.copy(bench.path, bench.path.with_name("application.log"))
+    shutil.copy(bench.path, bench.path.with_name(APP_LOG))
     logrotate.run("--force")
     agent.close()
     return bench.expected()
