@@ -1,9 +1,9 @@
 """The logger: every way to say what happened ends in `AuditLogger.emit`.
 
 Promises: `emit` MUST NOT give an `AuditReceipt` before the record is durable;
-in a thread with a running event loop it never blocks. Bad input is an
-`AuditEventError` at the call, or altered and marked; it never costs the
-record.
+in a thread with a running event loop it never blocks, unless it is told to. Bad
+input is an `AuditEventError` at the call, or altered and marked; it never
+costs the record.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class AuditLogger:
         """The mirror: one JSON line a record, None without a mirror. `flush` completes it."""
         return self.provider.settings.mirror_file
 
-    def emit(self, event: AuditEvent, context: Context | None = None) -> Receipt:
+    def emit(
+        self, event: AuditEvent, context: Context | None = None, *, wait: bool = False
+    ) -> Receipt:
         """Record the event.
 
         ``context`` says in which span and request it happened, and who acted;
@@ -80,9 +82,10 @@ class AuditLogger:
         Without a running event loop in this thread: blocks until the record is
         durable and returns its `AuditReceipt`. With one: returns a
         `PendingReceipt` at once; inside a request the middleware awaits it
-        before the response starts. Raises `AuditEventError`, and
-        `AuditUnavailableError` when the record is not confirmed and the policy
-        says fail.
+        before the response starts. ``wait=True`` blocks there as well: for code
+        that blocks the loop anyway, and must not go on before. Raises
+        `AuditEventError`, and `AuditUnavailableError` when the record is not
+        confirmed and the policy says fail.
         """
         provider = self._provider or get_audit_provider()
         record_id, record, on_failure, scope = provider.records.write(event, self.name, context)
@@ -91,7 +94,8 @@ class AuditLogger:
         if record is None:
             return provider.unrecorded(record_id)
         try:
-            put = provider.commit if _get_running_loop() is None else provider.submit
+            waits = wait or _get_running_loop() is None
+            put = provider.commit if waits else provider.submit
             receipt = put(record_id, record, on_failure)
         except AuditUnavailableError as error:
             # Whoever swallows this error must still not get a 200 sent.

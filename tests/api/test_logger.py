@@ -114,6 +114,12 @@ async def test_in_an_event_loop_a_receipt_is_pending_until_the_disk_has_the_reco
     assert await receipt == receipt
 
 
+async def test_who_blocks_the_loop_anyway_may_wait_for_the_disk(desk: Desk) -> None:
+    receipt = desk.audit.emit(EVENT, wait=True)
+    assert isinstance(receipt, AuditReceipt)
+    assert desk.record()["record_id"] == receipt.record_id
+
+
 async def test_aemit_returns_when_the_record_is_durable(desk: Desk) -> None:
     receipt = await desk.audit.aemit(EVENT)
     assert isinstance(receipt, AuditReceipt)
