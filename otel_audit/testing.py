@@ -17,6 +17,7 @@ it. What is looked at is what is durable, as anybody would read it.
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -80,15 +81,22 @@ class FixedClock:
 
 
 class FixedIds:
-    """Record ids that are numbered from 1, in the form of a UUIDv4. Safe for threads."""
+    """Record ids that are numbered from 1, in the form of a UUIDv4. Safe for threads.
+
+    Those of a forked process, which goes on from the same number, end in its
+    process id.
+    """
 
     def __init__(self) -> None:
         """Begin with 00000001-0000-4000-8000-000000000000."""
         self._numbers = count(1)
+        self._process = os.getpid()
 
     def __call__(self) -> str:
         """Return the next id."""
-        return f"{next(self._numbers):08x}-0000-4000-8000-000000000000"
+        process = os.getpid()
+        forked = 0 if process == self._process else process
+        return f"{next(self._numbers):08x}-0000-4000-8000-{forked:012x}"
 
 
 class AuditTrail:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import threading
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
@@ -199,6 +200,27 @@ def test_ids_are_uuids_and_numbered() -> None:
     first, second = ids(), ids()
     assert (first[:8], second[:8]) == ("00000001", "00000002")
     assert uuid.UUID(first).version == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_ids_of_its_own(audit_records: AuditRecords) -> None:
+    audit = get_audit_logger()
+    audit.audit_event("before", "do")
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            audit.audit_event("in the child", "do")
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    audit.audit_event("in the parent", "do")
+    assert [record["record_id"] for record in audit_records] == [
+        "00000001-0000-4000-8000-000000000000",
+        f"00000002-0000-4000-8000-{child:012x}",
+        "00000002-0000-4000-8000-000000000000",
+    ]
 
 
 def test_the_settings_of_a_test_are_complete() -> None:
