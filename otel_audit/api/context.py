@@ -64,8 +64,8 @@ class RequestScope:
     """
 
     __slots__ = (
-        "_members", "actor", "client_id", "client_ip", "closed", "failure", "pending", "request_id",
-        "route", "session_id", "user_agent",
+        "_members", "actor", "asked", "client_id", "client_ip", "closed", "failure", "inside",
+        "pending", "request_id", "route", "session_id", "user_agent",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +86,10 @@ class RequestScope:
         self.pending: list[PendingReceipt] = []
         self.failure: AuditUnavailableError | None = None
         self.closed = False
+        self.asked: tuple[str, str, str] | None = None
+        """Interface, method and path of the request, for who has to know it again."""
+        self.inside: Mapping[str, Any] | None = None
+        """What the other side of a bridge knows of it, in the shape of an ASGI scope."""
         self._members: str | None = None
         self.route: Callable[[], str] | None = None
         """Tells the route's template, once it is known; set where the policy asks for it."""

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 from otel_audit.errors import AuditUnavailableError
 from otel_audit.record.event import AuditEvent
-from otel_audit.web.routes import UNMATCHED, route_template
+from otel_audit.web.routes import UNMATCHED, behind_a_bridge, route_template
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -130,7 +130,12 @@ class Activity:
         """Return the request's parameters: those of the path, and ``query.<name>``."""
         query = parse_qsl((self._scope.get("query_string") or b"").decode("latin-1"))
         named: dict[str, Any] = {f"query.{name}": value for name, value in query}
-        return {**named, **(self._scope.get("path_params") or {})}
+        inside = behind_a_bridge(self._scope) or {}
+        return {
+            **named,
+            **(self._scope.get("path_params") or {}),
+            **(inside.get("path_params") or {}),
+        }
 
     def _where(self) -> dict[str, Any]:
         path: str = self._scope["path"]

@@ -4,7 +4,8 @@ Promises a name of low cardinality: the template with its parameters
 (``/items/{id}``), with the mount's prefix, or `UNMATCHED`. Nothing here
 matches a path by itself when the framework has said what it matched; where a
 middleware has given a copy of the scope to the router, the routes are asked
-once more.
+once more. Where the application is behind a bridge (see `bridges`), it is its
+framework that has said it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 
 UNMATCHED: Final = "unmatched"
+_REQUEST: Final = "otel_audit"
 _REST: Final = "/{path}"  # what lies below a mount whose inside is not known
 
 _Leaf = Any  # a Starlette Route or WebSocketRoute; this module imports no framework
@@ -28,14 +30,30 @@ def route_template(scope: Mapping[str, Any], root_path: str = "") -> str:
     ``root_path`` is the scope's as the server gave it; what routing added to
     it since are mounts.
     """
+    scope, leaf = _routed(scope)
+    if leaf is None and (inside := behind_a_bridge(scope)) is not None:
+        inside, leaf = _routed(inside)
+        mount = _mount_template(scope, root_path, "") or _mount_template(inside, root_path, "")
+    else:
+        mount = _mount_template(scope, root_path, leaf or "")
+    if leaf is not None:
+        return mount + leaf or "/"
+    return mount + _REST if mount else UNMATCHED
+
+
+def _routed(scope: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
+    """Return the scope as the router left it, and the template of what it leads to."""
     leaf = _leaf_template(scope)
     if leaf is None and _routed_elsewhere(scope):
         scope = _matched(scope["app"].routes, dict(scope)) or scope
         leaf = _leaf_template(scope)
-    mount = _mount_template(scope, root_path, leaf or "")
-    if leaf is not None:
-        return mount + leaf or "/"
-    return mount + _REST if mount else UNMATCHED
+    return scope, leaf
+
+
+def behind_a_bridge(scope: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what is known on the other side (see `bridges`), if there is one."""
+    inside: Mapping[str, Any] | None = getattr(scope.get(_REQUEST), "inside", None)
+    return inside
 
 
 def _routed_elsewhere(scope: Mapping[str, Any]) -> bool:

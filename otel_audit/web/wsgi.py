@@ -21,6 +21,7 @@ from otel_audit.errors import AuditUnavailableError, OtelAuditError
 from otel_audit.web import problem
 from otel_audit.web.activity import ACTIVITY_KEY, Activity, named
 from otel_audit.web.binding import Binding
+from otel_audit.web.bridges import WSGI, around, asked
 from otel_audit.web.identity import actor_from
 from otel_audit.web.routes import route_template
 
@@ -95,6 +96,12 @@ class AuditWSGIMiddleware:
         if SCOPE_KEY in environ:
             return self.app(environ, start_response)
         scope = scope_of(environ)
+        outer = around(WSGI, scope)
+        if outer is not None:
+            environ[SCOPE_KEY] = outer.inside = scope
+            if self._identify is not None and outer.actor is None:
+                outer.actor = actor_from(self._identify, environ)
+            return self.app(environ, start_response)
         try:
             bound = self._binding.bind()
         except (OtelAuditError, OSError) as error:
@@ -103,7 +110,8 @@ class AuditWSGIMiddleware:
             exchange = _Exchange(scope, request, None, start_response, self._binding.unbound)
             return exchange.refuse(refusal)
         environ[SCOPE_KEY] = scope
-        request = bound.caller.read(scope, bound.salt)
+        request = scope[SCOPE_KEY] = bound.caller.read(scope, bound.salt)
+        request.asked = asked(WSGI, scope)
         refused = bound.provider.refusal() if bound.refuses else None
         activity = None
         if self._binding.excludes(scope):
