@@ -1,20 +1,29 @@
 """Any other ASGI application, where uvicorn serves it.
 
 An application of Starlette has a better place for the middleware, inside the
-server span, and is left to `starlette`. Other servers have no place where an
-application passes by: there, wrap it in `AuditMiddleware` yourself.
+server span, and is left to `starlette`, as those of Django and Flask are to
+theirs; but not what stands around it and may answer in its place. Who has put
+an `AuditMiddleware` somewhere in the application is left alone. Other servers
+have no place where an application passes by: there, wrap it yourself.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from otel_audit.instrumentation.entries import audits_itself
 from otel_audit.instrumentation.instrumentor import AuditInstrumentor, Patch
+from otel_audit.web.fastapi import is_instrumented
 from otel_audit.web.middleware import AuditMiddleware
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+_PASSING_ON: Final = ("uvicorn", "a2wsgi", "opentelemetry")
+"""Packages whose middleware answers nothing by itself."""
+
+_DEEPEST: Final = 100
 
 
 class UvicornInstrumentor(AuditInstrumentor):
@@ -42,8 +51,21 @@ class UvicornInstrumentor(AuditInstrumentor):
 
 def _audited(app: Any) -> bool:
     """Whether the application has, or will have, the middleware by other means."""
-    while app is not None:
-        if isinstance(app, AuditMiddleware) or hasattr(app, "build_middleware_stack"):
+    nothing_around = True  # that may answer by itself, where nobody would audit it
+    for node in _chain(app):
+        if is_instrumented(node):
+            # By its author, who has chosen the place and the options.
             return True
-        app = getattr(app, "app", None)
+        if nothing_around and (hasattr(node, "build_middleware_stack") or audits_itself(node)):
+            return True
+        nothing_around &= type(node).__module__.partition(".")[0] in _PASSING_ON
     return False
+
+
+def _chain(app: Any) -> Iterator[Any]:
+    """Yield the application and what it wraps, as far as one can see."""
+    for _ in range(_DEEPEST):
+        if app is None:
+            return
+        yield app
+        app = getattr(app, "app", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Final
 
+from otel_audit.instrumentation.entries import entries
 from otel_audit.web.wsgi import SCOPE_KEY, AuditWSGIMiddleware
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def audited(
                 return original(app, environ, start_response)
             return middleware({**environ, _APP: app}, start_response)
 
+        entries.add(call)
         return call
 
     return make

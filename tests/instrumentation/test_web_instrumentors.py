@@ -9,6 +9,8 @@ import pytest
 import uvicorn
 from fastapi import __version__ as fastapi_version
 from fastapi.testclient import TestClient
+from flask import Flask
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.trace import SpanKind
 from starlette.applications import Starlette
@@ -17,10 +19,11 @@ from starlette.routing import Mount, Route
 
 from otel_audit import get_audit_logger, instrument_app
 from otel_audit.instrumentation.asgi import UvicornInstrumentor
+from otel_audit.instrumentation.flask import FlaskInstrumentor
 from otel_audit.instrumentation.instrumentor import AuditInstrumentor
 from otel_audit.instrumentation.starlette import StarletteInstrumentor
 from otel_audit.web.middleware import AuditMiddleware
-from tests.web.driving import BODY, START, request
+from tests.web.driving import BODY, START, http, request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,22 +134,121 @@ async def plain(_scope: Scope, _receive: Receive, send: Send) -> None:
     await send(BODY)
 
 
+def served(app: Any, **options: Any) -> Any:
+    """Return what uvicorn would call."""
+    config = uvicorn.Config(app, log_config=None, **options)
+    config.load()
+    return config.loaded_app
+
+
+@pytest.fixture
+def by_uvicorn() -> Iterator[None]:
+    instrumentor = UvicornInstrumentor()
+    instrumentor.instrument()
+    yield
+    instrumentor.uninstrument()
+
+
 async def test_any_asgi_application_is_audited_by_uvicorn(trail: AuditTrail) -> None:
     original = uvicorn.Config.load
     instrumentor = UvicornInstrumentor()
     instrumentor.instrument()
     try:
-        config = uvicorn.Config(plain, proxy_headers=False, log_config=None)
-        config.load()
-        wire = await request(config.loaded_app)
-        left_alone = uvicorn.Config(application(), log_config=None)
-        left_alone.load()
+        wire = await request(served(plain, proxy_headers=False))
     finally:
         instrumentor.uninstrument()
     assert wire.header(b"x-request-id")
     assert events(trail) == ["work", "http.request"]
-    assert not isinstance(left_alone.loaded_app, AuditMiddleware)
     assert uvicorn.Config.load is original
+
+
+class Wrapper:
+    """Answers some paths itself, and leaves the others to an application."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = plain if scope.get("path") == "/own" else self.app
+        await app(scope, receive, send)
+
+
+class Selfish:
+    """Wraps itself, by its own account."""
+
+    @property
+    def app(self) -> Selfish:
+        return self
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await plain(scope, receive, send)
+
+
+@pytest.mark.usefixtures("by_uvicorn", "instrumented")
+async def test_what_stands_around_an_application_is_audited_on_its_own_paths(
+    trail: AuditTrail,
+) -> None:
+    app = served(Wrapper(application()))
+    for path in ("/own", "/"):
+        assert len((await request(app, http(path))).header(b"x-request-id")) == 1
+    assert events(trail) == ["work", "http.request"] * 2
+    own, inner = trail.records(event="http.request")
+    assert (own["path"], inner["path"]) == ("/own", "/")
+    assert inner["route"] == "/"
+
+
+@pytest.mark.usefixtures("by_uvicorn", "instrumented")
+async def test_an_application_that_wraps_itself_is_audited(trail: AuditTrail) -> None:
+    await request(served(Selfish()))
+    assert events(trail) == ["work", "http.request"]
+
+
+@pytest.mark.usefixtures("by_uvicorn")
+@pytest.mark.parametrize(
+    "app",
+    [
+        application(),
+        OpenTelemetryMiddleware(application()),
+        AuditMiddleware(plain),
+        Wrapper(AuditMiddleware(plain)),
+        Wrapper(instrument_app(application())),
+    ],
+    ids=["starlette", "traced", "audited", "audited inside", "instrumented inside"],
+)
+def test_what_is_audited_otherwise_is_left_alone(app: Any) -> None:
+    assert served(app, proxy_headers=False) is app
+    assert not isinstance(served(app), AuditMiddleware)
+
+
+@pytest.mark.filterwarnings("ignore:.*WSGI:DeprecationWarning")
+@pytest.mark.usefixtures("by_uvicorn")
+async def test_a_wsgi_application_of_a_framework_is_left_to_the_framework(
+    trail: AuditTrail,
+) -> None:
+    flask = Flask("inner")
+    flask.get("/items/<int:item>")(lambda item: f"{item}")
+    instrumentor = FlaskInstrumentor()
+    instrumentor.instrument()
+    try:
+        app = served(flask, interface="wsgi")
+        wire = await request(app, http("/items/7"))
+    finally:
+        instrumentor.uninstrument()
+    assert trail.record()["route"] == "/items/<int:item>"
+    assert wire.header(b"x-request-id") == [trail.record()["request_id"].encode()]
+
+
+@pytest.mark.usefixtures("by_uvicorn", "instrumented")
+async def test_around_a_traced_application_records_are_in_its_server_span(
+    trail: AuditTrail, tracers: TracerProvider, spans: InMemorySpanExporter
+) -> None:
+    inner = application()
+    inner.add_middleware(OpenTelemetryMiddleware, tracer_provider=tracers)
+    await request(served(Wrapper(inner)))
+    (server,) = [s for s in spans.get_finished_spans() if s.kind is SpanKind.SERVER]
+    assert server.context is not None
+    trace_id = f"{server.context.trace_id:032x}"
+    assert [record["trace_id"] for record in trail.records()] == [trace_id] * 2
 
 
 class OfTheFuture(AuditInstrumentor):
