@@ -148,6 +148,11 @@ class RequestScope:
             return error
         return None
 
+    def in_session(self, session_id: str) -> None:
+        """Say which session it is, in the form in which that is stored, once somebody knows."""
+        self.session_id = session_id
+        self._members = None
+
     def close(self) -> None:
         """End the request: tasks that outlive it belong to no request."""
         self.closed = True

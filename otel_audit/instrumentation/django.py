@@ -5,6 +5,8 @@ a record of the request inside the server span of OpenTelemetry. Django's
 settings stay as they are: our middleware is put into the chain while a handler
 builds it. A user whom Django has authenticated, and whom the request has
 looked at, is the actor; nobody is loaded from the database for the sake of it.
+The session is that of the cookie that Django's settings name, unless
+``session_cookie=`` says otherwise, whichever middleware is around Django.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from typing import TYPE_CHECKING, Any, Final
 import wrapt
 
 from otel_audit.api.context import Actor, current_scope
+from otel_audit.api.current import get_audit_provider
 from otel_audit.api.logger import get_audit_logger
+from otel_audit.api.sessions import hashed_session
+from otel_audit.instrumentation.entries import entries
 from otel_audit.instrumentation.instrumentor import AuditInstrumentor, Patch
 from otel_audit.instrumentation.wsgi import Route, audited
 from otel_audit.record.classes import AUTHENTICATION
@@ -28,9 +33,10 @@ from otel_audit.web.wsgi import SCOPE_KEY
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from otel_audit.api.provider import AuditProvider
+
 _HANDLER: Final = "otel_audit.django"
 _OURS: Final = "otel_audit.instrumentation.django.audit_middleware"
-_SESSION_COOKIE: Final = "sessionid"
 _SIGNALS: Final = "django.contrib.auth.signals"
 
 
@@ -40,8 +46,14 @@ class DjangoInstrumentor(AuditInstrumentor):
     name = "django"
     requires = "django >= 4.2"
 
+    sessions: Sessions | None = None
+    """Names sessions for the chains that are built while Django is instrumented."""
+
     def _instrument(self, **options: Any) -> None:
-        options = {"session_cookie": _SESSION_COOKIE, **options}
+        if "session_cookie" not in options:
+            # What the cookie is called is known when the settings are; then the chain is built.
+            options["session_cookie"] = None
+            self.sessions = Sessions(options.get("provider"))
         self._patches = [
             Patch("django.core.handlers.wsgi", "WSGIHandler", "__call__", audited(**options)),
             Patch("django.core.handlers.asgi", "ASGIHandler", "__call__", _audited_asgi(options)),
@@ -57,6 +69,7 @@ class DjangoInstrumentor(AuditInstrumentor):
         for patch in self._patches:
             patch.restore()
         self._receivers.disconnect()
+        self.sessions = None
 
 
 def audit_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -66,9 +79,12 @@ def audit_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]
         markcoroutinefunction,
     )
 
+    sessions = DjangoInstrumentor().sessions
     if iscoroutinefunction(get_response):
 
         async def answer(request: Any) -> Any:
+            if sessions is not None:
+                sessions.name(request)
             response = await get_response(request)
             _describe(request, response)
             return response
@@ -77,6 +93,8 @@ def audit_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]
         return marked
 
     def middleware(request: Any) -> Any:
+        if sessions is not None:
+            sessions.name(request)
         response = get_response(request)
         _describe(request, response)
         return response
@@ -86,6 +104,32 @@ def audit_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]
 
 audit_middleware.sync_capable = True  # type: ignore[attr-defined]  # Django's way to ask
 audit_middleware.async_capable = True  # type: ignore[attr-defined]  # Django's way to ask
+
+
+class Sessions:
+    """Says in which session a request is, by the cookie that is Django's."""
+
+    def __init__(self, provider: AuditProvider | None) -> None:
+        self._given = provider
+        self._salted: tuple[AuditProvider, bytes] | None = None
+
+    def name(self, request: Any) -> None:
+        """Name the session, unless a middleware around Django did."""
+        from django.conf import settings  # noqa: PLC0415 - only a Django comes here
+
+        scope = current_scope()
+        if scope is None or scope.session_id is not None:
+            return
+        value = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
+        if value:
+            scope.in_session(hashed_session(self._salt(), value))
+
+    def _salt(self) -> bytes:
+        provider = self._given or get_audit_provider()
+        if self._salted is None or self._salted[0] is not provider:
+            salt = b"" if provider.disabled else provider.session_salt
+            self._salted = provider, salt
+        return self._salted[1]
 
 
 class Receivers:
@@ -203,6 +247,7 @@ def _audited_asgi(options: dict[str, Any]) -> Callable[[Any], Any]:
             else:
                 await middleware({**scope, _HANDLER: handler}, receive, send)
 
+        entries.add(call)
         return call
 
     return make

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from contextlib import closing
+from http.client import HTTPConnection
+from socket import socket
 from typing import TYPE_CHECKING, Any
 from wsgiref.util import setup_testing_defaults
 
 import django
 import pytest
+import uvicorn
 from django.conf import settings
 from django.contrib.auth import authenticate, login, logout
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.base import BaseHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse
+from django.test import override_settings
 from django.urls import path
 from opentelemetry.instrumentation.django import DjangoInstrumentor as Tracing
 from opentelemetry.trace import SpanKind
 
 from otel_audit import get_audit_logger
+from otel_audit.api.sessions import hashed_session
+from otel_audit.instrumentation.asgi import UvicornInstrumentor
 from otel_audit.instrumentation.django import DjangoInstrumentor
+from otel_audit.web.middleware import AuditMiddleware
+from tests.instrumentation.test_launch import BIN, QUIET, listening, records
 from tests.web.driving import http, request
 
 if TYPE_CHECKING:
@@ -53,7 +65,11 @@ def whoami(request: Any) -> HttpResponse:
     return HttpResponse(name)
 
 
-urlpatterns = [path("items/<int:pk>/", item), path("session", session), path("whoami", whoami)]
+urlpatterns = [
+    path("items/<int:pk>/", item),
+    path("session", session),
+    path("whoami", whoami),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -136,8 +152,8 @@ def test_log_ins_are_recorded_and_make_the_actor(trail: AuditTrail) -> None:
     assert "wrong" not in str(trail.records())
 
 
-@pytest.mark.usefixtures("instrumented")
-def test_who_is_behind_a_session_acts_once_somebody_asked(trail: AuditTrail) -> None:
+def of_ann() -> str:
+    """Return a cookie of hers."""
     from django.contrib.auth.models import User
     from django.contrib.sessions.backends.signed_cookies import SessionStore
 
@@ -147,12 +163,112 @@ def test_who_is_behind_a_session_acts_once_somebody_asked(trail: AuditTrail) -> 
     store["_auth_user_backend"] = "django.contrib.auth.backends.ModelBackend"
     store["_auth_user_hash"] = ann.get_session_auth_hash()
     store.save()
-    assert get("/whoami", HTTP_COOKIE=f"sessionid={store.session_key}")[2] == b"ann"
-    assert get("/items/1/", HTTP_COOKIE=f"sessionid={store.session_key}")[2] == b"1"
+    return f"sessionid={store.session_key}"
+
+
+@pytest.mark.usefixtures("instrumented")
+def test_who_is_behind_a_session_acts_once_somebody_asked(trail: AuditTrail) -> None:
+    cookie = of_ann()
+    assert get("/whoami", HTTP_COOKIE=cookie)[2] == b"ann"
+    assert get("/items/1/", HTTP_COOKIE=cookie)[2] == b"1"
     assert [record["actor_id"] for record in trail.records()] == [
         "ann", "ann", "anonymous", "anonymous",
     ]  # fmt: skip
     assert len({record["session_id"] for record in trail.records()}) == 1
+
+
+@pytest.mark.usefixtures("instrumented")
+def test_the_session_is_that_of_the_cookie_that_the_settings_name(trail: AuditTrail) -> None:
+    with override_settings(SESSION_COOKIE_NAME="sid"):
+        get("/items/1/", HTTP_COOKIE="sid=a; sessionid=b")
+    get("/items/1/", HTTP_COOKIE="sessionid=a; sid=b")
+    get("/items/1/", HTTP_COOKIE="sid=a")
+    named = [record.get("session_id") for record in trail.records(event="http.request")]
+    assert named == [hashed_session(trail.provider.session_salt, "a")] * 2 + [None]
+
+
+@pytest.mark.parametrize("option", ["mine", None])
+def test_an_option_says_otherwise(trail: AuditTrail, option: str | None) -> None:
+    instrumentor = DjangoInstrumentor()
+    instrumentor.instrument(session_cookie=option)
+    try:
+        get("/items/1/", HTTP_COOKIE="sessionid=a")
+        get("/items/1/", HTTP_COOKIE="sessionid=a; mine=b")
+    finally:
+        instrumentor.uninstrument()
+    named = [record.get("session_id") for record in trail.records(event="http.request")]
+    assert named == [None, option and hashed_session(trail.provider.session_salt, "b")]
+
+
+@pytest.mark.usefixtures("instrumented")
+async def test_a_session_is_named_within_what_knows_nothing_of_django(trail: AuditTrail) -> None:
+    async def around(scope: Any, receive: Any, send: Any) -> None:
+        get_audit_logger().audit_event("before", "do")
+        await ASGIHandler()(scope, receive, send)
+
+    cookie = http("/items/1/", headers=[(b"cookie", b"sessionid=a")])
+    assert (await request(AuditMiddleware(around), cookie)).status == 200
+    salt = trail.provider.session_salt
+    assert [record.get("session_id") for record in trail.records()] == [
+        None, hashed_session(salt, "a"), hashed_session(salt, "a"),
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("instrumented")
+def test_uvicorn_leaves_it_to_the_instrumentor_that_knows_django() -> None:
+    instrumentor = UvicornInstrumentor()
+    instrumentor.instrument()
+    try:
+        app = ASGIHandler()
+        config = uvicorn.Config(app, proxy_headers=False, log_config=None)
+        config.load()
+        assert config.loaded_app is app
+    finally:
+        instrumentor.uninstrument()
+
+
+PROJECT = """
+from django.http import HttpResponse
+from django.urls import path
+
+ROOT_URLCONF = "project"
+ALLOWED_HOSTS = ["*"]
+SESSION_COOKIE_NAME = "sid"
+urlpatterns = [path("items/<int:pk>/", lambda request, pk: HttpResponse(str(pk)))]
+"""
+
+
+def test_sessions_are_named_under_uvicorn_and_the_launcher(tmp_path: Path) -> None:
+    (tmp_path / "project.py").write_text(PROJECT)
+    (tmp_path / "app.py").write_text(
+        "from django.core.asgi import get_asgi_application\napp = get_asgi_application()\n"
+    )
+    with socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [BIN / "opentelemetry-instrument", sys.executable, "-m", "uvicorn", "app:app",
+         "--port", str(port)],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            **QUIET,
+            "DJANGO_SETTINGS_MODULE": "project",
+            "LOG_DIR": str(tmp_path / "logs"),
+        },
+    )  # fmt: skip
+    try:
+        netloc = listening(f"http://127.0.0.1:{port}", server)
+        with closing(HTTPConnection(netloc, timeout=30)) as connection:
+            connection.request("GET", "/items/7/", headers={"Cookie": "session=b; sid=a"})
+            assert connection.getresponse().read() == b"7"
+    finally:
+        server.terminate()
+        server.wait(30)
+    (record,) = records(tmp_path / "logs")
+    assert record["route"] == "/items/<int:pk>/"
+    salt = (tmp_path / "logs" / "trail" / "session.salt").read_bytes()
+    assert record["session_id"] == hashed_session(salt, "a")
 
 
 @pytest.mark.usefixtures("instrumented")

@@ -140,8 +140,8 @@ def test_an_application_without_a_line_of_ours_is_audited(tmp_path: Path) -> Non
         assert verify(reader).ok
 
 
-def asked(url: str, server: subprocess.Popen[bytes]) -> str:
-    """Wait until the server listens, then post."""
+def listening(url: str, server: subprocess.Popen[bytes]) -> str:
+    """Wait until the server listens, and return its host and port."""
     address = urlsplit(url)
     deadline = time.monotonic() + 30
     with closing(socket.socket()) as probe:
@@ -149,6 +149,13 @@ def asked(url: str, server: subprocess.Popen[bytes]) -> str:
             assert server.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
+    return address.netloc
+
+
+def asked(url: str, server: subprocess.Popen[bytes]) -> str:
+    """Wait until the server listens, then post."""
+    address = urlsplit(url)
+    listening(url, server)
     with closing(http.client.HTTPConnection(address.netloc, timeout=30)) as connection:
         connection.request("POST", address.path)
         text: str = orjson.loads(connection.getresponse().read())
