@@ -58,7 +58,8 @@ class DjangoInstrumentor(AuditInstrumentor):
             Patch("django.core.handlers.wsgi", "WSGIHandler", "__call__", audited(**options)),
             Patch("django.core.handlers.asgi", "ASGIHandler", "__call__", _audited_asgi(options)),
             Patch("django.core.handlers.base", "BaseHandler", "load_middleware", _with_ours),
-            Patch("django.contrib.auth.middleware", "", "get_user", _observed),
+            Patch("django.contrib.auth", "", "get_user", _observed),
+            Patch("django.contrib.auth", "", "aget_user", _observed_async, needed=False),
         ]
         for patch in self._patches:
             patch.apply()
@@ -201,6 +202,18 @@ def _observed(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return user
 
     return get_user
+
+
+def _observed_async(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Do the same for who asks in a coroutine, as there is in Django 5.0 and newer."""
+
+    @functools.wraps(original)
+    async def aget_user(request: Any) -> Any:
+        user = await original(request)
+        acts(user)
+        return user
+
+    return aget_user
 
 
 def _with_ours(original: Callable[..., None]) -> Callable[..., None]:

@@ -83,10 +83,20 @@ class Patch:
     """Replaces one attribute of a module's class, when the module is imported.
 
     ``make`` gets the original and returns what takes its place. Who has
-    replaced the attribute since keeps that.
+    replaced the attribute since keeps that. What only newer versions have is
+    not ``needed``.
     """
 
-    def __init__(self, module: str, owner: str, attribute: str, make: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        module: str,
+        owner: str,
+        attribute: str,
+        make: Callable[[Any], Any],
+        *,
+        needed: bool = True,
+    ) -> None:
+        self._needed = needed
         self._where = (module, owner, attribute)
         self._make = make
         self._target: Any = None
@@ -116,6 +126,8 @@ class Patch:
         target = next(
             (one for one in getattr(target, "__mro__", ()) if attribute in vars(one)), target
         )
+        if not (self._needed or hasattr(target, attribute)):
+            return
         self._original = getattr(target, attribute)
         self._ours = self._make(self._original)
         setattr(target, attribute, self._ours)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import django
 import pytest
 import uvicorn
 from django.conf import settings
+from django.contrib import auth
 from django.contrib.auth import authenticate, login, logout
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.base import BaseHandler
@@ -65,10 +67,17 @@ def whoami(request: Any) -> HttpResponse:
     return HttpResponse(name)
 
 
+async def whoami_async(request: Any) -> HttpResponse:
+    name = (await request.auser()).get_username()
+    get_audit_logger().audit_event("work", "do")
+    return HttpResponse(name)
+
+
 urlpatterns = [
     path("items/<int:pk>/", item),
     path("session", session),
     path("whoami", whoami),
+    path("whoami/async", whoami_async),
 ]
 
 
@@ -175,6 +184,16 @@ def test_who_is_behind_a_session_acts_once_somebody_asked(trail: AuditTrail) -> 
         "ann", "ann", "anonymous", "anonymous",
     ]  # fmt: skip
     assert len({record["session_id"] for record in trail.records()}) == 1
+
+
+@pytest.mark.usefixtures("instrumented")
+async def test_who_asks_in_a_coroutine_has_asked(trail: AuditTrail) -> None:
+    cookie = await asyncio.to_thread(of_ann)
+    wire = await request(
+        ASGIHandler(), http("/whoami/async", headers=[(b"cookie", cookie.encode())])
+    )
+    assert wire.body == b"ann"
+    assert [record["actor_id"] for record in trail.records()] == ["ann", "ann"]
 
 
 @pytest.mark.usefixtures("instrumented")
@@ -305,13 +324,20 @@ def test_it_composes_with_opentelemetry(
 
 
 def test_uninstrumenting_restores_everything(trail: AuditTrail) -> None:
-    before = WSGIHandler.__call__, ASGIHandler.__call__, BaseHandler.load_middleware
+    def patched() -> list[Any]:
+        return [
+            WSGIHandler.__call__, ASGIHandler.__call__, BaseHandler.load_middleware,
+            auth.get_user, auth.aget_user,
+        ]  # fmt: skip
+
+    before = patched()
     middleware = list(settings.MIDDLEWARE)
     instrumentor = DjangoInstrumentor()
     instrumentor.instrument()
     get("/items/1/")
+    assert all(one is not other for one, other in zip(patched(), before, strict=True))
     instrumentor.uninstrument()
-    assert (WSGIHandler.__call__, ASGIHandler.__call__, BaseHandler.load_middleware) == before
+    assert patched() == before
     assert middleware == settings.MIDDLEWARE
     get("/session", HTTP_X_PASSWORD="right")
     assert [record["event"] for record in trail.records()] == ["read", "http.request", "work"]
