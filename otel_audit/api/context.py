@@ -86,8 +86,8 @@ class RequestScope:
         self.pending: list[PendingReceipt] = []
         self.failure: AuditUnavailableError | None = None
         self.closed = False
-        self.asked: tuple[str, str, str] | None = None
-        """Interface, method and path of the request, for who has to know it again."""
+        self.asked: tuple[str, str | None, str | None, str] | None = None
+        """Interface, method, root's path and path, for who has to know the request again."""
         self.inside: Mapping[str, Any] | None = None
         """What the other side of a bridge knows of it, in the shape of an ASGI scope."""
         self._members: str | None = None

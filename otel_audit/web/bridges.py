@@ -23,19 +23,17 @@ WSGI: Final = "wsgi"
 _OTHER: Final = {ASGI: WSGI, WSGI: ASGI}
 
 
-def asked(interface: str, scope: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return by what a request is known again on the other side."""
-    path: str = scope["path"]
-    root_path: str = scope.get("root_path") or ""
-    # Servers do not agree on whether the path begins with the root's.
-    if not path.startswith(root_path):
-        path = root_path + path
-    return interface, scope.get("method") or "", path
-
-
 def around(interface: str, scope: Mapping[str, Any]) -> RequestScope | None:
     """Return the request that a middleware of the other interface has got, if this is the same."""
     request = current_scope()
     if request is None or request.asked is None:
         return None
-    return request if request.asked == asked(_OTHER[interface], scope) else None
+    there, method, root_path, path = request.asked
+    same = there == _OTHER[interface] and method == scope.get("method")
+    here = _whole(scope.get("root_path"), scope["path"])
+    return request if same and _whole(root_path, path) == here else None
+
+
+def _whole(root_path: str | None, path: str) -> str:
+    """Return the path as the client has it: servers do not agree on whether it has the root's."""
+    return path if not root_path or path.startswith(root_path) else root_path + path

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from otel_audit.errors import AuditUnavailableError, OtelAuditError
 from otel_audit.web.activity import ACTIVITY_KEY
 from otel_audit.web.binding import Binding
-from otel_audit.web.bridges import ASGI, around, asked
+from otel_audit.web.bridges import ASGI, around
 from otel_audit.web.http import HttpExchange
 from otel_audit.web.identity import Identify
 from otel_audit.web.lifespan import LifespanExchange, fail_start
@@ -116,7 +116,7 @@ class AuditMiddleware:
             return exchange(scope, receive, send, request, None, caller.request_id_header), refusal
         caller = bound.caller
         request = scope[SCOPE_KEY] = caller.read(scope, bound.salt)
-        request.asked = asked(ASGI, scope)
+        request.asked = ASGI, scope.get("method"), scope.get("root_path"), scope["path"]
         refused = bound.provider.refusal() if bound.refuses else None
         activity = None
         if self._binding.excludes(scope):

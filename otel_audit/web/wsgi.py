@@ -21,7 +21,7 @@ from otel_audit.errors import AuditUnavailableError, OtelAuditError
 from otel_audit.web import problem
 from otel_audit.web.activity import ACTIVITY_KEY, Activity, named
 from otel_audit.web.binding import Binding
-from otel_audit.web.bridges import WSGI, around, asked
+from otel_audit.web.bridges import WSGI, around
 from otel_audit.web.identity import actor_from
 from otel_audit.web.routes import route_template
 
@@ -111,7 +111,7 @@ class AuditWSGIMiddleware:
             return exchange.refuse(refusal)
         environ[SCOPE_KEY] = scope
         request = scope[SCOPE_KEY] = bound.caller.read(scope, bound.salt)
-        request.asked = asked(WSGI, scope)
+        request.asked = WSGI, scope.get("method"), scope.get("root_path"), scope["path"]
         refused = bound.provider.refusal() if bound.refuses else None
         activity = None
         if self._binding.excludes(scope):
