@@ -127,6 +127,7 @@ def _as_json(report: Report, kept: Checkpoint | None) -> dict[str, Any]:
         "keys": list(report.keys),
         "self_asserted": report.self_asserted,
         "finding_count": report.finding_count,
+        "findings_complete": _complete(report),
         "counts": report.counts,
         "findings": [asdict(finding) for finding in report.findings],
         "warnings": list(report.warnings),
@@ -139,9 +140,11 @@ def _print(report: Report, reader: TrailReader, kept: Checkpoint | None) -> None
     target = output.console()
     for finding in report.findings[:_SHOWN]:
         target.print(_finding_text(finding))
-    hidden = report.finding_count - min(_SHOWN, len(report.findings))
+    hidden = len(report.findings) - _SHOWN
     if hidden > 0:
-        target.print(f"and {hidden:,} more; --json lists the first {len(report.findings):,}")
+        listed = "all of them" if _complete(report) else f"the first {len(report.findings):,}"
+        more = f"{hidden:,} more" if _complete(report) else "many more"
+        target.print(f"and {more}; --json lists {listed}")
     if report.findings:
         target.print()
     rows: list[tuple[str, str | Text]] = [
@@ -158,11 +161,22 @@ def _print(report: Report, reader: TrailReader, kept: Checkpoint | None) -> None
     output.write_facts(target, rows)
 
 
+def _complete(report: Report) -> bool:
+    """Whether all findings are listed.
+
+    One that is about a range counts as many as the range has: more may be
+    counted than there are findings, and none is left out.
+    """
+    from otel_audit.trail.findings import LISTED
+
+    return len(report.findings) < LISTED or report.finding_count == LISTED
+
+
 def _continues(report: Report, kept: Checkpoint) -> bool:
     """Whether nothing that was found is about the checkpoint that was kept elsewhere."""
-    if report.finding_count > len(report.findings):
-        return False
-    return all(finding.checkpoint_size != kept.size for finding in report.findings)
+    return _complete(report) and all(
+        finding.checkpoint_size != kept.size for finding in report.findings
+    )
 
 
 def _kept_json(report: Report, kept: Checkpoint) -> dict[str, Any]:
@@ -218,7 +232,8 @@ def _result_text(report: Report) -> Text:
 
     if not report.ok:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in report.counts.items())
-        found = output.count(report.finding_count, "finding")
+        number = output.count(len(report.findings), "finding")
+        found = number if _complete(report) else f"more than {number}"
         return Text(f"NOT IN ORDER: {found} ({kinds})", "bold red")
     if not report.size:
         return Text("in order: the trail is empty", "green")

@@ -107,9 +107,44 @@ def test_many_findings_are_counted_and_not_all_printed(trail: Path, cli: Cli) ->
     hidden = next(line for line in lines if line.startswith("and "))
     assert lines.index(hidden) == 20
     report = json.loads(cli("verify", "--json", code=1).out)
-    assert hidden == (
-        f"and {report['finding_count'] - 20} more; --json lists the first {len(report['findings'])}"
-    )
+    assert hidden == f"and {len(report['findings']) - 20} more; --json lists all of them"
+    assert report["findings_complete"] is True
+
+
+def test_what_is_told_of_a_range_is_not_more_than_there_is(trail: Path, cli: Cli) -> None:
+    """One finding is about 31 records; nothing else is held back."""
+    record(trail, 50)
+    change(trail, "DELETE FROM leaf WHERE seq BETWEEN 10 AND 40")
+    lines = cli("verify", code=1).out.splitlines()
+    assert lines[0].startswith("record-missing  records 10 to 40 ")
+    assert lines[1] == ""
+    assert lines[-1] == "result    NOT IN ORDER: 1 finding (31 record-missing)"
+    report = json.loads(cli("verify", "--json", code=1).out)
+    assert (report["finding_count"], len(report["findings"])) == (31, 1)
+    assert report["findings_complete"] is True
+
+
+def test_a_range_says_nothing_against_a_checkpoint_that_it_is_not_about(
+    trail: Path, cli: Cli, tmp_path: Path
+) -> None:
+    record(trail, 600)
+    kept = tmp_path / "kept"
+    kept.write_text(cli("checkpoint").out, encoding="utf-8")
+    change(trail, "DELETE FROM tile WHERE level = 0")
+    shown = cli("verify", "--checkpoint", str(kept), code=1).out
+    assert "NOT IN ORDER: 1 finding (2 tile-missing)" in shown
+    assert "kept      checkpoint of 612 records: the trail continues it" in shown
+
+
+def test_a_ruined_trail_has_more_findings_than_are_listed(trail: Path, cli: Cli) -> None:
+    record(trail, 1_100)
+    change(trail, "UPDATE leaf SET record = x'7b7d'")
+    shown = cli("verify", code=1).out
+    assert "\nand many more; --json lists the first 1,000\n" in shown
+    assert "NOT IN ORDER: more than 1,000 findings (1,112 record-changed)" in shown
+    report = json.loads(cli("verify", "--json", code=1).out)
+    assert (report["finding_count"], len(report["findings"])) == (1_112, 1_000)
+    assert report["findings_complete"] is False
 
 
 def test_a_checkpoint_kept_elsewhere_finds_a_rollback(
@@ -186,6 +221,7 @@ def test_the_json_is_the_documented_one(cli: Cli) -> None:
         "keys",
         "self_asserted",
         "finding_count",
+        "findings_complete",
         "counts",
         "findings",
         "warnings",
