@@ -50,7 +50,8 @@ def token(
         typer.Option(
             metavar="SCOPE",
             show_default="read",
-            help="read: records without personal fields; read:pii: with them; proof: proofs.",
+            help="read: records without personal fields; read:pii: records with them; proof: proofs. "
+            "May be repeated.",
         ),
     ] = None,
     expires: Annotated[

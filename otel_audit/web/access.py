@@ -23,16 +23,26 @@ READ: Final = "read"
 PERSONAL_DATA: Final = "read:pii"
 PROOF: Final = "proof"
 SCOPES: Final = (READ, PERSONAL_DATA, PROOF)
+_IMPLIED: Final = {PERSONAL_DATA: READ}
+"""What a scope gives besides: who may see personal fields may see the others."""
 
 _ALGORITHMS: Final = ("EdDSA", "ES256", "ES384", "ES512", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Somebody who was recognised: ``name`` is the actor of what they ask."""
+    """Somebody who was recognised: ``name`` is the actor of what they ask.
+
+    ``scopes`` hold what the given ones imply as well.
+    """
 
     name: str
     scopes: frozenset[str]
+
+    def __post_init__(self) -> None:
+        """Add what is implied."""
+        implied = {_IMPLIED[scope] for scope in self.scopes if scope in _IMPLIED}
+        object.__setattr__(self, "scopes", self.scopes | implied)
 
     @classmethod
     def of(cls, name: str, scopes: Iterable[str]) -> Access:

@@ -37,6 +37,13 @@ def test_a_token_is_made_listed_and_revoked(cli: Cli, trail: Path) -> None:
     assert "no token in" in cli("token", "revoke", "bob", code=4).err
 
 
+def test_who_may_see_personal_fields_may_read(cli: Cli, trail: Path) -> None:
+    text = cli("token", "create", "alice", "--scope", "read:pii").out.strip()
+    assert TokenFile(trail / FILE).check(text).scopes == {"read", "read:pii"}
+    text = cli("token", "create", "bob", "--scope", "proof").out.strip()
+    assert TokenFile(trail / FILE).check(text).scopes == {"proof"}
+
+
 def test_what_was_revoked_before_is_told_from_what_is_now(cli: Cli) -> None:
     cli("token", "create", "alice")
     cli("token", "revoke", "alice")
