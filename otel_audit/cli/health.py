@@ -36,7 +36,11 @@ _COLOURS: Final = {"healthy": "green", "degraded": "yellow", "unhealthy": "red",
 
 def health(
     url: Annotated[
-        str, typer.Argument(metavar="[URL]", help="The service's health route.")
+        str,
+        typer.Argument(
+            metavar="[URL]",
+            help="The service's health route; of an address without a path, /health.",
+        ),
     ] = DEFAULT,
     *,
     details: Annotated[
@@ -90,10 +94,11 @@ class _Service:
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             message = f"{url!r} is no address of a service: it begins with http:// or https://"
             raise UsageError(message)
-        self.url = url
         self._https = parts.scheme == "https"
         self._host, self._port = parts.hostname, port
         self._path = parts.path.rstrip("/") or "/health"
+        self.url = parts._replace(path=self._path, query="", fragment="").geturl()
+        """What is asked, which is what is shown."""
         self._timeout = timeout
         self._token = token
 

@@ -90,6 +90,16 @@ def test_the_exit_code_is_what_a_container_wants(
     assert ask(capsys, service.url)[:2] == (1, f"unhealthy  {service.url}\n")
 
 
+@pytest.mark.parametrize("path", ["", "/", "/health/", "/health?details=1#now"])
+def test_the_address_that_is_shown_is_the_one_that_was_asked(
+    service: Service, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
+    """Of a host alone, its usual health route is asked."""
+    url = service.url.removesuffix("/health") + path
+    assert ask(capsys, url) == (0, f"healthy  {service.url}\n", "")
+    assert json.loads(ask(capsys, "--json", url)[1])["url"] == service.url
+
+
 def test_details_are_a_table_in_which_nothing_moves_the_cursor(
     service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
