@@ -7,10 +7,10 @@ claims, which its reader has to be told.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from otel_audit.cli.options import sequence_in
 from otel_audit.cli.outcome import AbsentError
 from otel_audit.cli.output import stamp
 from otel_audit.errors import ProofError
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from otel_audit.trail.proof import TlogProof
     from otel_audit.trail.reader import Leaf, StoredCheckpoint, TrailReader
 
-_SEQUENCE: Final = re.compile(r"#?([0-9]{1,18})")
-
 
 @dataclass(frozen=True, slots=True)
 class Proven:
@@ -39,8 +37,8 @@ class Proven:
 
 def find_leaf(reader: TrailReader, name: str) -> Leaf:
     """Return the record with this id or sequence number. Raises `AbsentError`."""
-    match = _SEQUENCE.fullmatch(name)
-    leaf = reader.leaf(int(match[1])) if match else reader.find(name)
+    number = sequence_in(name)
+    leaf = reader.find(name) if number is None else reader.leaf(number)
     if leaf is None:
         size = reader.tree().size
         known = f"it holds the records 0 to {size - 1}" if size else "it holds no records yet"

@@ -7,6 +7,7 @@ Promises: ``--dir`` wins over OTEL_AUDIT_DIR, everything else comes from
 from __future__ import annotations
 
 import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -44,6 +45,13 @@ RecordName = Annotated[
 ]
 
 _STDIN: Final = "-"
+_SEQUENCE: Final = re.compile(r"#?([0-9]{1,18})")
+
+
+def sequence_in(text: str) -> int | None:
+    """Return the sequence number that a text is, None where it is something else."""
+    match = _SEQUENCE.fullmatch(text.strip())
+    return int(match[1]) if match else None
 
 
 def settings_for(directory: Path | None) -> Settings:

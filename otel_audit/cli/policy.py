@@ -64,7 +64,9 @@ def init(
 
 
 def policy(  # noqa: PLR0913 - each is an option of the command line
-    what: Annotated[What, typer.Argument(help="check the file, or explain an event.")],
+    what: Annotated[
+        What, typer.Argument(metavar="check|explain", help="Check the file, or explain an event.")
+    ],
     *,
     file: Annotated[
         Path | None,
@@ -81,7 +83,10 @@ def policy(  # noqa: PLR0913 - each is an option of the command line
     ] = None,
     action: Annotated[str, typer.Option(metavar="NAME", help="Its action.")] = "",
     resource_type: Annotated[str, typer.Option(metavar="NAME", help="Of what kind it is.")] = "",
-    resource_name: Annotated[str, typer.Option(metavar="NAME", help="On what it is done.")] = "",
+    resource_name: Annotated[
+        str,
+        typer.Option("--resource-name", "--resource", metavar="NAME", help="On what it is done."),
+    ] = "",
     actor: Annotated[str, typer.Option(metavar="ID", help="Who does it.")] = "",
     route: Annotated[
         str, typer.Option(metavar="TEMPLATE", help="In a request to which route.")

@@ -97,6 +97,8 @@ def check_proof(
     key: Annotated[
         list[str],
         typer.Option(
+            "--key",
+            "--public-key",
             metavar="KEY|FILE",
             show_default=False,
             help="A public key of the trail, or a file with one a line, from a source that you "

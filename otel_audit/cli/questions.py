@@ -9,19 +9,20 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from otel_audit.cli import nothing
 from otel_audit.cli.counts import show
+from otel_audit.cli.filters import Chosen, filtered, option
 from otel_audit.cli.options import Directory, Json, open_reader, settings_for
 from otel_audit.cli.outcome import UsageError
-from otel_audit.cli.records import line_writer, parse_condition, raw_writer
+from otel_audit.cli.records import line_writer, raw_writer
+from otel_audit.cli.times import End, Start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from otel_audit.readers.query.model import Backend, Entry, Progress, Query
@@ -30,25 +31,6 @@ _AT_A_TIME: Final = 200
 _MOST: Final = 50
 """Records that are shown when nobody says how many."""
 
-Start = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TIME",
-        show_default=False,
-        help="From then on: 2026-01-31T08:00:00Z, 2026-01-31 (UTC), or relative: -15m, -24h, -7d.",
-    ),
-]
-End = Annotated[
-    str | None,
-    typer.Option(metavar="TIME", show_default=False, help="Until before then, in the same forms."),
-]
-
-
-def _filter(name: str, meaning: str) -> object:
-    return typer.Option(metavar=name, show_default=False, help=meaning)
-
-
-_Texts = list[str] | None
 Loki = Annotated[
     str | None,
     typer.Option(
@@ -64,41 +46,18 @@ Verbose = Annotated[
 ]
 
 
-def query(  # noqa: PLR0913 - each filter is an option
+@filtered
+def query(  # noqa: PLR0913 - each is an option of the command line
     directory: Directory = None,
     *,
     start: Start = None,
     end: End = None,
-    action: Annotated[_Texts, _filter("NAME", "The action's or the event's name.")] = None,
-    event: Annotated[_Texts, _filter("NAME", "The event's name.")] = None,
-    event_type: Annotated[_Texts, _filter("NAME", "The class of the event.")] = None,
-    actor: Annotated[_Texts, _filter("ID", "Who did it.")] = None,
-    client: Annotated[_Texts, _filter("ID", "What the client called itself.")] = None,
-    client_ip: Annotated[_Texts, _filter("ADDRESS", "From where.")] = None,
-    resource_type: Annotated[_Texts, _filter("NAME", "On what kind of thing.")] = None,
-    resource: Annotated[_Texts, _filter("NAME", "On what, by its name.")] = None,
-    server_name: Annotated[_Texts, _filter("NAME", "The field server_name.")] = None,
-    outcome: Annotated[_Texts, _filter("OUTCOME", "success, failure or unknown.")] = None,
-    level: Annotated[_Texts, _filter("LEVEL", "debug, info, warning, error or critical.")] = None,
-    request_id: Annotated[_Texts, _filter("ID", "In which request.")] = None,
-    trace_id: Annotated[_Texts, _filter("ID", "In which trace.")] = None,
-    where: Annotated[
-        _Texts, _filter("FIELD=VALUE", "Any field, also of your own; FIELD!=VALUE: not so.")
-    ] = None,
-    words: Annotated[
-        str | None,
-        typer.Option(
-            "--words",
-            "-q",
-            metavar="TEXT",
-            show_default=False,
-            help="Words that are in the record, all of them, or an id; WORD* for a beginning.",
-        ),
-    ] = None,
+    chosen: Chosen,
     limit: Annotated[
         int | None,
         typer.Option(
             "--limit",
+            "--lines",
             "-n",
             min=0,
             metavar="N",
@@ -107,12 +66,11 @@ def query(  # noqa: PLR0913 - each filter is an option
         ),
     ] = None,
     oldest: Annotated[bool, typer.Option("--oldest", help="Oldest first.")] = False,
-    count_by: Annotated[_Texts, _filter("FIELD", "Count by this field's values instead.")] = None,
+    count_by: Annotated[
+        list[str] | None, option("FIELD", "Count by this field's values instead.")
+    ] = None,
     per: Annotated[
-        _Texts,
-        typer.Option(
-            metavar="TIME", show_default=False, help="Count by time: 1h is one bar an hour."
-        ),
+        list[str] | None, option("TIME", "Count by time: 1h is one bar an hour.")
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
     loki: Loki = None,
@@ -126,14 +84,6 @@ def query(  # noqa: PLR0913 - each filter is an option
     different options, all have to hold. In values * stands for any text. With
     --json each line is a record's stored bytes, the same as in audit.log.
     """
-    values = {
-        "action": action, "event": event, "event_type": event_type, "actor": actor,
-        "client": client, "client_ip": client_ip, "resource_type": resource_type,
-        "resource_name": resource, "server_name": server_name, "outcome": outcome,
-        "level": level, "request_id": request_id, "trace_id": trace_id,
-        "start": start and [start], "end": end and [end], "q": words and [words],
-        "order": ["oldest" if oldest else "newest"],
-    }  # fmt: skip
     if as_csv and as_json:
         message = "--csv and --json are two forms of one answer: choose one of them"
         raise UsageError(message)
@@ -141,7 +91,7 @@ def query(  # noqa: PLR0913 - each filter is an option
     if time_bucket is not None and limit is not None:
         message = "-n limits records, or the values of --count-by; a range of --per is limited by --start and --end"
         raise UsageError(message)
-    asked = _parsed(values, where)
+    asked = chosen.query(start=start, end=end, order="oldest" if oldest else "newest")
     with _opened(directory, loki, loki_tenant, verbose=verbose) as search:
         if by is not None or time_bucket is not None:
             show(search, asked, by, time_bucket, limit=limit, as_json=as_json, as_csv=as_csv)
@@ -153,9 +103,9 @@ def query(  # noqa: PLR0913 - each filter is an option
 def timeline(  # noqa: PLR0913 - each filter is an option
     directory: Directory = None,
     *,
-    request_id: Annotated[str | None, _filter("ID", "What happened in this request.")] = None,
-    trace_id: Annotated[str | None, _filter("ID", "What happened in this trace.")] = None,
-    actor: Annotated[str | None, _filter("ID", "What this actor did.")] = None,
+    request_id: Annotated[str | None, option("ID", "What happened in this request.")] = None,
+    trace_id: Annotated[str | None, option("ID", "What happened in this trace.")] = None,
+    actor: Annotated[str | None, option("ID", "What this actor did.")] = None,
     start: Start = None,
     end: End = None,
     loki: Loki = None,
@@ -168,12 +118,10 @@ def timeline(  # noqa: PLR0913 - each filter is an option
     Each line begins with the time since the first one.
     """
     said = {"request_id": request_id, "trace_id": trace_id, "actor": actor}
-    values = {name: [value] for name, value in said.items() if value is not None}
-    if not values:
+    if all(value is None for value in said.values()):
         message = "say whose timeline: --request-id, --trace-id or --actor"
         raise UsageError(message)
-    times = {"start": start and [start], "end": end and [end]}
-    asked = _parsed({**values, **times, "order": ["oldest"]}, None)
+    asked = Chosen([], []).query(**said, start=start, end=end, order="oldest")
     with _opened(directory, loki, loki_tenant, verbose=verbose) as search:
         entries = search.stream(asked)
         write = raw_writer() if as_json else line_writer(since=True)
@@ -187,15 +135,6 @@ def _once(option: str, said: Sequence[str] | None) -> str | None:
         message = f"{option} is said {len(said)} times; say it once: there is one answer"
         raise UsageError(message)
     return said[0] if said else None
-
-
-def _parsed(values: Mapping[str, Sequence[str] | None], where: Sequence[str] | None) -> Query:
-    from otel_audit.readers.query.parameters import parse
-
-    pairs = [(name, item) for name, items in values.items() for item in items or ()]
-    asked, _ = parse(pairs)
-    conditions = [parse_condition(text) for text in where or ()]
-    return replace(asked, conditions=(*asked.conditions, *conditions))
 
 
 @contextmanager

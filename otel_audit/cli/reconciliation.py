@@ -9,7 +9,7 @@ import typer
 from otel_audit.cli import output
 from otel_audit.cli.options import Directory, Json, open_reader, own, settings_for
 from otel_audit.cli.outcome import ExitCode, UsageError
-from otel_audit.cli.shipping import position_of
+from otel_audit.cli.times import FirstRecord, RecordAfter, position_of
 
 if TYPE_CHECKING:
     from otel_audit.readers.reconciliation.compare import Findings
@@ -28,19 +28,8 @@ def reconcile(
             show_default=False,
         ),
     ] = None,
-    start: Annotated[
-        str,
-        typer.Option("--from", metavar="WHEN", help="First record: a sequence number or a time."),
-    ] = "0",
-    stop: Annotated[
-        str | None,
-        typer.Option(
-            "--to",
-            metavar="WHEN",
-            help="The record after the last, likewise. Default: all that was delivered.",
-            show_default=False,
-        ),
-    ] = None,
+    start: FirstRecord = "0",
+    stop: RecordAfter = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Let the missing records be sent again.")
     ] = False,

@@ -6,7 +6,6 @@ What a line shows is a choice; the whole record is in `show` and in ``--json``.
 from __future__ import annotations
 
 import json
-import re
 import signal
 import time
 from itertools import islice
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from otel_audit.cli import output
+from otel_audit.cli.filters import Chosen, filtered
 from otel_audit.cli.options import Directory, Json, RecordName, open_reader, settings_for
-from otel_audit.cli.outcome import ExitCode, UsageError, silence
+from otel_audit.cli.outcome import ExitCode, silence
 from otel_audit.web.routes import UNMATCHED
 
 if TYPE_CHECKING:
@@ -26,13 +26,12 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from otel_audit.cli.evidence import Proven
-    from otel_audit.readers.query.model import Condition, Entry, Query
+    from otel_audit.readers.query.model import Entry, Query
     from otel_audit.readers.search.trail import TrailSearch
     from otel_audit.trail.reader import Leaf, TrailReader
 
 _POLL_SECONDS: Final = 0.2
 _CHUNK: Final = 2_048
-_CONDITION: Final = re.compile(r"([^=!]+)(!?=)(.*)", re.DOTALL)
 _OUTCOMES: Final = {"success": "green", "failure": "red"}
 _LEVELS: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
 _WIDEST: Final = {"actor": 24, "event": 28, "action": 20}
@@ -43,37 +42,37 @@ _RESOURCE: Final = 24
 """What is kept free for the resource, which tells records apart that are alike otherwise."""
 
 
+@filtered
 def tail(
     directory: Directory = None,
     *,
     lines: Annotated[
         int,
-        typer.Option("--lines", "-n", min=0, metavar="N", help="How many records to begin with."),
+        typer.Option(
+            "--lines",
+            "--limit",
+            "-n",
+            min=0,
+            metavar="N",
+            help="How many records to begin with.",
+        ),
     ] = 10,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with new records until Ctrl-C.")
     ] = False,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--where",
-            metavar="FIELD=GLOB",
-            show_default=False,
-            help="Only records whose field matches, or with FIELD!=GLOB does not; all of several "
-            "must hold.",
-        ),
-    ] = None,
+    chosen: Chosen,
     as_json: Json = False,
 ) -> None:
     """Show the newest records, and follow the trail with -f.
 
+    A filter may be given several times: any of the values will do; of
+    different filters, all have to hold. In values * stands for any text.
     With --json each line is a record's stored bytes, the same as in audit.log.
     A question mark behind the actor means that nobody verified it.
     """
-    from otel_audit.readers.query.model import Query
     from otel_audit.readers.search.trail import TrailSearch
 
-    query = Query(tuple(parse_condition(text) for text in where or ()))
+    query = chosen.query()
     search = TrailSearch(open_reader(settings_for(directory)))
     write = raw_writer() if as_json else line_writer()
     try:
@@ -133,20 +132,6 @@ def _tail(
             write(search.between(query, size, stop))
             size = stop
         time.sleep(_POLL_SECONDS)
-
-
-def parse_condition(text: str) -> Condition:
-    """Read FIELD=GLOB or FIELD!=GLOB, with the names that filters have. Raises `UsageError`."""
-    from otel_audit.readers.query.model import Condition, fields_named
-
-    match = _CONDITION.fullmatch(text)
-    if match is None:
-        message = (
-            f"--where {text!r} is not FIELD=GLOB or FIELD!=GLOB, such as outcome=failure or "
-            "'event=login.*'"
-        )
-        raise UsageError(message)
-    return Condition(fields_named(match[1].strip()), (match[3],), match[2] == "=")
 
 
 def _as_text(value: object) -> str:

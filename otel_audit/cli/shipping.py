@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import asdict
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from otel_audit.cli import output
-from otel_audit.cli.options import Directory, Json, open_reader, own, settings_for
+from otel_audit.cli.options import Directory, Json, open_reader, own, sequence_in, settings_for
 from otel_audit.cli.outcome import AbsentError, UsageError
+from otel_audit.cli.times import FirstRecord, position_of
 
 if TYPE_CHECKING:
     from otel_audit.readers.shipping.standing import Standing
     from otel_audit.settings import Settings
-    from otel_audit.trail.reader import TrailReader
 
 Destination = Annotated[
     str | None,
@@ -30,7 +28,6 @@ Destination = Annotated[
 ]
 
 _SECOND: Final = 1_000_000_000
-_NUMBER: Final = re.compile(r"#?([0-9]{1,18})")
 
 
 def status(directory: Directory = None, *, as_json: Json = False) -> None:
@@ -58,14 +55,7 @@ def status(directory: Directory = None, *, as_json: Json = False) -> None:
 def replay(
     directory: Directory = None,
     *,
-    start: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            metavar="WHEN",
-            help="Where to begin: a sequence number, or a time such as 2026-01-31T08:00:00Z.",
-        ),
-    ],
+    start: FirstRecord,
     destination: Destination = None,
     as_json: Json = False,
 ) -> None:
@@ -144,32 +134,12 @@ def requeue(
         raise AbsentError(message)
 
 
-def position_of(reader: TrailReader, when: str) -> int:
-    """Turn a sequence number or a time into a sequence number. Raises `UsageError`."""
-    from otel_audit.readers.shipping.standing import first_at
-
-    match = _NUMBER.fullmatch(when.strip())
-    return int(match[1]) if match else first_at(reader, moment(when))
-
-
-def moment(when: str) -> int:
-    """Read a time (ISO 8601, UTC unless it says otherwise) as Unix nanoseconds. Raises `UsageError`."""
-    try:
-        parsed = datetime.fromisoformat(when.strip().replace("Z", "+00:00"))
-    except ValueError as error:
-        message = f"{when!r} is neither a sequence number nor a time such as 2026-01-31T08:00:00Z"
-        raise UsageError(message) from error
-    if parsed.tzinfo is None:
-        parsed = parsed.replace(tzinfo=timezone.utc)
-    return int(parsed.timestamp()) * _SECOND + parsed.microsecond * 1_000
-
-
 def _number(name: str) -> int:
-    match = _NUMBER.fullmatch(name)
-    if match is None:
+    number = sequence_in(name)
+    if number is None:
         message = f"{name!r} is not a sequence number"
         raise UsageError(message)
-    return int(match[1])
+    return number
 
 
 def _known(settings: Settings) -> list[str]:

@@ -46,6 +46,8 @@ def verify(
     public_key: Annotated[
         list[str] | None,
         typer.Option(
+            "--public-key",
+            "--key",
             metavar="KEY|FILE",
             show_default=False,
             help="A public key that was kept elsewhere, or a file with one a line, as printed by "

@@ -126,5 +126,21 @@ def test_explain(
         assert part in out
 
 
+def test_what_it_is_done_to_is_named_as_query_names_it(fresh: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text("rules: [{match: {resource_name: openai}, retention: 9y}]")
+    for option in ("--resource", "--resource-name"):
+        shown = fresh.bare(
+            "policy", "explain", "--file", str(file), "--event", "login", option, "openai"
+        )
+        assert "retention   9y" in shown.out
+
+
+def test_the_usage_says_what_policy_does(fresh: Cli) -> None:
+    shown = fresh.bare("policy", "check", "--help").out
+    assert "check|explain" in shown.splitlines()[1]
+    assert "{what}" not in shown
+
+
 def test_explain_needs_an_event(fresh: Cli) -> None:
     assert "--event" in fresh.bare("policy", "explain", code=2).err

@@ -89,6 +89,13 @@ def test_without_the_cosigners_key_there_is_no_time(cli: Cli) -> None:
     assert "signed      unknown: give the cosigner's public key as well" in shown
 
 
+def test_a_key_is_named_as_verify_names_it_and_the_other_way_round(cli: Cli, keys: str) -> None:
+    cli("prove", "5", "-o", "five")
+    for option in ("--key", "--public-key"):
+        assert cli.bare("check-proof", "five", option, keys).out.startswith("result      proven")
+        assert "given with --public-key" in cli("verify", option, keys).out
+
+
 def test_another_key_proves_nothing(cli: Cli) -> None:
     cli("prove", "5", "-o", "five")
     (key, _) = TrailKeys.generate("example.org/other").verifier_keys()

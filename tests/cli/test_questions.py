@@ -255,8 +255,9 @@ def test_csv_has_one_column_for_the_callers_own_fields_and_no_formulas(
     ("arguments", "said"),
     [
         (("--start", "sometime"), "start is 'sometime'"),
+        (("-q", "one", "-q", "two"), "q is said twice"),
         (("--start", "-1h", "--end", "-2h"), "ends before it starts"),
-        (("--where", "nothing"), "FIELD=GLOB"),
+        (("--where", "nothing"), "FIELD=VALUE"),
         (("--per", "often"), "length of time"),
         (("-q", "..."), "no word"),
         (("--event", "x" * 5_000), "at most 4096"),
@@ -357,6 +358,43 @@ def test_conditions_take_the_names_of_the_filters(ask: Cli) -> None:
         assert numbers(ask(*command, "--json", "--where", "field.number=7").out) == [7]
         assert len(numbers(ask(*command, "--json", "--where", "action=authentication").out)) == 270
         assert len(numbers(ask(*command, "--json", "--where", "actor!=u-1").out)) == 200
+
+
+OF_A_RECORD = {
+    "action": "read", "event": "credential_access", "event_type": "security", "actor": "u-1",
+    "outcome": "success", "level": "info", "request_id": "r-6", "resource_name": "other",
+    "resource_type": "server", "session_id": "s-1", "status": "done", "client": "c-1",
+    "client_ip": "10.0.0.1", "server_name": "files", "trace_id": "t-1", "q": "needle",
+    "record_id": "00000033-0000-4000-8000-000000000000",
+}  # fmt: skip
+
+
+def test_query_and_tail_have_every_filter_that_http_has(ask: Cli, ledger: Ledger) -> None:
+    from otel_audit.web.events.router import _FILTERS
+
+    said = {name.removesuffix("!") for name, _, _ in _FILTERS}
+    assert set(OF_A_RECORD) == said - {"start", "end", "field.NAME"}
+    fields = {"actor": "actor_id", "client": "client_id", "q": "note"}
+    stored = {fields.get(name, name): value for name, value in OF_A_RECORD.items()}
+    ledger.write([{**stored, "number": 300}])
+    others = {"resource_name": ("--resource", "--resource-name"), "q": ("--words", "-q")}
+    for name, value in OF_A_RECORD.items():
+        for option in others.get(name, (f"--{name.replace('_', '-')}",)):
+            for command in (("query", "-n", "1"), ("tail", "--limit", "1")):
+                asked = (*command, "--json", option, value, "--where", "number=300")
+                assert numbers(ask(*asked).out) == [300], (command, option)
+    two = ("--lines", "2", "--json", "--actor", "u-0", "--actor", "u-2")
+    assert numbers(ask("tail", *two).out) == [297, 299]
+    assert "can only be success" in ask("tail", "--outcome", "good", code=2).err
+
+
+def test_times_go_by_two_names(ask: Cli) -> None:
+    times = ("2026-02-02T02:41:00Z", "2026-02-02T02:43:00Z")
+    for start, end in (("--start", "--end"), ("--from", "--to")):
+        asked = ("query", "--json", start, times[0], end, times[1])
+        assert numbers(ask(*asked).out) == [2, 1]
+        told = ask("timeline", "--actor", "u-*", "--json", start, times[0], end, times[1]).out
+        assert numbers(told) == [1, 2]
 
 
 def test_a_field_that_no_record_has_is_told_from_no_record(ask: Cli) -> None:

@@ -97,7 +97,7 @@ def test_filters_reach_as_far_back_as_they_must(directory: Path, fresh: Cli) -> 
 
 
 def test_a_filter_that_is_none_is_a_usage_error(cli: Cli) -> None:
-    assert "FIELD=GLOB" in cli("tail", "--where", "failure", code=2).err
+    assert "FIELD=VALUE" in cli("tail", "--where", "failure", code=2).err
 
 
 def test_a_record_cannot_control_the_terminal(directory: Path, fresh: Cli) -> None:

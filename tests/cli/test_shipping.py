@@ -120,6 +120,24 @@ def test_a_replay_is_done_by_whoever_serves(
     child.terminate()
 
 
+@pytest.mark.parametrize("option", ["--from", "--start"])
+@pytest.mark.parametrize(
+    ("when", "position"),
+    [
+        ("7", 7), ("#7", 7), ("-1h", 0), ("yesterday", 0), ("2020-01-31", 0),
+        ("2020-01-31T08:00:00+01:00", 0), ("now", 12), ("+1h", 12),
+    ],
+)  # fmt: skip
+def test_a_place_is_said_in_the_words_of_a_query(
+    cli: Cli, loki: FakeLoki, monkeypatch: pytest.MonkeyPatch, option: str, when: str, position: int
+) -> None:
+    monkeypatch.setenv(ENDPOINT, "http://localhost:4328")
+    shown = cli("ship", "replay", option, when, "--json").out
+    assert json.loads(shown)["from"] == position
+    found = cli("reconcile", "--loki", loki.url, option, when, "--end", "0", "--json").out
+    assert json.loads(found)["first"] == position
+
+
 def test_the_agent_compares_on_a_schedule(
     cli: Cli,
     loki: FakeLoki,
@@ -192,7 +210,7 @@ def test_what_cannot_be_done_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
         cli("ship", "replay", "--from", "0", "--destination", "siem", code=4).err
     )
     assert "neither a sequence number nor a time" in (
-        cli("ship", "replay", "--from", "yesterday", code=2).err
+        cli("ship", "replay", "--from", "sometime", code=2).err
     )
     assert "is not a sequence number" in cli("ship", "requeue", "x", code=2).err
     assert "otlp: 0 records to be sent again" in cli("ship", "requeue").out
