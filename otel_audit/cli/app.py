@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand
 from typer.main import get_command
 
 from otel_audit.cli import (
@@ -62,9 +63,24 @@ app.add_typer(ship, name="ship", rich_help_panel=_RUN)
 def _add(
     command: Callable[..., None], panel: str, *examples: str, group: typer.Typer = app
 ) -> None:
-    title = "Examples:" if len(examples) > 1 else "Example:"
-    epilog = "\n".join((title, *(f"$ {example}" for example in examples)))
-    group.command(rich_help_panel=panel, epilog=epilog)(command)
+    group.command(cls=_with(examples), rich_help_panel=panel)(command)
+
+
+def _with(shown: tuple[str, ...]) -> type[TyperCommand]:
+    """Return a command whose help ends with examples as they are to be copied.
+
+    Rich would break them at the terminal's width, and a shell would run the pieces.
+    """
+    title = "Examples:" if len(shown) > 1 else "Example:"
+
+    class _Command(TyperCommand):
+        examples = shown
+
+        def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - of Typer's own, private Click
+            super().format_help(ctx, formatter)
+            typer.echo("\n".join((f" {title}", *(f" $ {example}" for example in shown), "")))
+
+    return _Command
 
 
 _add(doctor.doctor, _LOOK, "otel-audit doctor", "LOG_DIR=/var/log/app otel-audit doctor --json")

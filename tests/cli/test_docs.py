@@ -42,9 +42,9 @@ def section(name: str) -> str:
     return match[1]
 
 
-def examples(name: str) -> list[str]:
-    lines = COMMANDS[name].epilog.splitlines()
-    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+def examples(name: str) -> tuple[str, ...]:
+    shown: tuple[str, ...] = COMMANDS[name].examples
+    return shown
 
 
 def options(name: str) -> set[str]:
@@ -101,6 +101,24 @@ def test_the_help_shows_summary_options_and_example(name: str) -> None:
         assert option in done.stdout
     for example in examples(name):
         assert example in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_can_be_copied_from_a_narrow_terminal(name: str) -> None:
+    done = CliRunner(env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).invoke(
+        app, [*name.split(), "--help"]
+    )
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith(" $ ")] == [
+        f" $ {example}" for example in examples(name)
+    ]
+
+
+def test_the_help_lists_the_words_for_times() -> None:
+    done = CliRunner(env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}).invoke(app, ["query", "-h"])
+    start = next(line for line in done.stdout.splitlines() if "--start" in line)
+    for word in ("today", "yesterday", "now", "-15m", "2026-01-31"):
+        assert word in start
 
 
 @pytest.mark.parametrize("name", COMMANDS)
