@@ -11,11 +11,16 @@ from otel_audit.cli import nothing, output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import Console
     from rich.text import Text
 
     from otel_audit.readers.query.model import Backend, Counts, Query
 
 _BAR: Final = 40
+_SHORTEST: Final = 8
+"""Of the longest bar, on a terminal that has no room for it."""
+
+_STAMP: Final = len("2026-01-31 08:00:00")
 
 
 def show(
@@ -106,23 +111,30 @@ def _write_bars(counts: Counts, asked: Query, per: int | None) -> None:
     most = max(number for _, _, number in rows)
     values = [output.visible(value or "")[:_BAR] for _, value, _ in rows]
     wide = max(map(len, values)), max(len(f"{number:,}") for _, _, number in rows)
-    gaps = {} if per is None else _gaps(counts, asked, per, sum(wide) + 2 * bool(wide[0]))
+    taken = sum(wide) + 2 * bool(wide[0])
+    longest = _longest(target, taken + (0 if per is None else _STAMP + 2))
+    gaps = {} if per is None else _gaps(counts, asked, per, taken)
     before = None
     for (bucket, _, number), value in zip(rows, values, strict=True):
         line = Text()
         if bucket in gaps:
             target.print(gaps.pop(bucket))
         if bucket is not None:
-            line.append(f"{_time(bucket) if bucket != before else '':<19}  ", style="dim")
+            line.append(f"{_time(bucket) if bucket != before else '':<{_STAMP}}  ", style="dim")
             before = bucket
         if wide[0]:
             line.append(f"{value:<{wide[0]}}  ")
         line.append(f"{number:>{wide[1]},}  ", style="bold")
-        line.append(mark * -(-number * _BAR // most), style="cyan")
+        line.append(mark * -(-number * longest // most), style="cyan")
         line.rstrip()
         target.print(line)
     for gap in gaps.values():  # what is left is after the last
         target.print(gap)
+
+
+def _longest(target: Console, taken: int) -> int:
+    """Return how long the longest bar is: on a terminal, as long as there is room beside it."""
+    return min(_BAR, max(_SHORTEST, target.width - taken - 2)) if target.is_terminal else _BAR
 
 
 def _mark() -> str:
