@@ -16,9 +16,9 @@ import typer
 from otel_audit.cli import nothing
 from otel_audit.cli.counts import show
 from otel_audit.cli.filters import Chosen, filtered, option
+from otel_audit.cli.lines import csv_writer, line_writer, raw_writer
 from otel_audit.cli.options import Directory, Json, open_reader, settings_for
 from otel_audit.cli.outcome import UsageError
-from otel_audit.cli.records import line_writer, raw_writer
 from otel_audit.cli.times import End, Start
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def query(  # noqa: PLR0913 - each is an option of the command line
             show(search, asked, by, time_bucket, limit=limit, as_json=as_json, as_csv=as_csv)
         else:
             most = _MOST if limit is None else limit
-            _write(search, asked, most, as_json=as_json, as_csv=as_csv)
+            write = csv_writer(asked) if as_csv else raw_writer() if as_json else line_writer()
+            _write(search, asked, most, write, quiet=as_csv or as_json)
 
 
 def timeline(  # noqa: PLR0913 - each filter is an option
@@ -108,6 +109,12 @@ def timeline(  # noqa: PLR0913 - each filter is an option
     actor: Annotated[str | None, option("ID", "What this actor did.")] = None,
     start: Start = None,
     end: End = None,
+    limit: Annotated[
+        int,
+        typer.Option(
+            "--limit", "--lines", "-n", min=0, metavar="N", show_default="all", help="How many."
+        ),
+    ] = 0,
     loki: Loki = None,
     loki_tenant: LokiTenant = "audit",
     verbose: Verbose = False,
@@ -123,10 +130,8 @@ def timeline(  # noqa: PLR0913 - each filter is an option
         raise UsageError(message)
     asked = Chosen([], []).query(**said, start=start, end=end, order="oldest")
     with _opened(directory, loki, loki_tenant, verbose=verbose) as search:
-        entries = search.stream(asked)
         write = raw_writer() if as_json else line_writer(since=True)
-        if not _write_chunks(entries, write) and not as_json:
-            nothing.say(search, asked)
+        _write(search, asked, limit, write, quiet=as_json)
 
 
 def _once(option: str, said: Sequence[str] | None) -> str | None:
@@ -200,18 +205,18 @@ def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
         yield chunk
 
 
-def _write(search: Backend, asked: Query, limit: int, *, as_json: bool, as_csv: bool) -> None:
+def _write(
+    search: Backend,
+    asked: Query,
+    limit: int,
+    write: Callable[[Sequence[Entry]], None],
+    *,
+    quiet: bool,
+) -> None:
+    """Write what is found, ``limit`` at most, and say to people what is not shown."""
     found = search.stream(asked)
-    entries = _limited(found, limit)
-    if as_csv:
-        from otel_audit.readers.query.export import csv_head, csv_line
-
-        sys.stdout.write(csv_head())
-        sys.stdout.writelines(csv_line(entry, asked) for entry in entries)
-        return
-    write: Callable[[Sequence[Entry]], None] = raw_writer() if as_json else line_writer()
-    number = _write_chunks(entries, write)
-    if as_json:
+    number = _write_chunks(_limited(found, limit), write)
+    if quiet:
         return
     if not number:
         nothing.say(search, asked)

@@ -1,13 +1,10 @@
-"""`tail` and `show`: reading records.
-
-What a line shows is a choice; the whole record is in `show` and in ``--json``.
-"""
+"""`tail` and `show`: the newest records, and one record."""
 
 from __future__ import annotations
 
-import json
 import signal
 import time
+from array import array
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -15,9 +12,9 @@ import typer
 
 from otel_audit.cli import output
 from otel_audit.cli.filters import Chosen, filtered
+from otel_audit.cli.lines import as_text, line_writer, raw_writer
 from otel_audit.cli.options import Directory, Json, RecordName, open_reader, settings_for
 from otel_audit.cli.outcome import ExitCode, silence
-from otel_audit.web.routes import UNMATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,14 +29,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS: Final = 0.2
 _CHUNK: Final = 2_048
-_OUTCOMES: Final = {"success": "green", "failure": "red"}
-_LEVELS: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
-_WIDEST: Final = {"actor": 24, "event": 28, "action": 20}
-_NARROWEST: Final = 6
-"""Of these columns, on a terminal that has no room for them and for the resource."""
-
-_RESOURCE: Final = 24
-"""What is kept free for the resource, which tells records apart that are alike otherwise."""
+_SHOWN: Final = 200
 
 
 @filtered
@@ -118,13 +108,19 @@ def _tail(
     lines: int,
     follow: bool,
 ) -> None:
+    from otel_audit.readers.search.matching import entry_of
+
     size = search.reader.tree().size
     stopped: list[int] = []
     if follow:
         # An exception out of nowhere can be swallowed where nobody may raise (a
         # finalizer, a callback); what is written down is not.
         signal.signal(signal.SIGINT, lambda number, _frame: stopped.append(number))
-    write(list(islice(search.stream(query, size), lines))[::-1])
+    # Numbers are kept, not records: of those there may be more than there is memory.
+    places = array("q", (entry.sequence for entry in islice(search.stream(query, size), lines)))
+    places.reverse()
+    for first in range(0, len(places), _SHOWN):
+        write([entry_of(leaf) for leaf in search.reader.pick(places[first : first + _SHOWN])])
     while follow and not stopped:
         grown = search.reader.tree().size
         while size < grown:
@@ -132,141 +128,6 @@ def _tail(
             write(search.between(query, size, stop))
             size = stop
         time.sleep(_POLL_SECONDS)
-
-
-def _as_text(value: object) -> str:
-    """Return a value as it would be typed: texts as they are, the rest as JSON."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def raw_writer() -> Callable[[Sequence[Entry]], None]:
-    """Return what writes records as they are stored, one a line."""
-    import sys
-
-    def write(leaves: Sequence[Entry]) -> None:
-        for leaf in leaves:
-            sys.stdout.buffer.write(_as_bytes(leaf.record) + b"\n")
-        sys.stdout.buffer.flush()
-
-    return write
-
-
-def line_writer(*, since: bool = False) -> Callable[[Sequence[Entry]], None]:
-    """Return what writes records as aligned lines, in colour on a terminal.
-
-    ``since``: with the time since the first record instead of the time of day.
-    """
-    target = output.console()
-    widths: dict[str, int] = {"sequence": 4}
-    elapsed = _Elapsed() if since else None
-
-    def write(leaves: Sequence[Entry]) -> None:
-        rows = [(leaf, _columns(leaf, elapsed)) for leaf in leaves]
-        for _, columns in rows:
-            for name, value in columns.items():
-                limit = _WIDEST.get(name, len(value))
-                widths[name] = max(widths.get(name, 0), min(len(value), limit))
-        fitted = _fitted(widths, target.width) if target.is_terminal else widths
-        for leaf, columns in rows:
-            line = _line(columns, fitted, _level(leaf))
-            if target.is_terminal:
-                line.truncate(target.width, overflow="ellipsis")
-            target.print(line)
-
-    return write
-
-
-def _fitted(widths: dict[str, int], whole: int) -> dict[str, int]:
-    """Narrow the widest columns, until there is room for the resource."""
-    fitted = {name: width for name, width in widths.items() if name != "rest"}
-    columns = [name for name in _WIDEST if name in fitted]
-    for _ in range(sum(fitted[name] for name in columns)):
-        widest = max(columns, key=fitted.__getitem__)
-        left = whole - sum(fitted.values()) - 2 * len(fitted)
-        if left >= _RESOURCE or fitted[widest] <= _NARROWEST:
-            break
-        fitted[widest] -= 1
-    return fitted
-
-
-class _Elapsed:
-    """Tells the time since the first record that it saw."""
-
-    def __init__(self) -> None:
-        self._first: int | None = None
-
-    def __call__(self, entry: Entry) -> str:
-        from otel_audit.readers.query.words import moment_of
-
-        moment = moment_of(entry.fields, entry.committed_unix_nano)
-        if self._first is None:
-            self._first = moment
-            return output.stamp(moment)[:23].replace("T", " ")
-        return f"{(moment - self._first) / 1e9:+.3f} s".rjust(23)
-
-
-def _as_bytes(record: object) -> bytes:
-    """Return what a row holds as bytes: a row that was tampered with may hold anything."""
-    return record if isinstance(record, bytes) else str(record).encode(errors="backslashreplace")
-
-
-def _level(leaf: Entry) -> str:
-    return str((output.parsed(leaf.record) or {}).get("level", ""))
-
-
-def _columns(leaf: Entry, elapsed: _Elapsed | None) -> dict[str, str]:
-    """Choose what a line says, in order; the last column may be of any length."""
-    fields = output.parsed(leaf.record)
-    if fields is None:
-        raw = output.visible(_as_bytes(leaf.record).decode(errors="replace"))
-        return {"sequence": str(leaf.sequence), "rest": f"not a record: {raw}"}
-
-    def say(name: str) -> str:
-        return output.visible(_as_text(fields.get(name, "")))
-
-    actor = say("actor_id")
-    if fields.get("actor_verified") is False and actor != "anonymous":
-        actor += "?"
-    said = [say("resource_type"), say("resource_name")]
-    if fields.get("resource_name") == UNMATCHED:
-        said.append(say("path"))  # which is all that such a request has to tell it by
-    target = " ".join(filter(None, said))
-    error = say("error")
-    return {
-        "sequence": str(leaf.sequence),
-        "time": elapsed(leaf) if elapsed else say("timestamp")[:19].replace("T", " "),
-        "outcome": say("outcome"),
-        "actor": actor,
-        "event": say("event"),
-        "action": say("action"),
-        "rest": ": ".join(filter(None, (target, error))),
-    }
-
-
-def _line(columns: dict[str, str], widths: dict[str, int], level: str) -> Text:
-    from rich.text import Text
-
-    styles = {
-        "sequence": "dim",
-        "time": "dim",
-        "outcome": _OUTCOMES.get(columns.get("outcome", ""), "yellow"),
-        "event": _LEVELS.get(level, "bold"),
-    }
-    line = Text.assemble((columns["sequence"].rjust(widths["sequence"]), styles["sequence"]))
-    for name, value in columns.items():
-        if name != "sequence":
-            line.append("  ")
-            cell = Text(value, style=styles.get(name) or "")
-            if name != "rest":
-                narrow = name in _WIDEST and widths[name] < min(len(value), _WIDEST[name])
-                if narrow:
-                    cell.truncate(widths[name], overflow="ellipsis")
-                cell.pad_right(widths[name] - len(cell))
-            line.append_text(cell)
-    line.rstrip()
-    return line
 
 
 # show
@@ -328,7 +189,7 @@ def _print_record(
 def print_fields(target: Console, fields: dict[str, Any]) -> None:
     """Print a record's fields in two columns, in the record's own order."""
     rows = [
-        (output.visible(name), output.visible(_as_text(value))) for name, value in fields.items()
+        (output.visible(name), output.visible(as_text(value))) for name, value in fields.items()
     ]
     output.write_facts(target, rows)
 

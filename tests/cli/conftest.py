@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -59,6 +64,20 @@ def process(
         env={**os.environ, **(environment or {})},
         **options,
     )
+
+
+def on_terminal(*arguments: str, columns: int) -> list[str]:
+    """Return the lines that a command shows on a terminal of so many columns, without colours."""
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    # pytest's workers have COLUMNS, and it counts for more than the terminal; so does stdin.
+    environment = {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": ""}
+    child = process(*arguments, stdout=terminal, stdin=subprocess.DEVNULL, environment=environment)
+    child.communicate(timeout=30)
+    os.close(terminal)
+    shown = os.read(controller, 65_536).decode()
+    os.close(controller)
+    return re.sub("\x1b[^m]*m", "", shown).splitlines()
 
 
 def record(directory: Path, count: int, service: str = "hub", *, keys: object = None) -> None:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
-import os
-import pty
-import re
 import shutil
-import struct
-import termios
+import subprocess
+import sys
+import time
 from typing import TYPE_CHECKING
 
 import orjson
 import pytest
+from rich.cells import cell_len
 
 from otel_audit.readers.index.segments import SMALL
 from otel_audit.readers.query.times import stamp
-from tests.cli.conftest import Cli, process
+from tests.cli.conftest import Cli, on_terminal
 from tests.readers.ledger import BEGAN, SECOND, Ledger
 
 if TYPE_CHECKING:
@@ -85,20 +83,16 @@ def test_what_else_happened_in_a_request(ask: Cli) -> None:
     assert "--request-id, --trace-id or --actor" in ask("timeline", code=2).err
 
 
-@pytest.mark.parametrize("columns", [80, 100, 200])
-def test_a_narrow_terminal_shows_what_it_was_about(
-    directory: Path, columns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The resource is last in a line; what is before it gives way."""
-    # pytest's workers have it, and it counts for more than the terminal.
-    monkeypatch.delenv("COLUMNS", raising=False)
+@pytest.fixture
+def tools(directory: Path) -> Path:
+    """Give a trail whose records have long names for everything but the resource."""
     ledger = Ledger(directory)
     ledger.write(
         {
             "timestamp": stamp(BEGAN + number * SECOND),
             "event": "mcp_client_tool_called",
             "action": "tool_call_requested",
-            "outcome": "success",
+            "outcome": "failure" if number % 2 else "success",
             "actor_id": "a.very.long.name@example.org",
             "resource_type": "server",
             "resource_name": f"files-{number}",
@@ -106,17 +100,80 @@ def test_a_narrow_terminal_shows_what_it_was_about(
         for number in range(12)
     )
     ledger.close()
-    controller, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
-    asked = ("timeline", "--dir", str(directory), "--actor", "a.*")
-    child = process(*asked, stdout=terminal, environment={"TERM": "xterm", "NO_COLOR": "1"})
-    child.communicate(timeout=30)
-    os.close(terminal)
-    lines = re.sub("\x1b[^m]*m", "", os.read(controller, 65_536).decode()).splitlines()
-    os.close(controller)
+    return directory
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+@pytest.mark.parametrize("command", ["timeline --actor a.*", "query --oldest", "tail -n 12"])
+def test_a_narrow_terminal_shows_what_it_was_about(tools: Path, columns: int, command: str) -> None:
+    """What is before the resource, which is last in a line, gives way."""
+    lines = on_terminal(*command.split(), "--dir", str(tools), columns=columns)
     assert [line.split()[-1] for line in lines] == [f"files-{number}" for number in range(12)]
     assert all(len(line) <= columns for line in lines)
     assert ("…" in lines[0]) is (columns < 200)
+
+
+@pytest.mark.parametrize("command", ["query --oldest", "tail -n 12"])
+def test_the_event_stays_whole_on_a_terminal_of_80_columns(tools: Path, command: str) -> None:
+    """The year and the action leave, as the event says it too; the outcome is short."""
+    lines = on_terminal(*command.split(), "--dir", str(tools), columns=80)
+    assert lines[:2] == [
+        "   0  02-02 02:40:00  ok    a.very.lon…  mcp_client_tool_called  server files-0",
+        "   1  02-02 02:40:01  fail  a.very.lon…  mcp_client_tool_called  server files-1",
+    ]
+
+
+def test_a_line_is_no_longer_than_the_terminal_whatever_is_in_it(directory: Path) -> None:
+    ledger = Ledger(directory)
+    ledger.write([
+        {"event": "漢字" * 20, "actor_id": "é" * 40, "resource_name": "漢" * 99, "outcome": "x" * 30},
+        b"rubbish" * 40,
+        {"event": "e" * 200, "timestamp": "2026"},
+    ])  # fmt: skip
+    ledger.close()
+    for columns in (24, 40, 60, 80, 120):
+        lines = on_terminal("tail", "--dir", str(directory), columns=columns)
+        assert [cell_len(line) for line in lines if cell_len(line) > columns] == []
+
+
+def test_many_lines_cost_little_more_than_their_bytes(ask: Cli, ledger: Ledger) -> None:
+    """Rich's table for each took ten times as long."""
+    ledger.fill(8_000)
+    times = []
+    for form in (("--json",), ()):
+        began = time.process_time()
+        ask("query", "-n", "0", *form)
+        ask("timeline", "--actor", "u-*", *form)
+        times.append(time.process_time() - began)
+    assert times[1] < 4 * times[0]
+
+
+def test_memory_does_not_grow_with_the_lines(ask: Cli, ledger: Ledger) -> None:
+    ledger.fill(30_000)
+    program = (
+        "import sys; from otel_audit.cli.app import run; run(sys.argv[1:]); "
+        # Not getrusage: that begins with what the process had that started this one.
+        "sys.stderr.write(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )
+    peaks = []
+    for number in ("10", "30000"):
+        command = ["tail", "-n", number, "--dir", str(ask.directory)]
+        done = subprocess.run(
+            [sys.executable, "-c", program, *command], capture_output=True, check=True
+        )
+        assert len(done.stdout.splitlines()) == int(number)
+        peaks.append(int(done.stderr))
+    assert peaks[1] - peaks[0] < 20_000
+
+
+def test_a_timeline_can_be_limited(ask: Cli) -> None:
+    shown = ask("timeline", "--actor", "u-1", "-n", "2")
+    assert [line.split()[0] for line in shown.out.splitlines()] == ["1", "4"]
+    assert shown.err == "2 shown, there are more: -n 0 for all\n"
+    assert numbers(ask("timeline", "--actor", "u-1", "--limit", "2", "--json").out) == [1, 4]
+    for arguments in ((), ("-n", "0"), ("-n", "100")):
+        whole = ask("timeline", "--actor", "u-1", *arguments)
+        assert (len(whole.out.splitlines()), whole.err) == (100, "")
 
 
 def test_failed_log_ins_per_hour_are_bars(ask: Cli) -> None:
@@ -209,6 +266,18 @@ def test_the_limit_is_of_the_values_that_are_counted(ask: Cli) -> None:
     counts = json.loads(ask("query", "--count-by", "event", "-n", "1", "--json").out)["counts"]
     assert [one["value"] for one in counts] == ["authentication"]
     assert len(ask("query", "--count-by", "number", "-n", "0", "--csv").out.splitlines()) == 301
+
+
+@pytest.mark.parametrize(
+    "command", ["--count-by record_id", "--count-by event --per 1h", "--count-by event"]
+)
+def test_bars_are_as_long_as_a_terminal_has_room(ask: Cli, command: str) -> None:
+    asked = ("query", "--dir", str(ask.directory), *command.split(), "--where", "number=29?")
+    for columns in (60, 80):
+        lines = on_terminal(*asked, columns=columns)
+        assert lines
+        assert max(map(len, lines)) <= columns
+        assert 8 <= max(line.count("█") for line in lines) <= 40
 
 
 def test_counts_by_a_field(ask: Cli) -> None:
