@@ -20,6 +20,7 @@ from otel_audit.cli.outcome import ExitCode, UsageError, write_error
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rich.console import Console
     from rich.text import Text
 
 DEFAULT: Final = "http://127.0.0.1:8000/health"
@@ -27,11 +28,6 @@ DEFAULT: Final = "http://127.0.0.1:8000/health"
 _DENIED: Final = (401, 403)
 _GOOD: Final = ("healthy", "degraded")
 _LARGEST: Final = 8 << 20
-_STATUS: Final = 1
-_NUMBERS: Final = (2, 3, 4)
-"""Columns of the table that are coloured, and aligned to the right."""
-
-_COLOURS: Final = {"healthy": "green", "degraded": "yellow", "unhealthy": "red", "unknown": "red"}
 
 
 def health(
@@ -150,7 +146,7 @@ def _print(service: _Service, seen: _Seen, *, as_json: bool) -> None:
         output.write_json({"url": service.url, **(seen.report or {"status": seen.status})})
     else:
         target = output.console()
-        for part in _rendered(service, seen):
+        for part in _rendered(target, service, seen):
             target.print(part)
     if seen.trouble:
         write_error("HealthWarning", seen.trouble, ExitCode.FOUND, as_json=as_json)
@@ -183,11 +179,12 @@ def _watch_live(service: _Service, interval: float) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=output.console(), auto_refresh=False, screen=False) as live:
+    target = output.console()
+    with Live(console=target, auto_refresh=False, screen=False) as live:
         while True:
             seen = service.ask(detailed=True)
             trouble = [Text(output.visible(seen.trouble))] if seen.trouble else []
-            live.update(Group(*_rendered(service, seen), *trouble), refresh=True)
+            live.update(Group(*_rendered(target, service, seen), *trouble), refresh=True)
             time.sleep(interval)
 
 
@@ -203,41 +200,13 @@ def _line(seen: _Seen, *, as_json: bool) -> str:
     return output.visible(": ".join(filter(None, (seen.status, ", ".join(bad)))))
 
 
-def _rendered(service: _Service, seen: _Seen) -> Iterator[Text]:
+def _rendered(target: Console, service: _Service, seen: _Seen) -> Iterator[Text]:
     from rich.text import Text
 
-    style = _COLOURS.get(seen.status, "red")
+    from otel_audit.cli.components import COLOURS, table
+
+    style = COLOURS.get(seen.status, "red")
     yield Text.assemble((output.visible(seen.status), style), f"  {service.url}")
     components = seen.report.get("components")
     if components:
-        yield from _rows(components)
-
-
-def _rows(components: dict[str, dict[str, Any]]) -> Iterator[Text]:
-    """Lay the components out in columns; only the last one, the message, may be long."""
-    from rich.text import Text
-
-    cells: list[tuple[str, ...]] = [
-        ("component", "status", "ms", "checks", "failures", "since", "message")
-    ]
-    for name, facts in sorted(components.items()):
-        shown = [_shown(facts.get(key)) for key in ("checks", "failures", "since", "message")]
-        status = _shown(facts.get("status"))
-        cells.append((_shown(name), status, _milliseconds(facts.get("response_time_ms")), *shown))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for number, row in enumerate(cells):
-        text = Text(no_wrap=True, overflow="ellipsis", style="" if number else "dim")
-        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            padded = cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
-            text.append(padded, _COLOURS.get(cell, "") if column == _STATUS else "")
-            text.append("  ")
-        text.rstrip()
-        yield text
-
-
-def _shown(value: object) -> str:
-    return "" if value is None else output.visible(value)
-
-
-def _milliseconds(value: object) -> str:
-    return f"{value:.1f}" if isinstance(value, (int, float)) else ""
+        yield from table(components, target.width if target.is_terminal else None)

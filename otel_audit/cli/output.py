@@ -55,13 +55,13 @@ def write_facts(target: Console, rows: Iterable[tuple[str, str | Text]]) -> None
         text = Text(value) if isinstance(value, str) else value
         lines = [text]
         if target.is_terminal and target.width - indent >= _NARROW:
-            lines = _wrapped(text, target.width - indent)
+            lines = wrapped(text, target.width - indent)
         for number, line in enumerate(lines):
             head = label if number == 0 else ""
             target.print(Text.assemble((f"{head:<{indent}}", "dim"), line))
 
 
-def _wrapped(text: Text, width: int) -> list[Text]:
+def wrapped(text: Text, width: int) -> list[Text]:
     """Break between words; a word that is too long stays whole, so that it can be copied."""
     lines: list[Text] = []
     for word in text.split(" ", allow_blank=True):

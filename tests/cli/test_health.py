@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from otel_audit.cli.app import run
 from otel_audit.health.checker import HealthChecker
 from otel_audit.web.health.answers import HealthAnswers
 from otel_audit.web.health.port import HealthPort
+from tests.cli.conftest import on_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,6 +115,31 @@ def test_details_are_a_table_in_which_nothing_moves_the_cursor(
     assert lines[3][:2] == ["database", "healthy"]
     assert "\x1b" not in out
     assert "\\x1b[31mrefused" in out
+
+
+LONG = (
+    "ship:otlp has not delivered for 42 min: HTTP 401 from the far end, which wants another token"
+)
+
+
+def test_a_message_can_be_read_on_a_narrow_terminal(service: Service) -> None:
+    service.checker.register("ship:otlp", _long, critical=False, interval=0.05, failure_threshold=1)
+    service.become("degraded")
+    for columns in (60, 80):
+        lines = on_terminal("health", "-d", service.url, columns=columns)
+        assert max(map(len, lines[1:])) <= columns
+        place = lines[1].index("message")
+        shown = [line for line in lines[2:] if not line.startswith(("cache", "database"))]
+        assert LONG in " ".join(line[place:] for line in shown)
+        assert all(not line[:place].strip() for line in shown[1:])
+        assert "checks" not in lines[1]
+    lines = on_terminal("health", "-d", service.url, columns=250)
+    assert LONG in lines[-1]
+    assert re.search(r" 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  ", lines[-1])
+
+
+def _long() -> None:
+    raise ConnectionError(LONG)
 
 
 def test_json_is_what_the_service_says(
