@@ -44,6 +44,10 @@ _FILE_MODE = 0o600
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _MAX_FILE_SIZE = 64 * 1024
 _FORM = "PRIVATE+KEY+<name>+<key id>+<base64>"
+_RESTORE = (
+    ": put back the key from your backup or, if there is none, begin a new origin with "
+    "`otel-audit new-origin`"
+)
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _MAX_NAME_PART = 63
 
@@ -65,7 +69,7 @@ class _PrivateKey:
         """Read ``PRIVATE+KEY+...``; no message repeats the text, being secret."""
         parts = text.split("+", 4)
         if len(parts) != 5 or parts[:2] != ["PRIVATE", "KEY"]:  # noqa: PLR2004 - see _FORM
-            msg = f"a signing key must have the form {_FORM}"
+            msg = f"a signing key must have the form {_FORM}{_RESTORE}"
             raise TrailKeyError(msg)
         name, key_id, encoded = parts[2:]
         shown = f"the signing key of {name}"
@@ -73,10 +77,11 @@ class _PrivateKey:
             material = decode_base64(encoded, shown)
             check_key(name, material, shown)
         except ProofError as error:
-            raise TrailKeyError(str(error)) from None
+            msg = f"{error}{_RESTORE}"
+            raise TrailKeyError(msg) from None
         key = cls(name, material[0], material[1:])
         if f"{key.verifier().key_id:08x}" != key_id:
-            msg = f"{shown} is damaged: it does not belong to its key id {key_id}"
+            msg = f"{shown} is damaged, it does not belong to its key id {key_id}{_RESTORE}"
             raise TrailKeyError(msg)
         return key
 
@@ -147,7 +152,7 @@ class TrailKeys:
         if [key.algorithm for key in keys] != [ED25519, COSIGNATURE]:
             msg = (
                 "a trail needs two signing keys, the log's (type 0x01) and then the "
-                f"cosigner's (type 0x04), each as {_FORM}"
+                f"cosigner's (type 0x04), each as {_FORM}{_RESTORE}"
             )
             raise TrailKeyError(msg)
         log, cosigner = keys
@@ -286,7 +291,7 @@ def _read(path: Path) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError:
-        msg = f"a signing key must have the form {_FORM}"
+        msg = f"a signing key must have the form {_FORM}{_RESTORE}"
         raise TrailKeyError(msg) from None
 
 
@@ -297,8 +302,8 @@ def _refuse_exposed(status: os.stat_result) -> None:
     if status.st_mode & _OTHERS:
         msg = (
             f"its mode {stat.S_IMODE(status.st_mode):04o} lets others at the signing key; whoever "
-            "could read it can forge the trail: run chmod 600, and make a new trail if others "
-            "may have read it"
+            "could read it can forge the trail: run chmod 600 and, if others may have read it, begin "
+            "a new origin with `otel-audit new-origin`"
         )
         raise TrailKeyError(msg)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import stat
 from typing import TYPE_CHECKING, Final
 
@@ -37,6 +38,7 @@ _UNSYNCHRONISED: Final = 5
 """TIME_ERROR of adjtimex(2)."""
 
 _TIMEX_SIZE: Final = 512
+_REMEDY: Final = re.compile(r": (?=run |put back )")
 _NEW_ORIGIN: Final = "keep everything; otel-audit verify; then otel-audit new-origin"
 
 
@@ -121,8 +123,8 @@ def key(subject: Subject) -> Iterator[Check]:
         )
         return
     except TrailKeyError as error:
-        message, _, remedy = str(error).partition(": run ")
-        yield fail("signing key", message, f"run {remedy}" if remedy else "restore it")
+        message, *remedy = _REMEDY.split(str(error), maxsplit=1)
+        yield fail("signing key", message, *(remedy or ["restore it"]))
         return
     yield _compared(subject, keys, claimed, where)
 
