@@ -14,6 +14,7 @@ import typer
 
 from otel_audit.cli import output
 from otel_audit.cli.options import Directory, Json, account, opened_trail, own, settings_for
+from otel_audit.cli.outcome import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +77,11 @@ def new_origin(
     directory: Directory = None,
     *,
     reason: Annotated[
-        str, typer.Option(metavar="TEXT", help="Why; it goes into the new trail's first record.")
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Why; it goes into the new trail's first record. Required with --yes.",
+        ),
     ] = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Json = False,
@@ -91,6 +96,11 @@ def new_origin(
     """
     from otel_audit.trail.succession import look, succeed
 
+    if yes and not reason.strip():
+        message = (
+            "with --yes nobody is asked, so say why, for the new trail's first record: --reason"
+        )
+        raise UsageError(message)
     settings = settings_for(directory)
     directory = settings.trail_directory
     own(directory)

@@ -148,7 +148,7 @@ def test_the_exit_codes_are_those_of_the_page() -> None:
         ("prove", ("0", "-o", "proof")),
         ("checkpoint", ()),
         ("keys", ()),
-        ("new-origin", ("--yes",)),
+        ("new-origin", ("--yes", "--reason", "a test")),
         ("init", ("policy.yaml",)),
         ("policy", ("check", "--file", "policy.yaml")),
         ("policy", ("explain", "--event", "login")),

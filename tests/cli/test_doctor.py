@@ -305,7 +305,7 @@ def test_a_memory_of_other_records(trail: Path, cli: Cli) -> None:
 
 
 def test_earlier_trails_are_mentioned(cli: Cli) -> None:
-    cli("new-origin", "--yes")
+    cli("new-origin", "--yes", "--reason", "a test")
     assert outcome(cli, "trail")["message"].endswith("; 1 earlier trail in previous/")
 
 

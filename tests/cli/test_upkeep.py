@@ -183,7 +183,7 @@ def test_a_restored_trail_gives_way_to_one_that_tells_of_it(restored: Path, cli:
 
 
 def test_as_json(cli: Cli) -> None:
-    shown = json.loads(cli("new-origin", "--yes", "--json").out)
+    shown = json.loads(cli("new-origin", "--yes", "--reason", "a test", "--json").out)
     assert list(shown) == [
         "origin",
         "public_keys",
@@ -211,10 +211,17 @@ def test_a_yes_is_enough(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "new origin" in cli("new-origin").out
 
 
+@pytest.mark.parametrize("reason", [(), ("--reason", " ")])
+def test_who_is_not_asked_says_why(trail: Path, cli: Cli, reason: tuple[str, ...]) -> None:
+    before = sorted(trail.iterdir())
+    assert "say why" in cli("new-origin", "--yes", *reason, code=2).err
+    assert sorted(trail.iterdir()) == before
+
+
 def test_an_exposed_key_is_a_reason_that_is_found_by_itself(trail: Path, cli: Cli) -> None:
     old = (trail / "signing.key").read_bytes()
     (trail / "signing.key").chmod(0o644)
-    cli("new-origin", "--yes")
+    cli("new-origin", "--yes", "--reason", "a test")
     reason = json.loads(cli("show", "0", "--json").out)["record"]["reason"]
     assert "mode 0644 lets others at the signing key" in reason
     assert (trail / "signing.key").read_bytes() != old
@@ -223,7 +230,7 @@ def test_an_exposed_key_is_a_reason_that_is_found_by_itself(trail: Path, cli: Cl
 def test_a_damaged_trail_gives_way_too(trail: Path, cli: Cli) -> None:
     (trail / "trail.db").write_bytes(b"rubbish" * 1_000)
     (trail / "trail.db-wal").unlink()
-    cli("new-origin", "--yes")
+    cli("new-origin", "--yes", "--reason", "a test")
     first = json.loads(cli("show", "0", "--json").out)["record"]
     assert "cannot be read" in first["reason"]
     assert first["previous_checkpoint"].startswith(first["previous_origin"])
@@ -236,7 +243,7 @@ def test_a_trail_in_use_is_left_alone(trail: Path, cli: Cli, spawn: Spawn) -> No
     child = spawn("tail", "-f", "--dir", str(trail))
     assert child.stdout is not None
     child.stdout.readline()
-    err = cli("new-origin", "--yes", code=3).err
+    err = cli("new-origin", "--yes", "--reason", "a test", code=3).err
     assert f"in use by process {child.pid} (python): stop it" in err
     assert not (trail / "previous").exists()
 
@@ -245,12 +252,15 @@ def test_a_key_that_a_setting_gives_has_to_be_another_one(
     trail: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_AUDIT_SIGNING_KEY", (trail / "signing.key").read_text("utf-8"))
-    assert "has been signed already" in cli("new-origin", "--yes", code=3).err
+    assert "has been signed already" in cli("new-origin", "--yes", "--reason", "a test", code=3).err
     cli("verify")
     record(trail, 1)
     keys = TrailKeys.generate("example.org/next")
     monkeypatch.setenv("OTEL_AUDIT_SIGNING_KEY", keys.to_text())
-    assert json.loads(cli("new-origin", "--yes", "--json").out)["origin"] == "example.org/next"
+    assert (
+        json.loads(cli("new-origin", "--yes", "--reason", "a test", "--json").out)["origin"]
+        == "example.org/next"
+    )
     assert not (trail / "signing.key").exists()
 
 
@@ -258,12 +268,12 @@ def test_the_key_file_in_the_trails_own_directory_moves_with_it(
     trail: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_AUDIT_SIGNING_KEY_FILE", str(trail / "signing.key"))
-    cli("new-origin", "--yes")
+    cli("new-origin", "--yes", "--reason", "a test")
     cli("checkpoint", "--sign")
 
 
 def test_without_a_trail_there_is_nothing_to_succeed(directory: Path, fresh: Cli) -> None:
-    assert "there is no trail" in fresh("new-origin", "--yes", code=3).err
+    assert "there is no trail" in fresh("new-origin", "--yes", "--reason", "a test", code=3).err
     assert not directory.exists()
 
 
@@ -271,7 +281,9 @@ def test_without_a_trail_there_is_nothing_to_succeed(directory: Path, fresh: Cli
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-@pytest.mark.parametrize("command", [("agent",), ("new-origin", "--yes"), ("checkpoint", "--sign")])
+@pytest.mark.parametrize(
+    "command", [("agent",), ("new-origin", "--yes", "--reason", "a test"), ("checkpoint", "--sign")]
+)
 def test_only_the_owner_writes(trail: Path, cli: Cli, command: tuple[str, ...]) -> None:
     os.chown(trail, 65_534, 65_534)
     err = cli(*command, code=3).err

@@ -43,6 +43,8 @@ def test_each_file_of_a_trail_is_listed_once_and_no_other(tmp_path: Path) -> Non
         "--dir",
         str(directory),
         "--yes",
+        "--reason",
+        "a test",
     ]
     subprocess.run(command, check=True, capture_output=True)
     there |= set(names(directory))
