@@ -67,6 +67,9 @@ def open_reader(settings: Settings) -> TrailReader:
 
     directory = settings.trail_directory
     _check_access(directory)
+    if directory.is_file():
+        message = f"{directory} is a file; name the trail's directory: --dir {directory.parent}"
+        raise TrailError(message)
     if not (directory / DATABASE).is_file():
         others = ", ".join(map(str, _others(settings, DATABASE)))
         if others:
@@ -155,11 +158,11 @@ def read_bytes(name: str) -> bytes:
 def verifiers_in(keys: Iterable[str]) -> list[Verifier]:
     """Read public keys: each item is a verifier key, or a file with one a line.
 
-    Empty lines and lines that start with ``#`` do not count. Raises
-    `UsageError`.
+    Empty lines and lines that start with ``#`` do not count. One of a log has to
+    be among them: a cosigner vouches for the time. Raises `UsageError`.
     """
     from otel_audit.errors import ProofError
-    from otel_audit.trail.note import Verifier
+    from otel_audit.trail.note import COSIGNATURE, Verifier
 
     found: list[Verifier] = []
     for key in keys:
@@ -172,6 +175,13 @@ def verifiers_in(keys: Iterable[str]) -> list[Verifier]:
         except ProofError as error:
             message = f"{error} (or is {key!r} a file that is not there?)"
             raise UsageError(message if lines == [key] else f"{key}: {error}") from error
+    if all(key.algorithm == COSIGNATURE for key in found):
+        names = ", ".join(dict.fromkeys(key.name for key in found))
+        message = (
+            f"only the cosigner's key is given ({names}), which vouches for the time alone; give "
+            "the log's key as well, the first line of `otel-audit keys`"
+        )
+        raise UsageError(message)
     return list(dict.fromkeys(found))
 
 

@@ -112,7 +112,8 @@ def _print_json(note: str) -> None:
 def _keep(reader: TrailReader, note: str, path: Path) -> None:
     """Write the checkpoint to a file, whole or not at all.
 
-    Raises `ProofError` when the one that is there contradicts the trail.
+    Raises `ProofError` when the one that is there contradicts the trail, and
+    `UsageError` when it cannot be written.
     """
     from otel_audit.trail.checkpoint import read_checkpoint
 
@@ -127,9 +128,17 @@ def _keep(reader: TrailReader, note: str, path: Path) -> None:
             message = f"{path} is there already and is no checkpoint; name another file"
             raise UsageError(message) from error
         _continues(reader, before, read_checkpoint(note), path)
+    try:
+        _replace(path, note)
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror}"
+        raise UsageError(message) from error
+
+
+def _replace(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with scratch.open("x", encoding="utf-8") as file:
-        file.write(note)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)

@@ -112,6 +112,13 @@ def test_the_trail_is_chosen_by_option_or_environment(
     assert cli.bare("checkpoint").out == shown
 
 
+def test_the_file_of_a_trail_is_no_directory(trail: Path, cli: Cli) -> None:
+    err = cli.bare("tail", "--dir", str(trail / "trail.db"), code=3).err
+    assert err == (
+        f"otel-audit: {trail}/trail.db is a file; name the trail's directory: --dir {trail}\n"
+    )
+
+
 def test_other_trails_are_named_when_the_one_is_missing(fresh: Cli, isolated: Path) -> None:
     assert "use --dir" not in fresh.bare("tail", code=3).err
     there = isolated / "state" / "otel-audit" / "hub"

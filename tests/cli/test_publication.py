@@ -56,6 +56,13 @@ def test_a_kept_checkpoint_is_replaced_by_one_that_continues_it(
     assert [path.name for path in tmp_path.iterdir() if "kept" in path.name] == ["kept"]
 
 
+def test_the_file_that_cannot_be_written_is_named(cli: Cli, tmp_path: Path) -> None:
+    """Not the one that it was to be before it is whole."""
+    path = tmp_path / "none" / "kept"
+    err = cli("checkpoint", "-o", str(path), code=2).err
+    assert err == f"otel-audit: {path} cannot be written: No such file or directory\n"
+
+
 def test_a_kept_checkpoint_that_contradicts_the_trail_stays(
     trail: Path, cli: Cli, tmp_path: Path
 ) -> None:

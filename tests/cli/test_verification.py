@@ -60,6 +60,18 @@ def test_another_trails_key_is_found_out(cli: Cli) -> None:
     assert "NOT IN ORDER" in shown
 
 
+def test_the_cosigners_key_alone_is_not_enough(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cosigner = cli("keys").out.split()[1]
+    cli("prove", "5", "-o", "five")
+    for command in (("verify", "--dir", str(cli.directory)), ("check-proof", "five")):
+        err = cli.bare(*command, "--public-key", cosigner, code=2).err
+        assert "give the log's key as well" in err
+        assert "/cosigner" in err
+
+
 def test_a_trail_with_keys_of_its_own_is_found_out(trail: Path, cli: Cli, tmp_path: Path) -> None:
     """Replaced as a whole, under the same name: only the key from elsewhere tells."""
     kept = tmp_path / "trail.keys"
