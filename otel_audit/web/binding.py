@@ -9,12 +9,15 @@ provider, and that options are checked when it is made.
 from __future__ import annotations
 
 import secrets
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from difflib import get_close_matches
+from functools import partial, wraps
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
 from otel_audit.api.context import stay_in_requests
 from otel_audit.api.current import get_audit_provider
 from otel_audit.api.logger import AuditLogger
+from otel_audit.errors import AuditSettingsError
 from otel_audit.settings import Settings
 from otel_audit.web.activity import SAFE_METHODS, Activity
 from otel_audit.web.caller import CallerReader
@@ -22,9 +25,36 @@ from otel_audit.web.paths import checked_activity, checked_paths
 from otel_audit.web.proxies import TrustedProxies
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from otel_audit.api.provider import AuditProvider
+
+_WRAPPED: Final = "app"
+"""What a middleware takes besides its options."""
+
+_Taken = ParamSpec("_Taken")
+
+
+def refusing_unknown_options(init: Callable[_Taken, None]) -> Callable[_Taken, None]:
+    """Let a middleware's ``__init__`` raise `AuditSettingsError` for an option that it has not.
+
+    It names the nearest. Type checkers see the same signature as before.
+    """
+    middleware = init.__qualname__.partition(".")[0]
+    parameters = signature(init).parameters.values()
+    known = [one.name for one in parameters if one.kind is Parameter.KEYWORD_ONLY]
+
+    @wraps(init)
+    def checked(*arguments: _Taken.args, **options: _Taken.kwargs) -> None:
+        for name in options:
+            if name not in known and name != _WRAPPED:
+                near = get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]}? There are" if near else "there are"
+                message = f"{name!r} is no option of {middleware}; {hint} {', '.join(known)}"
+                raise AuditSettingsError(message)
+        init(*arguments, **options)
+
+    return checked
 
 
 class Bound:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import AuditUnavailableError, OtelAuditError
 from otel_audit.web.activity import ACTIVITY_KEY
-from otel_audit.web.binding import Binding
+from otel_audit.web.binding import Binding, refusing_unknown_options
 from otel_audit.web.bridges import ASGI, around
 from otel_audit.web.http import HttpExchange
 from otel_audit.web.identity import Identify
@@ -45,6 +45,7 @@ class AuditMiddleware:
     was emitted in the request until then is committed and synced.
     """
 
+    @refusing_unknown_options
     def __init__(  # noqa: PLR0913 - each has a default, and all are checked here, once
         self,
         app: ASGIApp,

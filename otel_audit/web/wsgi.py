@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from otel_audit.errors import AuditUnavailableError, OtelAuditError
 from otel_audit.web import problem
 from otel_audit.web.activity import ACTIVITY_KEY, Activity, named
-from otel_audit.web.binding import Binding
+from otel_audit.web.binding import Binding, refusing_unknown_options
 from otel_audit.web.bridges import WSGI, around
 from otel_audit.web.identity import actor_from
 from otel_audit.web.routes import route_template
@@ -59,6 +59,7 @@ class AuditWSGIMiddleware:
     that was emitted in the request until then is committed and synced.
     """
 
+    @refusing_unknown_options
     def __init__(  # noqa: PLR0913 - each has a default, and all are checked here, once
         self,
         app: WSGIApp,

@@ -96,6 +96,25 @@ def test_the_options_are_checked_at_once(app: FastAPI) -> None:
         instrument_app(app, http_activity="sometimes")
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("foo", "'foo' is no option of AuditMiddleware; there are provider, identify, "),
+        ("trusted_proxy", "did you mean trusted_proxies? There are provider, "),
+    ],
+)
+def test_an_option_that_there_is_not_is_named_with_the_nearest(
+    app: FastAPI, option: str, said: str
+) -> None:
+    options: dict[str, Any] = {option: 1}
+    with pytest.raises(AuditSettingsError) as one:
+        instrument_app(app, **options)
+    with pytest.raises(AuditSettingsError) as other:
+        AuditMiddleware(app, **options)
+    assert said in str(one.value)
+    assert str(other.value) == str(one.value)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_other_middleware(
     app: FastAPI, provider: AuditProvider, audit: AuditLogger, records: Records, when: str

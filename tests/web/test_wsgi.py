@@ -295,7 +295,7 @@ def test_proxies_of_the_settings_are_believed() -> None:
         assert {record["client_ip"] for record in trail.records()} == {"198.51.100.9"}
 
 
-@pytest.mark.parametrize("option", [{"http_activity": "some"}, {"exclude": ["health"]}])
+@pytest.mark.parametrize("option", [{"http_activity": "some"}, {"exclude": ["health"]}, {"foo": 1}])
 def test_options_that_cannot_be_used_are_refused(option: dict[str, Any]) -> None:
     with pytest.raises(AuditSettingsError):
         AuditWSGIMiddleware(home, **option)
