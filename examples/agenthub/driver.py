@@ -350,7 +350,13 @@ def main() -> int:
     """Play, sum up, check."""
     arguments = _arguments()
     console = Console()
-    password = os.environ.get("AGENTHUB_PASSWORD") or getpass.getpass("Demo users' password: ")
+    try:
+        password = os.environ.get("AGENTHUB_PASSWORD") or getpass.getpass("Demo users' password: ")
+    except EOFError:
+        console.print(
+            "[red]Nobody is there to type it[/red]: set AGENTHUB_PASSWORD to the password"
+        )
+        return 2
     try:
         wait_for(arguments.url, arguments.wait)
         played = play(

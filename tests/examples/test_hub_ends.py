@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import httpx
@@ -52,6 +55,22 @@ def test_a_hub_that_is_killed_takes_its_servers_along(tmp_path: Path) -> None:
         assert "killed" in crashed[0]["details"]["reason"]
         assert olga.post("/api/servers/text/start").status_code == 200
         assert olga.post("/api/servers/text/stop").status_code == 200
+
+
+def test_a_driver_that_nobody_can_tell_the_password_says_how_to() -> None:
+    environment = {name: text for name, text in os.environ.items() if name != "AGENTHUB_PASSWORD"}
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.agenthub.driver", "--url", "http://127.0.0.1:9"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,  # else it asks on the terminal of whoever runs the tests
+        env=environment,
+    )
+    assert done.returncode == 2
+    assert "set AGENTHUB_PASSWORD" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_two_workers_are_one_hub(tmp_path: Path) -> None:
