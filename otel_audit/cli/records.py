@@ -161,6 +161,7 @@ def _as_json(
         "checkpoint": None if proven is None else checkpoint_json(proven.checkpoint),
         "problem": trouble,
         "record": output.parsed(leaf.record),
+        "resource": _resource(reader, output.parsed(leaf.record)),
         "bytes": leaf.record.decode(errors="backslashreplace"),
     }
 
@@ -176,6 +177,7 @@ def _print_record(
         ("committed", output.moment(leaf.committed_unix_nano / 1e9)),
         ("leaf hash", _hash_text(leaf)),
         ("checkpoint", _checkpoint_text(proven, trouble)),
+        ("resource", _resource_text(_resource(reader, fields))),
     ]
     output.write_facts(target, rows)
     target.print()
@@ -186,12 +188,35 @@ def _print_record(
         print_fields(target, fields)
 
 
+def _resource(reader: TrailReader, fields: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the attributes of the OpenTelemetry Resource that a record names by its hash.
+
+    They are stored once in the trail; None where they are not there, or changed.
+    """
+    from otel_audit.trail.ticket import Resource
+
+    name = (fields or {}).get("resource")
+    stored = reader.resource(name) if isinstance(name, str) else None
+    if stored is None or Resource.of(stored).hash != name:
+        return None
+    return output.parsed(stored)
+
+
 def print_fields(target: Console, fields: dict[str, Any]) -> None:
     """Print a record's fields in two columns, in the record's own order."""
     rows = [
         (output.visible(name), output.visible(as_text(value))) for name, value in fields.items()
     ]
     output.write_facts(target, rows)
+
+
+def _resource_text(attributes: dict[str, Any] | None) -> Text:
+    from rich.text import Text
+
+    if attributes is None:
+        return Text("the trail does not have it", style="yellow")
+    said = (f"{name}={as_text(value)}" for name, value in attributes.items())
+    return Text(output.visible(", ".join(said)))
 
 
 def _hash_text(leaf: Leaf) -> Text:

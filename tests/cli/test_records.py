@@ -163,6 +163,21 @@ def test_show_says_where_a_record_stands_and_what_covers_it(trail: Path, cli: Cl
     assert "resource_name   files-7\n" in shown
 
 
+def test_show_says_which_service_and_instance_a_resource_is(trail: Path, cli: Cli) -> None:
+    with TrailReader(trail) as reader:
+        ((name, stored),) = reader.resources()
+    attributes = json.loads(stored)
+    shown = json.loads(cli("show", "7", "--json").out)
+    assert shown["record"]["resource"] == name
+    assert shown["resource"] == attributes
+    (line,) = [line for line in cli("show", "7").out.splitlines() if "service.name=hub" in line]
+    assert line.startswith("resource    ")
+    assert f"service.instance.id={attributes['service.instance.id']}" in line
+    change(trail, "UPDATE resource SET json = CAST(replace(json, 'hub', 'bus') AS BLOB)")
+    assert "resource    the trail does not have it\n" in cli("show", "7").out
+    assert json.loads(cli("show", "7", "--json").out)["resource"] is None
+
+
 def test_show_finds_a_record_by_its_id(cli: Cli) -> None:
     record_id = json.loads(cli("tail", "-n", "1", "--json").out)["record_id"]
     shown = json.loads(cli("show", record_id, "--json").out)
@@ -181,6 +196,7 @@ def test_show_finds_a_record_by_its_id(cli: Cli) -> None:
         "checkpoint",
         "problem",
         "record",
+        "resource",
         "bytes",
     ]
 
