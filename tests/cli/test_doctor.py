@@ -388,7 +388,10 @@ def test_records_that_wait_for_a_checkpoint(directory: Path) -> None:
     later = Subject(subject.settings, reader=subject.reader, now=subject.now + 3_600 * SECOND)
     (late,) = examined.checkpoint(later)
     assert late.state == "warn"
-    assert late.message == "none yet; 2 records after it, waiting since 60 min: no agent is at work"
+    assert (
+        late.message
+        == "none yet; 2 records after it, the first waiting for 60 min: no agent signs them"
+    )
     (agent,) = processes.agent(later)
     assert (agent.state, agent.remedy) == ("warn", "start the application")
     subject.reader.close()

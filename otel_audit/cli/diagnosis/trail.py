@@ -176,7 +176,7 @@ def memory(subject: Subject) -> Iterator[Check]:
     elif merkle.edge_root(merkle.edge_at(signed.size, reader.hash_at)) != signed.root:
         message = f"its first {signed.size:,} records are not those that were signed"
     else:
-        yield ok("signed", f"{count(signed.size, 'record')}, the same that the trail has")
+        yield ok("signed", f"{count(signed.size, 'record')} at last, which the trail has unchanged")
         return
     yield fail(
         "signed", f"{message}: an older copy was restored, or records were changed", _NEW_ORIGIN
@@ -211,8 +211,8 @@ def checkpoint(subject: Subject) -> Iterator[Check]:
         return
     yield warn(
         "checkpoint",
-        f"{shown}, waiting since {span(age_of_oldest / _SECOND)}: no agent is at work",
-        "start the application, or otel-audit agent, or otel-audit checkpoint --sign",
+        f"{shown}, the first waiting for {span(age_of_oldest / _SECOND)}: no agent signs them",
+        "see the agent's check; otel-audit checkpoint --sign signs once",
     )
 
 
