@@ -261,7 +261,7 @@ def set_actor(actor_id: str, actor_type: str = "user", *, verified: bool = True)
     it; elsewhere for the current OTel Context (`acting_as` ends by itself).
     ``actor_type`` is user, service or system. Raises `AuditEventError`.
     """
-    actor = _checked_actor(actor_id, actor_type, verified=verified)
+    actor = checked_actor(actor_id, actor_type, verified=verified)
     context = otel_context.get_current()
     scope = current_scope(context)
     if scope is not None:
@@ -277,7 +277,7 @@ def acting_as(actor_id: str, actor_type: str = "user", *, verified: bool = True)
     It holds in this task or thread, and in those that it starts meanwhile;
     others of the same request do not see it.
     """
-    acting = _Acting(_checked_actor(actor_id, actor_type, verified=verified), current_scope())
+    acting = _Acting(checked_actor(actor_id, actor_type, verified=verified), current_scope())
     token = otel_context.attach(otel_context.set_value(_ACTOR, acting))
     try:
         yield
@@ -285,7 +285,8 @@ def acting_as(actor_id: str, actor_type: str = "user", *, verified: bool = True)
         otel_context.detach(token)
 
 
-def _checked_actor(actor_id: str, actor_type: str, *, verified: bool) -> Actor:
+def checked_actor(actor_id: str, actor_type: str, *, verified: object) -> Actor:
+    """Return an actor that a record can name. Raises `AuditEventError`."""
     if not actor_id or not isinstance(actor_id, str):
         message = (
             f"actor_id is {actor_id!r}, but a record must say who acted: pass the "
@@ -294,5 +295,11 @@ def _checked_actor(actor_id: str, actor_type: str, *, verified: bool) -> Actor:
         raise AuditEventError(message)
     if actor_type not in _ACTOR_TYPES:
         message = f"actor_type {actor_type!r} is not one of {', '.join(_ACTOR_TYPES)}"
+        raise AuditEventError(message)
+    if not isinstance(verified, bool):
+        message = (
+            f"verified is {verified!r}, but a record says yes or no: pass True only after "
+            "authentication, else False"
+        )
         raise AuditEventError(message)
     return Actor(actor_id, actor_type, verified)

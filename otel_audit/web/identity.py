@@ -1,9 +1,9 @@
 """The ``identify=`` hook: from a request to a verified actor.
 
 Promises: whatever the hook does, the request goes on. A hook that fails, or
-that returns something that is no identity, leaves the request anonymous, and
-the log says so; it is never a reason to believe anybody. To refuse a request
-is the application's business.
+that returns something that is no identity (what `set_actor` refuses is none
+either), leaves the request anonymous, and the log says so; it is never a
+reason to believe anybody. To refuse a request is the application's business.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from otel_audit.api.context import Actor
+from otel_audit.api.context import Actor, checked_actor
 
 if TYPE_CHECKING:
     from otel_audit.api.context import RequestScope
@@ -64,7 +64,7 @@ def _actor(found: object) -> Actor | None:
     if found is None or found == "":
         return None
     if isinstance(found, Actor):
-        return found
+        return checked_actor(found.id, found.type, verified=found.verified)
     if isinstance(found, str):
         return Actor(found)
     message = (

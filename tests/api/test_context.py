@@ -204,6 +204,14 @@ def test_an_actor_has_one_of_three_types() -> None:
         set_actor("r2", "robot")
 
 
+@pytest.mark.parametrize("verified", ["yes", None, 1])
+def test_an_actor_is_verified_or_not(verified: Any) -> None:
+    with pytest.raises(
+        AuditEventError, match="but a record says yes or no: pass True only after authentication"
+    ):
+        set_actor("ann", verified=verified)
+
+
 # Where it goes
 
 

@@ -270,6 +270,30 @@ async def test_an_identity_that_fails_is_none(
     assert "identify= returned int" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (Actor(None), "actor_id is None"),  # type: ignore[arg-type]
+        (Actor(""), "actor_id is ''"),
+        (Actor(42), "actor_id is 42"),  # type: ignore[arg-type]
+        (Actor({"id": 1}), "actor_id is {'id': 1}"),  # type: ignore[arg-type]
+        (Actor("bob", "superuser"), "actor_type 'superuser'"),
+        (Actor("bob", ["user"]), "actor_type ['user']"),  # type: ignore[arg-type]
+        (Actor("bob", verified="yes"), "verified is 'yes'"),  # type: ignore[arg-type]
+    ],
+)
+async def test_an_actor_that_says_nobody_is_none(
+    provider: AuditProvider,
+    records: Records,
+    caplog: pytest.LogCaptureFixture,
+    found: Actor,
+    said: str,
+) -> None:
+    """A header that is not there makes no verified nobody: what `set_actor` refuses is no identity."""
+    assert await identified(provider, records, lambda _scope: found) == ANONYMOUS
+    assert said in caplog.text
+
+
 async def test_later_authentication_wins(
     provider: AuditProvider, audit: AuditLogger, records: Records
 ) -> None:
