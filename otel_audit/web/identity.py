@@ -4,10 +4,12 @@ Promises: whatever the hook does, the request goes on. A hook that fails, or
 that returns something that is no identity (what `set_actor` refuses is none
 either), leaves the request anonymous, and the log says so; it is never a
 reason to believe anybody. To refuse a request is the application's business.
+Only when the request itself is cancelled, it ends in the hook.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from otel_audit.api.context import RequestScope
 
 _logger: Final = logging.getLogger("otel_audit.web")
+
+_FAILED: Final = "identify= failed, so the request is recorded as anonymous"
 
 Identity: TypeAlias = str | Actor | None
 IdentityHook: TypeAlias = Callable[[Any], Identity | Awaitable[Identity]]
@@ -47,17 +51,30 @@ class Identify:
             if isawaitable(found):
                 found = await found
             request.actor = _actor(found)
-        except Exception:
-            _logger.exception("identify= failed, so the request is recorded as anonymous")
+        except (Exception, asyncio.CancelledError) as error:
+            # A hook may have cancelled a task of its own, and awaited it.
+            if isinstance(error, asyncio.CancelledError) and _cancelled():
+                raise
+            _logger.exception(_FAILED)
 
 
 def actor_from(hook: IdentityHook, request: Any) -> Actor | None:  # noqa: ANN401 - what the hook takes
     """Ask a hook that is no coroutine function; nobody, when it fails."""
     try:
         return _actor(hook(request))
-    except Exception:
-        _logger.exception("identify= failed, so the request is recorded as anonymous")
+    except (
+        Exception,
+        asyncio.CancelledError,
+    ):  # threads are not cancelled: a task of the hook's was
+        _logger.exception(_FAILED)
         return None
+
+
+def _cancelled() -> bool:
+    """Whether the task of the request was cancelled, as far as Python can tell (from 3.11 on)."""
+    task: Any = asyncio.current_task()
+    cancelling = getattr(task, "cancelling", None)
+    return cancelling is None or cancelling() > 0
 
 
 def _actor(found: object) -> Actor | None:

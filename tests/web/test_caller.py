@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -268,6 +270,38 @@ async def test_an_identity_that_fails_is_none(
     assert "the directory is down" in caplog.text
     assert await identified(provider, records, lambda _scope: 42) == ANONYMOUS
     assert "identify= returned int" in caplog.text
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="asyncio does not tell whose cancellation it is"
+)
+async def test_a_cancellation_within_the_hook_is_its_failure(
+    provider: AuditProvider, records: Records, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A look-up that was cancelled is no reason to leave the request without an answer."""
+
+    async def cancelled(_scope: object) -> str:
+        lookup = asyncio.create_task(asyncio.sleep(10, "alice"))
+        await asyncio.sleep(0)
+        lookup.cancel()
+        return await lookup
+
+    assert await identified(provider, records, cancelled) == ANONYMOUS
+    assert "identify= failed" in caplog.text
+
+
+async def test_a_request_that_is_cancelled_ends_in_the_hook(provider: AuditProvider) -> None:
+    """Whoever cancels a request must not find that it goes on, as nobody's."""
+
+    async def waits(_scope: object) -> str:
+        return await asyncio.sleep(10, "alice")
+
+    app = AuditMiddleware(answering, provider=provider, identify=waits)
+    task = asyncio.create_task(request(app))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 @pytest.mark.parametrize(

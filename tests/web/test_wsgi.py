@@ -124,14 +124,17 @@ def test_who_it_is(trail: AuditTrail) -> None:
     def identify(environ: dict[str, Any]) -> str | None:
         if environ["PATH_INFO"] == "/breaks":
             raise ValueError(environ)
+        if environ["PATH_INFO"] == "/cancelled":
+            raise asyncio.CancelledError
         return "u-1"
 
     app = AuditWSGIMiddleware(home, identify=identify)
     get(app)
     get(app, "/breaks")
+    get(app, "/cancelled")
     get(AuditWSGIMiddleware(home, identify=lambda environ: Actor(environ.get("HTTP_X_USER"))))
     assert [(record["actor_id"], record["actor_verified"]) for record in trail.records()] == [
-        ("u-1", True), ("u-1", True), *[("anonymous", False)] * 4,
+        ("u-1", True), ("u-1", True), *[("anonymous", False)] * 6,
     ]  # fmt: skip
 
 
