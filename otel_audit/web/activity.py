@@ -20,6 +20,8 @@ from otel_audit.web.routes import UNMATCHED, behind_a_bridge, route_template
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from opentelemetry.context import Context
+
     from otel_audit.api.derived import RouteRule
     from otel_audit.api.logger import AuditLogger
 
@@ -41,7 +43,16 @@ _NORMAL_CLOSURES: Final = frozenset({1000, 1001, 1005})
 class Activity:
     """Records what becomes of one request or one connection; a record once, never twice."""
 
-    __slots__ = ("_audit", "_began", "_listed", "_recorded", "_root_path", "_rules", "_scope")
+    __slots__ = (
+        "_audit",
+        "_began",
+        "_listed",
+        "_recorded",
+        "_root_path",
+        "_rules",
+        "_scope",
+        "context",
+    )
 
     def __init__(
         self,
@@ -59,6 +70,8 @@ class Activity:
         self._root_path: str = scope.get("root_path") or ""
         self._began = perf_counter()
         self._recorded = False
+        self.context: Context | None = None
+        """Where the answer was made, for whoever records it elsewhere: who acted, in which span."""
 
     def request(self, status_code: int | None, error: str | None = None) -> None:
         """Record how the request is answered; without a status it never was."""
@@ -124,7 +137,7 @@ class Activity:
         for rule in self._rules:
             if rule.matches(method, route, outcome):
                 facts = facts or {**fields, "status": status, **self._parameters()}
-                self._audit.emit(rule.saying.say(facts, status, error))
+                self._audit.emit(rule.saying.say(facts, status, error), self.context)
 
     def _parameters(self) -> dict[str, Any]:
         """Return the request's parameters: those of the path, and ``query.<name>``."""
@@ -167,7 +180,8 @@ class Activity:
                 resource_name=fields["route"],
                 error=error,
                 fields=fields,
-            )
+            ),
+            self.context,
         )
 
 

@@ -17,6 +17,8 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from opentelemetry.context import get_current
+
 from otel_audit.errors import AuditUnavailableError, OtelAuditError
 from otel_audit.web import problem
 from otel_audit.web.activity import ACTIVITY_KEY, Activity, named
@@ -145,6 +147,7 @@ class _Exchange:
         self._start_response = start_response
         self._id_header = caller.request_id_header.decode("ascii")
         self._answer: tuple[str, Headers, ExcInfo] | None = None
+        self._error: str | None = None
         self._write: Callable[[bytes], object] | None = None
         self._body: Iterable[bytes] = ()
         self._chunks: Iterator[bytes] = iter(())
@@ -221,10 +224,10 @@ class _Exchange:
             # Begun already: what the server does about it is in PEP 3333.
             return self._start_response(status, headers, exc_info)
         self._answer = status, headers, exc_info
-        code = int(status[:3])
         if self._activity is not None:
-            # Here, because the server span of OpenTelemetry is still the current one.
-            self._activity.request(code, self._cause(code, exc_info))
+            # When the answer is let out, the server span of OpenTelemetry may have been left.
+            self._activity.context = get_current()
+            self._error = self._cause(int(status[:3]), exc_info)
         return self._written
 
     @staticmethod
@@ -281,9 +284,13 @@ class _Exchange:
 
     def _pass(self) -> None:
         """Let the server begin, once everything is durable."""
+        begins = None if self._write is not None else self._answer
+        if begins is not None and self._activity is not None:
+            # Not before: until now the application may have called start_response again.
+            self._activity.request(int(begins[0][:3]), self._error)
         self._barrier()
-        if self._write is None and self._answer is not None:
-            status, headers, exc_info = self._answer
+        if begins is not None:
+            status, headers, exc_info = begins
             kept = [header for header in headers if header[0].lower() != self._id_header]
             kept.append((self._id_header, self._request.request_id))
             arguments = (status, kept) if exc_info is None else (status, kept, exc_info)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
+from opentelemetry import trace
 
 from otel_audit import (
     AuditSettingsError,
@@ -253,7 +255,54 @@ def test_write_and_exc_info_of_old_applications(trail: AuditTrail) -> None:
 
     answer = get(AuditWSGIMiddleware(old), checked=False)
     assert (answer.status, answer.body) == ("500 Oh", b"written")
-    assert len(trail.records()) == 1
+    (record,) = trail.records()
+    assert (record["status_code"], record["status"], record["error"]) == (
+        500, "failed", "ValueError",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_the_record_is_of_the_answer_that_was_sent(trail: AuditTrail, lazy: bool) -> None:  # noqa: FBT001 - parametrized
+    """Until the first byte an application may call start_response again (PEP 3333)."""
+
+    def thinks_again(_environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        start("200 OK", [("Content-Type", "text/plain")])
+        try:
+            raise ValueError  # noqa: TRY301 - what the application does
+        except ValueError:
+            start("500 Oh", [("Content-Type", "text/plain")], sys.exc_info())
+        return iter([b"oh"]) if lazy else [b"oh"]
+
+    assert get(AuditWSGIMiddleware(thinks_again)).status == "500 Oh"
+    (record,) = trail.records()
+    assert (record["status_code"], record["status"], record["error"]) == (
+        500, "failed", "ValueError",
+    )  # fmt: skip
+
+
+def test_an_answer_that_fails_before_its_first_byte_is_no_success(trail: AuditTrail) -> None:
+    def breaks(environ: dict[str, Any], start: Start) -> Iterator[bytes]:
+        start("200 OK", [("Content-Type", "text/plain")])
+        if environ:
+            raise KeyError
+        yield b""
+
+    with pytest.raises(KeyError):
+        get(AuditWSGIMiddleware(breaks), checked=False)
+    (record,) = trail.records()
+    assert (record["status_code"], record["status"], record["error"]) == (500, "failed", "KeyError")
+
+
+def test_the_record_is_of_the_span_in_which_the_answer_was_made(trail: AuditTrail) -> None:
+    """OpenTelemetry's middleware leaves its span before the server asks for the first byte."""
+    span = trace.NonRecordingSpan(trace.SpanContext(7, 8, is_remote=False))
+
+    def traced(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        with trace.use_span(span):
+            return iter(home(environ, start))
+
+    get(AuditWSGIMiddleware(traced))
+    assert trail.record(event="http.request")["trace_id"] == f"{7:032x}"
 
 
 @pytest.mark.parametrize(
