@@ -239,7 +239,12 @@ class _Exchange:
 
     def _written(self, data: bytes) -> None:
         """Be the write() of old applications."""
-        self._pass()
+        try:
+            self._pass()
+        except AuditUnavailableError as error:
+            # Whoever swallows this error must still not get the rest sent.
+            self._request.failure = error
+            raise
         if self._write is not None:
             self._write(data)
 

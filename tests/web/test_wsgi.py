@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
@@ -161,6 +161,21 @@ def test_a_swallowed_error_is_a_503_as_well() -> None:
     assert answer.status == "503 Service Unavailable"
     assert answer.headers["vary"] == "Origin"
     assert b"all is well" not in answer.body
+
+
+def test_an_error_of_write_that_is_swallowed_is_a_503_as_well() -> None:
+    def swallows(_environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        with suppress(AuditUnavailableError):
+            get_audit_logger().audit_event("work", "do")
+        write = start("200 OK", [("Content-Type", "text/plain")])
+        with suppress(AuditUnavailableError):
+            write(b"all is ")
+        return [b"well"]
+
+    with held():
+        answer = get(AuditWSGIMiddleware(swallows, http_activity="off"), checked=False)
+    assert answer.status == "503 Service Unavailable"
+    assert b"not confirmed" in answer.body
 
 
 def test_a_response_that_has_begun_is_cut_off() -> None:
