@@ -13,7 +13,8 @@ import functools
 import inspect
 import string
 import time
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar, cast
 
 from opentelemetry import trace
 
@@ -24,7 +25,7 @@ from otel_audit.errors import AuditEventError
 from otel_audit.record.event import AuditEvent, Draft
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from contextlib import AbstractContextManager
     from types import TracebackType
 
@@ -50,7 +51,9 @@ class AuditSpan:
         self._write_ahead = write_ahead
         self._fields: dict[str, Any] = dict(event.fields)
         self._initiated: str | None = None
+        self._span: Span = trace.INVALID_SPAN
         self._current: AbstractContextManager[Span] | None = None
+        self._goes_on = False
         self._started = 0.0
         self.status: str | None = None
         self.error: str | None = None
@@ -84,6 +87,9 @@ class AuditSpan:
         trace_back: TracebackType | None,
     ) -> None:
         """Emit the record of how it went, inside the span, then end the span."""
+        if self._goes_on:
+            self._leave(error)
+            return
         try:
             self.receipt = self._logger.emit(self._outcome(error))
         finally:
@@ -91,6 +97,10 @@ class AuditSpan:
 
     async def __aenter__(self) -> AuditSpan:  # noqa: PYI034 - typing.Self comes with Python 3.11
         """Start the span; with ``write_ahead`` the first record is durable now."""
+        if self._goes_on:
+            self._goes_on = False
+            self._enter()
+            return self
         self._start()
         if self._write_ahead:
             try:
@@ -114,14 +124,26 @@ class AuditSpan:
 
     def _start(self) -> None:
         tracer = trace.get_tracer("otel_audit", __version__)
-        self._current = tracer.start_as_current_span(self._event.event)
-        self._current.__enter__()
+        self._span = tracer.start_span(self._event.event)
+        self._enter()
         self._started = time.perf_counter()
 
     def _stop(self, error: BaseException | None) -> None:
+        self._leave(error)
+        self._span.end()
+
+    def _enter(self) -> None:
+        self._current = trace.use_span(self._span)
+        self._current.__enter__()
+
+    def _leave(self, error: BaseException | None) -> None:
         current, self._current = self._current, None
         if current is not None:
             current.__exit__(type(error) if error else None, error, None)
+
+    def _go_on(self) -> None:
+        """Let ``with`` end without a record: an ``async with`` after it, in whichever task, ends the block."""
+        self._goes_on = True
 
     def _initiate(self) -> Receipt:
         return self._logger.emit(self._said("initiated", dict(self._fields)))
@@ -203,7 +225,9 @@ def audited(
     """Audit each call of a function, sync or async, as `audit_span` does a block.
 
     ``resource_name`` may name arguments: ``"{server_id}"``. ``capture`` lists
-    arguments that become fields. Raises `AuditEventError` at decoration when
+    arguments that become fields. What a plain function leaves to be awaited, a
+    coroutine or a future of asyncio, is part of the call: what is returned
+    instead is one as well. Raises `AuditEventError` at decoration when
     there is no such argument, when the function is a generator (it would have
     returned before it ran), and for what could not become a record.
     """
@@ -241,12 +265,34 @@ def audited(
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            with span(*args, **kwargs):
-                return function(*args, **kwargs)
+            with span(*args, **kwargs) as audit:
+                result = function(*args, **kwargs)
+                if not _is_unfinished(result):
+                    return result
+                audit._go_on()  # noqa: SLF001 - of this module
+            return cast("R", _continued(audit, result))
 
         return call
 
     return decorate
+
+
+def _is_unfinished(result: object) -> TypeGuard[Awaitable[Any]]:
+    """Whether what a function returned has yet to run: a coroutine, or a future of this event loop.
+
+    Others that can be awaited, such as receipts, may be results as they are.
+    """
+    return isinstance(result, Coroutine) or (asyncio.isfuture(result) and _in_event_loop())
+
+
+def _continued(audit: AuditSpan, result: Awaitable[R]) -> Awaitable[R]:
+    """Return what awaits the result within the block; a future for a future, as nobody need await that."""
+
+    async def awaited() -> R:
+        async with audit:
+            return await result
+
+    return asyncio.ensure_future(awaited()) if asyncio.isfuture(result) else awaited()
 
 
 def _check_arguments(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import subprocess
 import sys
 import types
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import pytest
 from opentelemetry import trace
@@ -22,8 +23,11 @@ from otel_audit.settings import Settings
 from tests.api.desk import Desk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -336,6 +340,84 @@ async def test_a_coroutine_function_stays_one_and_is_recorded(desk: Desk) -> Non
     ahead, done = desk.records()
     assert ahead["name"] == done["name"] == "web"
     assert (done["status"], done["resource_name"]) == ("success", "web")
+
+
+def passed_through(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate as most decorators do: what comes of it is a plain function."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return function(*args, **kwargs)
+
+    return call
+
+
+async def test_a_coroutine_that_a_plain_function_returns_is_part_of_the_block(desk: Desk) -> None:
+    @audited("e", "a", resource_name="{name}")
+    @passed_through
+    async def run(name: str) -> str:
+        await asyncio.sleep(0.02)
+        desk.audit.info("within", "a")
+        if name == "bad":
+            raise KeyError(name)
+        return name.upper()
+
+    before = trace.get_current_span()
+    called = run("web")
+    assert trace.get_current_span() is before
+    # Also in another context than the one in which it was called.
+    assert await asyncio.create_task(called) == "WEB"
+    with pytest.raises(KeyError):
+        await run("bad")
+    assert trace.get_current_span() is before
+    within, done, _, failed = desk.records()
+    assert (done["status"], done["resource_name"]) == ("success", "web")
+    assert (failed["status"], failed["error_type"]) == ("failed", "KeyError")
+    assert min(done["duration_ms"], failed["duration_ms"]) >= 15
+    assert (done["trace_id"], done["span_id"]) == (within["trace_id"], within["span_id"])
+
+
+def test_such_a_coroutine_may_be_called_before_its_event_loop_runs(desk: Desk) -> None:
+    @audited("e", "a", write_ahead=True)
+    @passed_through
+    async def run() -> int:
+        assert desk.record()["status"] == "initiated"
+        return 3
+
+    assert asyncio.run(run()) == 3
+    ahead, done = desk.records()
+    assert (done["status"], done["initiated_record_id"]) == ("success", ahead["record_id"])
+
+
+async def test_a_future_that_a_plain_function_returns_is_part_of_the_block(desk: Desk) -> None:
+    """It stays one, which nobody has to await."""
+
+    @audited("e", "a")
+    def start(seconds: float) -> asyncio.Task[str]:
+        return asyncio.create_task(asyncio.sleep(seconds, "done"))
+
+    ended = asyncio.Event()
+    start(0.01).add_done_callback(lambda _: ended.set())
+    assert desk.records() == []
+    await ended.wait()
+    assert desk.record()["status"] == "success"
+    task = start(10)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert desk.records()[1]["status"] == "cancelled"
+
+
+def test_what_can_be_awaited_but_is_complete_is_returned_as_it_is(desk: Desk) -> None:
+    """A receipt is one: its call is over, and who asked for it may want more than to await it."""
+
+    @audited("e", "a")
+    def emit() -> Any:
+        return desk.audit.info("within", "a")
+
+    assert emit()
+    assert [record["event"] for record in desk.records()] == ["within", "e"]
 
 
 def test_methods_are_audited_and_another_logger_may_be_given(desk: Desk) -> None:
