@@ -80,7 +80,7 @@ class HttpExchange(Exchange):
 
     async def send(self, message: Message) -> None:
         """Pass the application's message on, once what it answers for is durable."""
-        if self._held and self._completes(message):
+        if self._held and self._releasing is None and self._completes(message):
             self._held.append(dict(message))
             asyncio.get_running_loop().call_soon(self._go_on)
             return
@@ -131,11 +131,15 @@ class HttpExchange(Exchange):
 
     def _go_on(self) -> None:
         """Answer while the application goes on: its background tasks may take long."""
-        if self._held and not self._returned:
-            # Not what the background emits from now on: that might never end.
-            pending = self._request.pending
-            release = self._release(pending[-1] if pending else None)
-            self._releasing = asyncio.get_running_loop().create_task(release)
+        if self._held and not self._returned and self._releasing is None:
+            self._releasing = self._begin_release()
+
+    def _begin_release(self) -> asyncio.Task[None]:
+        """Let a task of its own send what is held: no cancellation of a sender reaches it."""
+        # Not what the background emits from now on: that might never end.
+        pending = self._request.pending
+        release = self._release(pending[-1] if pending else None)
+        return asyncio.get_running_loop().create_task(release)
 
     async def _release(self, last: PendingReceipt | None = None) -> None:
         """Send what is held when it is durable, or a 503 in its place."""
@@ -167,12 +171,21 @@ class HttpExchange(Exchange):
             raise GoneError(reason)
 
     async def _let_go(self) -> None:
-        """See to it that nothing is held any more."""
-        if self._releasing is not None:
-            releasing, self._releasing = self._releasing, None
-            await releasing
-        elif self._held:
-            await self._release()
+        """See to it that nothing is held any more, and that what was held goes first."""
+        releasing = self._releasing
+        if releasing is None:
+            if not self._held:
+                return
+            if self._returned:
+                await self._release()
+                return
+            releasing = self._releasing = self._begin_release()
+        try:
+            # Who gives up waiting loses what it sends itself, never what it stands behind.
+            await asyncio.shield(releasing)
+        finally:
+            if releasing.done():
+                self._releasing = None
 
     async def _fail(self, error: AuditUnavailableError, swallowed: Iterable[Header] = ()) -> None:
         """Replace the response, or cut it off when it has begun."""

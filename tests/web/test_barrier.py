@@ -392,6 +392,71 @@ async def test_what_follows_a_start_that_waited_follows_in_order(
     assert wire.types == [START["type"], *(message["type"] for message in rest)]
 
 
+async def test_a_start_that_waited_survives_the_cancellation_of_what_follows(
+    provider: AuditProvider, audit: AuditLogger, hold: Hold
+) -> None:
+    """An application that gives one chunk up goes on with the others, and the answer has begun."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        audit.audit_event("order", "place")
+        await send(START)
+        for _ in range(2):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(send({**CHUNK, "body": b"given up"}), 0.05)
+        await send(CHUNK)
+        await send(BODY)
+
+    wire = Wire()
+    audited = AuditMiddleware(app, provider=provider, http_activity="off")
+    with hold():
+        task = asyncio.create_task(_call(audited, http(), wire))
+        await asyncio.sleep(0.2)
+        assert wire.types == []
+    await asyncio.wait_for(task, 5)
+    assert wire.sent == [wire.sent[0], CHUNK, BODY]
+    assert wire.types[0] == START["type"]
+
+
+@pytest.mark.parametrize("cancelled", [None, 0, 1], ids=["none", "first", "second"])
+async def test_a_start_that_waited_is_sent_once_and_first_to_a_slow_client(
+    provider: AuditProvider, audit: AuditLogger, cancelled: int | None
+) -> None:
+    """Whoever sends meanwhile waits for it, and whoever is cancelled does not cost it."""
+
+    class Slow(Wire):
+        """A connection whose client reads late: the server waits before it takes a message."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.waits, self.reads = asyncio.Event(), asyncio.Event()
+
+        async def send(self, message: Message) -> None:
+            self.waits.set()
+            await self.reads.wait()
+            await super().send(message)
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        audit.audit_event("order", "place")
+        await send(START)
+        chunks = [{**CHUNK, "body": b"%d" % number} for number in range(3)]
+        sending = [asyncio.ensure_future(send(chunk)) for chunk in chunks]
+        await wire.waits.wait()
+        if cancelled is not None:
+            sending[cancelled].cancel()
+        await asyncio.sleep(0.05)
+        wire.reads.set()
+        await asyncio.gather(*sending, return_exceptions=True)
+        await send(BODY)
+
+    wire = Slow()
+    audited = AuditMiddleware(app, provider=provider, http_activity="off")
+    await asyncio.wait_for(_call(audited, http(), wire), 5)
+    assert wire.types[0] == START["type"]
+    assert wire.types.count(START["type"]) == 1
+    sent = [b"%d" % number for number in range(3) if number != cancelled]
+    assert [message["body"] for message in wire.sent[1:]] == [*sent, BODY["body"]]
+
+
 async def test_trailers_follow_the_body(
     provider: AuditProvider, audit: AuditLogger, hold: Hold
 ) -> None:
