@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from otel_audit.api.context import current_scope
 from otel_audit.api.current import get_audit_provider, provider_for
 from otel_audit.api.receipt import PendingReceipt
-from otel_audit.errors import AuditUnavailableError
+from otel_audit.errors import AuditEventError, AuditUnavailableError
 from otel_audit.record.event import AuditEvent
 from otel_audit.settings import Settings
 
@@ -88,7 +88,11 @@ class AuditLogger:
         confirmed and the policy says fail.
         """
         provider = self._provider or get_audit_provider()
-        record_id, record, on_failure, scope = provider.records.write(event, self.name, context)
+        try:
+            record_id, record, on_failure, scope = provider.records.write(event, self.name, context)
+        except AttributeError:
+            _check(event)
+            raise
         if scope is None and context is not None:
             scope = current_scope()  # who said it waits for it, wherever it happened
         if record is None:
@@ -275,6 +279,16 @@ class AuditLogger:
         return self.emit(
             AuditEvent(event, action, event_type=event_type, status=status, fields=fields, **said)
         )
+
+
+def _check(event: object) -> None:
+    """Say what to pass instead of what is no event. Raises `AuditEventError`."""
+    if not isinstance(event, AuditEvent):
+        message = (
+            f"emit() takes an AuditEvent, not {type(event).__name__}: pass "
+            "AuditEvent(event, action, ...), or call audit_event(event_type, action, ...)"
+        )
+        raise AuditEventError(message) from None
 
 
 def _given(**facts: Any) -> dict[str, Any]:

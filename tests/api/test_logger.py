@@ -164,6 +164,22 @@ def test_an_event_without_name_or_action_is_refused_at_the_call(desk: Desk, said
     assert desk.records() == []
 
 
+@pytest.mark.parametrize("event", [{"event": "e", "action": "a"}, None, "login", ("e", "a")])
+async def test_what_is_no_event_is_refused_at_the_call(desk: Desk, event: Any) -> None:
+    with pytest.raises(
+        AuditEventError, match=r"takes an AuditEvent.*audit_event\(event_type, action"
+    ):
+        desk.audit.emit(event)
+    with pytest.raises(AuditEventError, match=f"not {type(event).__name__}"):
+        await desk.audit.aemit(event)
+    assert desk.records() == []
+
+
+def test_another_attribute_that_is_missing_is_said_to_be(desk: Desk) -> None:
+    with pytest.raises(AttributeError, match="'int' object has no attribute"):
+        desk.audit.emit(AuditEvent("e", "a"), 5)  # type: ignore[arg-type]
+
+
 def test_without_confirmation_the_policy_fail_raises_and_names_the_record(tmp_path: Path) -> None:
     provider = unavailable(tmp_path, "fail")
     provider.close()
