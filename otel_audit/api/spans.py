@@ -13,7 +13,7 @@ import functools
 import inspect
 import string
 import time
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar, cast
 
 from opentelemetry import trace
@@ -299,7 +299,7 @@ def _check_arguments(
     function: Callable[..., Any],
     signature: inspect.Signature,
     resource_name: str | None,
-    capture: tuple[str, ...],
+    capture: object,
 ) -> None:
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         message = (
@@ -307,16 +307,43 @@ def _check_arguments(
             "would record nothing true; put audit_span() inside it"
         )
         raise AuditEventError(message)
-    parts = string.Formatter().parse(resource_name or "")
-    named = {name for _, name, _, _ in parts if name is not None}
-    roots = {name.replace("[", ".").split(".")[0] for name in named}
-    unknown = sorted((roots | set(capture)) - set(signature.parameters))
+    names = capture if isinstance(capture, Collection) and not isinstance(capture, str) else (None,)
+    if not all(isinstance(name, str) for name in names):
+        message = (
+            f"@audited on {function.__qualname__}: capture is {capture!r}, but it lists names of "
+            'arguments: write capture=("name",)'
+        )
+        raise AuditEventError(message)
+    named = _named(function, resource_name)
+    unknown = sorted(named.union(names).difference(signature.parameters))
     if unknown:
         message = (
             f"@audited on {function.__qualname__} names {unknown[0]!r}, which is not one of its "
             f"arguments ({', '.join(signature.parameters) or 'none'})"
         )
         raise AuditEventError(message)
+
+
+def _named(function: Callable[..., Any], resource_name: str | None) -> set[str]:
+    """Return the arguments that a template names. Raises `AuditEventError` for what is none."""
+    if resource_name is None:
+        return set()
+    roots = set()
+    try:
+        for _, name, _, conversion in string.Formatter().parse(resource_name):
+            if name is not None:
+                roots.add(name.replace("[", ".").split(".")[0])
+            if conversion not in (None, "a", "r", "s"):
+                message = f"there is no conversion !{conversion}"
+                raise ValueError(message)  # noqa: TRY301 - as the formatter does for the rest
+    except (TypeError, ValueError) as error:
+        message = (
+            f"@audited on {function.__qualname__}: resource_name is {resource_name!r}, which "
+            f"cannot be filled in ({error}): write a text, in it {{argument}} for an argument "
+            "and {{ for a brace"
+        )
+        raise AuditEventError(message) from None
+    return roots
 
 
 def _filled_in(template: str, arguments: Mapping[str, Any]) -> str:

@@ -488,6 +488,24 @@ def test_an_unknown_argument_is_refused_at_decoration(said: dict[str, Any]) -> N
         audited("e", "a", **said)(run)
 
 
+@pytest.mark.parametrize("template", ["{", "}", "{somebody", "{somebody!z}", 5, b"x"])
+def test_a_template_that_is_none_is_refused_at_decoration(template: Any) -> None:
+    def run(somebody: int) -> int:
+        return somebody
+
+    with pytest.raises(AuditEventError, match=r"resource_name is .* \{\{ for a brace"):
+        audited("e", "a", resource_name=template)(run)
+
+
+@pytest.mark.parametrize("capture", ["some", 5, (5, "nobody"), (None,)])
+def test_arguments_to_capture_are_names(capture: Any) -> None:
+    def run(somebody: int) -> int:
+        return somebody
+
+    with pytest.raises(AuditEventError, match=r"capture is .* it lists names of arguments"):
+        audited("e", "a", capture=capture)(run)
+
+
 def test_a_function_without_arguments_has_none_to_name() -> None:
     def run() -> None:
         pass
