@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final
 
+from otel_audit.api.context import current_scope, set_actor
 from otel_audit.errors import AuditSettingsError
 from otel_audit.web.access import RefusedError
 from otel_audit.web.answer import ProblemError
@@ -47,8 +48,10 @@ class Admission:
         self._tokens: TokenFile | None = None
 
     async def admit(self, scope: Scope) -> Access:
-        """Let one request in, or raise `ProblemError`."""
+        """Let one request in, or raise `ProblemError`; who is recognised is its actor from now on."""
         access = await self.recognise(scope)
+        if current_scope() is not None:
+            set_actor(access.name)
         self._count_against(f"name {access.name}")
         return access
 

@@ -12,9 +12,10 @@ from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 
 from otel_audit import AuditLogger, AuditProvider, instrument_app
+from otel_audit.api.context import current_actor
 from otel_audit.readers.query.parameters import parse
 from otel_audit.web.access import Access
-from otel_audit.web.events import audit_router
+from otel_audit.web.events import AuditEvents, audit_router
 from otel_audit.web.tokens import FILE, TokenFile
 from tests.web.driving import http, request
 
@@ -58,6 +59,37 @@ async def test_the_routes_answer_in_an_audited_application(
     requests = [record for record in records() if record["event_type"] == "http.request"]
     assert queries[0]["request_id"] == requests[0]["request_id"]
     assert requests[1]["resource_name"] == "/audit/events/{record_id}"
+
+
+async def test_who_asks_is_the_actor_of_the_request_too(
+    provider: AuditProvider, records: Records
+) -> None:
+    """Also where the answer is no: what a known caller tried must not be nobody's."""
+    app = FastAPI()
+    app.include_router(audit_router(provider=provider, per_minute=6))
+    instrument_app(app, provider=provider, identify=lambda _: "gateway")
+    token, _ = TokenFile(provider.directory / FILE).create("ann", ["proof"])
+    answers = [
+        await request(app, http(path, headers=headers))
+        for path, headers in (
+            ("/audit/checkpoint", bearer(token)),
+            ("/audit/events", bearer(token)),
+            ("/audit/events", []),
+        )
+    ]
+    assert [answer.status for answer in answers] == [404, 429, 401]
+    assert [(record["actor_id"], record["actor_verified"]) for record in records()] == [
+        ("ann", True), ("ann", True), ("gateway", True),
+    ]  # fmt: skip
+
+
+async def test_outside_a_request_who_asks_leaves_no_actor_behind(provider: AuditProvider) -> None:
+    token, _ = TokenFile(provider.directory / FILE).create("ann", ["read"])
+    wire = await request(
+        AuditEvents(provider=provider), http("/audit/stats", headers=bearer(token))
+    )
+    assert wire.status == 200
+    assert current_actor() is None
 
 
 @pytest.mark.parametrize(
