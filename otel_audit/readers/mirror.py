@@ -298,9 +298,11 @@ class Mirror:
 def shift_backups(path: Path, backups: int) -> None:
     """Rename ``path`` to ``.1``, what is there to ``.2`` and so on; drop what is too old.
 
-    Only the names up to the first gap move, so that a crash in between costs
+    With no ``backups`` that is ``path`` itself. Only the names up to the first gap move, so that a crash in between costs
     no file: the next call closes the gap. Raises `OSError`.
     """
+    if not backups:
+        path.unlink(missing_ok=True)
     names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, backups + 1))]
     free = next((index for index, name in enumerate(names) if not name.exists()), backups)
     for index in range(free, 0, -1):

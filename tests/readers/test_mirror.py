@@ -343,6 +343,19 @@ def test_rotation_by_size_keeps_so_many_files(bench: Bench) -> None:
     assert kept == bench.expected()[-len(kept) :]
 
 
+def test_rotation_by_size_may_keep_no_other_file(bench: Bench) -> None:
+    mirror = bench.mirror(max_bytes=1_000, backups=0)
+    for _ in range(10):
+        bench.append(20)
+        bench.catch_up(mirror)
+        assert bench.path.stat().st_size <= 1_000
+    assert [file.name for file in bench.path.parent.iterdir()] == ["audit.log"]
+    kept = bench.mirrored()
+    assert kept == bench.expected()[-len(kept) :]
+    mirror.close()
+    assert bench.catch_up(bench.mirror(max_bytes=1_000, backups=0)) == 0
+
+
 def test_a_record_larger_than_the_limit_has_a_file_of_its_own(bench: Bench) -> None:
     bench.append(5, size=100)
     bench.catch_up(bench.mirror(max_bytes=1))
