@@ -107,6 +107,7 @@ class Mirror:
         self._file: Descriptor | None = None
         self._position = 0
         self._size = 0
+        self._end = 0
         self._missing_since: float | None = None
 
     @property
@@ -181,6 +182,13 @@ class Mirror:
             )
         self._size = size
 
+    def _end_line(self, file: Descriptor, position: int) -> None:
+        """See to it that record ``position`` begins a line, whatever was written by others."""
+        if not cut_torn_line(self._reader, file.number, position):
+            _logger.warning("%s ends with an unfinished line of another program", self.path)
+            os.write(file.number, b"\n")
+        self._size = self._end = os.fstat(file.number).st_size
+
     def _resume(self) -> int:
         # The file has to exist before its directory is searched.
         create(self.path, self._mode)
@@ -207,9 +215,7 @@ class Mirror:
         file = _open(self.path, self._mode)
         try:
             self._lock(file)
-            if not cut_torn_line(self._reader, file.number, position):
-                _logger.warning("%s ends with an unfinished line of another program", self.path)
-                os.write(file.number, b"\n")
+            self._end_line(file, position)
             self._file = file
             self._position = position
             self._missing_since = None
@@ -253,12 +259,15 @@ class Mirror:
 
     def _write(self, lines: bytearray, position: int) -> None:
         """Write whole lines, and empty them; behind them the record ``position`` comes next."""
-        number = self._open_file.number
-        size = len(lines)
+        file = self._open_file
+        number, size = file.number, len(lines)
+        if size and os.fstat(number).st_size != self._end:
+            self._end_line(file, self._position)
         # Only a full disk or a signal makes a write to a file short; the rest, or its error, follows.
         while lines:
             del lines[: os.write(number, lines)]
         self._size += size
+        self._end += size
         self._position = position
 
     def _count(self) -> bool:

@@ -303,6 +303,58 @@ def test_a_truncated_file_is_reported_and_continued(
     bench.check()
 
 
+def test_an_unfinished_line_of_another_program_is_ended_while_it_runs(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A record must not go on in the line that another program has begun."""
+    mirror = bench.mirror()
+    bench.append(2)
+    bench.catch_up(mirror)
+    with bench.path.open("ab") as file:
+        file.write(b"unfinished")
+    bench.append(2)
+    bench.catch_up(mirror)
+    first, second, *rest = bench.expected()
+    assert bench.mirrored() == [first, second, b"unfinished", *rest]
+    assert "unfinished line of another program" in caplog.text
+    mirror.close()
+    assert bench.catch_up(bench.mirror()) == 0
+
+
+def test_another_program_may_take_its_time_for_a_line(bench: Bench) -> None:
+    """A line is ended for it only when a record has to follow."""
+    mirror = bench.mirror()
+    bench.append(2)
+    bench.catch_up(mirror)
+    for part in (b"fini", b"shed\n"):
+        with bench.path.open("ab") as file:
+            file.write(part)
+        assert mirror.step() == 0
+    assert bench.mirrored() == [*bench.expected(), b"finished"]
+
+
+def test_also_one_that_was_begun_while_lines_were_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = bench.mirror()
+    fsync = os.fsync
+
+    def begun_meanwhile(descriptor: int) -> None:
+        with bench.path.open("ab") as file:
+            file.write(b"unfinished")
+        fsync(descriptor)
+
+    bench.append(2)
+    with monkeypatch.context() as busy:
+        mirror.step(max_lines=1)
+        busy.setattr(os, "fsync", begun_meanwhile)
+        mirror.step(max_lines=1)
+    bench.append(1)
+    bench.catch_up(mirror)
+    first, second, third = bench.expected()
+    assert bench.mirrored() == [first, second, b"unfinished", third]
+
+
 def test_lines_of_other_programs_do_not_move_the_mirror(bench: Bench) -> None:
     mirror = bench.mirror()
     for _ in range(3):
