@@ -6,7 +6,8 @@ number of the first record that stands in none of the mirror's files, provided
 what the mirror promises: every line that the cursor does not count yet is in
 the file that its mark names, behind the mark's offset, and there are at most
 `MAX_LINES` of them. Without a cursor, or when the marked file is gone, the
-last lines of the newest files are looked up in the trail.
+last lines of the newest files are looked up in the trail. So a file that
+somebody replaced by an older copy of it is noticed, and made complete.
 
 Nothing is written here, except that a line torn by the crash is taken away.
 """
@@ -72,7 +73,8 @@ def resume(reader: TrailReader, path: Path, mark: Mark | None) -> int:
         if certain:
             return position
     stop = min(size, mark.position + MAX_LINES)
-    return max(mark.position, _search(reader, path, max(0, mark.position - 1), stop))
+    found = _search(reader, path, max(0, mark.position - 1), stop)
+    return found if found >= mark.position else _behind_older_copy(reader, path, mark.position)
 
 
 def _marked_file(path: Path, inode: int) -> Path | None:
@@ -175,13 +177,43 @@ def _search(reader: TrailReader, path: Path, start: int, stop: int) -> int:
         searched += bool(tail)
         if searched == _SEARCHED_FILES:
             break
+    newest = _newest(reader, lines, start, stop)
+    return start if newest is None else newest + 1
+
+
+def _newest(reader: TrailReader, lines: set[bytes], start: int, stop: int) -> int | None:
+    """Return the newest record of the range that is among the lines."""
     while lines and stop > start:
         first = max(start, stop - _SCAN)
         found = [leaf.sequence for leaf in reader.leaves(first, stop) if leaf.record in lines]
         if found:
-            return found[-1] + 1
+            return found[-1]
         stop = first
-    return start
+    return None
+
+
+def _behind_older_copy(reader: TrailReader, path: Path, position: int) -> int:
+    """Return where to go on when the lines before ``position`` were not found: there, as a rule.
+
+    Rotation may have put them out of sight; then the file that is there now has
+    no line of ours. One whose last line of ours is from before was put there: a
+    backup, say. What it and the rotated files lack has to be written again.
+    """
+    last = _newest(reader, set(_last_lines(path)), 0, position)
+    if last is None:
+        return position
+    behind = _search(reader, path, 0, position)
+    if next(records(reader, behind, position), None) is None:
+        return position
+    _logger.error(
+        "%s was replaced by an older copy of itself: it ends with record %d, and had come to "
+        "record %d. The lines that it lacks are written again; find out who put it there. The "
+        "trail is not affected",
+        path,
+        last,
+        position - 1,
+    )
+    return behind
 
 
 def _rotated(path: Path) -> list[tuple[int, Path]]:

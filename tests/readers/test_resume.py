@@ -211,6 +211,89 @@ def test_a_number_given_to_another_file_is_not_trusted(bench: Bench) -> None:
     assert bench.catch_up(bench.mirror()) == 1
 
 
+# An older copy of the file
+
+
+def older_copy(bench: Bench, *, in_place: bool) -> None:
+    """Write 20 records, keep a copy, write 3,000 more, and put the copy back while nobody looks."""
+    bench.append(20)
+    mirror = bench.mirror()
+    bench.catch_up(mirror)
+    copy = bench.path.read_bytes()
+    bench.append(3_000, size=10)
+    bench.catch_up(mirror)
+    abandon(mirror)
+    if not in_place:
+        bench.path.rename(bench.root / "put away")
+    bench.path.write_bytes(copy)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("torn", [b"", b'{"n":20,"pa', b"foreign\n"])
+def test_what_an_older_copy_of_the_file_lacks_is_written_again(
+    bench: Bench,
+    caplog: pytest.LogCaptureFixture,
+    in_place: bool,  # noqa: FBT001 - parametrized
+    torn: bytes,
+) -> None:
+    older_copy(bench, in_place=in_place)
+    with bench.path.open("ab") as file:
+        file.write(torn)
+    bench.append(1)
+    mirror = bench.mirror()
+    assert bench.catch_up(mirror) == 3_001
+    abandon(mirror)
+    assert [line for line in bench.mirrored() if line != b"foreign"] == bench.expected()
+    assert (
+        "older copy of itself: it ends with record 19, and had come to record 3019" in caplog.text
+    )
+    assert bench.catch_up(bench.mirror()) == 0
+
+
+def test_an_older_copy_repeats_nothing_that_a_rotated_file_has(bench: Bench) -> None:
+    older_copy(bench, in_place=False)
+    bench.path.with_name("audit.log.1.gz").write_bytes(
+        gzip.compress((bench.root / "put away").read_bytes())
+    )
+    bench.append(1)
+    assert bench.catch_up(bench.mirror()) == 1
+
+
+def test_files_that_were_moved_away_are_not_written_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By logrotate's olddir: an older file beside an empty or a foreign one is no older copy of it."""
+    for content in (b"", b"foreign\n"):
+        mirror = bench.mirror()
+        bench.append(20)
+        bench.catch_up(mirror)
+        bench.path.with_name("audit.log.1").write_bytes(bench.path.read_bytes())
+        bench.append(10)
+        bench.catch_up(mirror)
+        abandon(mirror)
+        bench.path.rename(bench.root / "old")
+        bench.path.write_bytes(content)
+        bench.append(1)
+        mirror = bench.mirror()
+        assert bench.catch_up(mirror) == 1
+        abandon(mirror)
+    assert "older copy" not in caplog.text
+
+
+def test_what_retention_removed_makes_no_older_copy(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.append(20)
+    mirror = bench.mirror()
+    bench.catch_up(mirror)
+    abandon(mirror)
+    with bench.trail.store._handle.use() as connection:
+        connection.execute("DELETE FROM leaf WHERE seq > 17")
+    bench.append(1)
+    assert bench.catch_up(bench.mirror()) == 1
+    assert "older copy" not in caplog.text
+
+
 # Without a cursor
 
 
