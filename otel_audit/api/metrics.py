@@ -3,18 +3,21 @@
 Promises: names of the draft audit signal (docs/otep-0267.md), ``otel_audit.``
 before all others; everything goes through the global MeterProvider, whenever
 that is set; a record costs nothing extra, a group commit one measurement, which
-carries the caller's span as an exemplar where the SDK samples one.
+carries the caller's span as an exemplar where the SDK samples one. A
+MeterProvider that cannot be used costs the metrics, never the audit.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import metrics
-from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, NoOpMeter, Observation
 
 from otel_audit._version import __version__
 
@@ -28,7 +31,24 @@ if TYPE_CHECKING:
 _DROPPED: Final = ("failed", "refused")
 """Of `AuditProvider.statistics`: not confirmed by the disk; not let into the queue."""
 
-_meter = metrics.get_meter("otel_audit", __version__)
+_logger: Final = logging.getLogger("otel_audit")
+
+
+@functools.cache
+def our_meter() -> Meter:
+    """Return the meter of all our metrics: one that does nothing where the global one is broken.
+
+    OpenTelemetry loads what OTEL_PYTHON_METER_PROVIDER names when it is asked for the first time,
+    and raises what that raises.
+    """
+    try:
+        return metrics.get_meter("otel_audit", __version__)
+    except Exception:
+        _logger.exception("otel-audit reports no metrics, as the MeterProvider cannot be used")
+        return NoOpMeter("otel_audit", __version__)
+
+
+_meter = our_meter()
 _commit = _meter.create_histogram(
     "otel_audit.commit.duration",
     "s",

@@ -20,10 +20,9 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Final
 
-from opentelemetry import metrics
 from opentelemetry.metrics import Observation
 
-from otel_audit._version import __version__
+from otel_audit.api.metrics import our_meter
 from otel_audit.health.probe import HealthStatus
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def show(checker: HealthChecker) -> None:
         _shown.add(checker)
         if not _instrumented:
             # The API's meter passes on to whichever MeterProvider is set later.
-            _instrumented.extend(instruments(metrics.get_meter("otel_audit", __version__)))
+            _instrumented.extend(instruments(our_meter()))
 
 
 def hide(checker: HealthChecker) -> None:

@@ -13,11 +13,10 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
-from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
-from otel_audit._version import __version__
+from otel_audit.api.metrics import our_meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 DESTINATION = "otel_audit.destination"
 
-_meter = metrics.get_meter("otel_audit", __version__)
+_meter = our_meter()
 
 _exported = _meter.create_counter(
     "audit.records.exported", "{record}", "Records that a destination has confirmed."
