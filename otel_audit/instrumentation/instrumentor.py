@@ -18,6 +18,8 @@ from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-de
     BaseInstrumentor,
 )
 
+from otel_audit.instrumentation.launch import left_out
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
@@ -26,9 +28,6 @@ _logger: Final = logging.getLogger("otel_audit.instrumentation")
 
 _LAUNCHER: Final = frozenset({"skip_dep_check", "raise_exception_on_conflict"})
 """Options by which OpenTelemetry's launcher is known: applications do not pass them."""
-
-left_out: Final[set[str]] = set()
-"""Instrumentors that OpenTelemetry's launcher must not use: disabled, or nothing is audited."""
 
 
 class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its parameters are untyped

@@ -6,6 +6,9 @@ launcher would swallow the exception and run it unaudited; with
 OTEL_AUDIT_ON_FAILURE=continue it runs unaudited, and the log says so. Neither
 OTEL_SDK_DISABLED nor OTEL_PYTHON_DISABLED_INSTRUMENTATIONS keeps it from
 starting.
+
+Importing this module needs nothing but Python and the settings: what else is
+ours is imported where a failure counts as one of the trail.
 """
 
 from __future__ import annotations
@@ -15,15 +18,10 @@ import os
 import sys
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from otel_audit.api.current import get_audit_provider
 from otel_audit.errors import OtelAuditError
-from otel_audit.instrumentation.instrumentor import left_out
 from otel_audit.settings import Settings
-
-if TYPE_CHECKING:
-    from otel_audit.api.provider import AuditProvider
 
 EX_CONFIG: Final = 78
 
@@ -39,6 +37,9 @@ INSTRUMENTORS: Final = {
 }
 """The libraries that are audited without a word in the application, and who does it."""
 
+left_out: Final[set[str]] = set()
+"""Instrumentors that OpenTelemetry's launcher must not use: disabled, or nothing is audited."""
+
 _started = False
 
 
@@ -53,8 +54,7 @@ def start() -> None:
         return
     _started = True
     try:
-        provider = get_audit_provider()
-        _instrument(provider)
+        _start()
     except Exception as error:  # noqa: BLE001 - whatever it is, the launcher would swallow it
         _refuse(error)
 
@@ -69,8 +69,11 @@ def post_instrument() -> None:
     start()
 
 
-def _instrument(provider: AuditProvider) -> None:
-    """Instrument every library that is not disabled by name."""
+def _start() -> None:
+    """Open the trail, and instrument every library that is not disabled by name."""
+    from otel_audit.api.current import get_audit_provider  # noqa: PLC0415 - see the module
+
+    provider = get_audit_provider()
     if provider.disabled:
         left_out.update(INSTRUMENTORS)
         return

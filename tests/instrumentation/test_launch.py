@@ -84,6 +84,20 @@ def test_an_unusable_configuration_ends_with_78_before_the_application(
     assert next(iter(said.values())) in ended.stderr
 
 
+def test_a_part_of_ours_that_cannot_be_imported_is_no_reason_to_run_unaudited(
+    tmp_path: Path,
+) -> None:
+    """As with an SQLite that is too old, or a shared library that is not there."""
+    (tmp_path / "apsw.py").write_text("raise ImportError('libsqlite3.so: no such file')")
+    ended = launched("print('the application')", tmp_path, PYTHONPATH=str(tmp_path))
+    assert (ended.returncode, ended.stdout) == (78, "")
+    assert "is not started: ImportError: libsqlite3.so: no such file" in ended.stderr
+    asked = {"PYTHONPATH": str(tmp_path), "OTEL_AUDIT_ON_FAILURE": "continue"}
+    ended = launched("print('the application')", tmp_path, **asked)
+    assert (ended.returncode, ended.stdout) == (0, "the application\n")
+    assert "NOTHING is audited" in ended.stderr
+
+
 def test_it_runs_unaudited_where_that_is_asked_for(tmp_path: Path) -> None:
     code = "import keyring; print(type(keyring.get_keyring()).__module__)"
     ended = launched(
@@ -99,8 +113,10 @@ def test_it_runs_unaudited_where_that_is_asked_for(tmp_path: Path) -> None:
     [
         {"OTEL_SDK_DISABLED": "true", "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "*"},
         {"OTEL_TRACES_EXPORTER": "there_is_no_such_exporter"},
+        {"OTEL_PYTHON_METER_PROVIDER": "there_is_no_such_provider"},
+        {"OTEL_PYTHON_TRACER_PROVIDER": "there_is_no_such_provider"},
     ],
-    ids=["disabled", "broken exporter"],
+    ids=["disabled", "broken exporter", "no such meter provider", "no such tracer provider"],
 )
 def test_records_are_durable_whatever_becomes_of_opentelemetry(
     tmp_path: Path, environment: dict[str, str]
