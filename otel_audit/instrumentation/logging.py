@@ -5,7 +5,8 @@
 
 Promises what `AuditLogger.emit` promises: the call returns after the record is
 durable, in an event loop at once with the request's barrier behind it, and
-raises when it cannot be confirmed and the policy says fail. What this package
+raises when it cannot be confirmed and the policy says fail, for no other
+reason: arguments that do not fit are recorded as they are. What this package
 logs itself, and what anything logs while a record is being made, is never a
 record: there are no loops.
 """
@@ -17,10 +18,18 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit.api.logger import get_audit_logger
-from otel_audit.instrumentation.said import audit_event
+from otel_audit.instrumentation.said import (
+    MESSAGE,
+    audit_event,
+    exception_of,
+    say_in_full,
+    text_of,
+    unsaid,
+)
 
 if TYPE_CHECKING:
     from otel_audit.api.logger import AuditLogger
+    from otel_audit.record.event import AuditEvent
 
 _OURS: Final = "otel_audit"
 _ORDINARY: Final = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "message", "taskName"}
@@ -31,7 +40,8 @@ class AuditHandler(logging.Handler):
     """Emits each log record as an audit record.
 
     The event is the message as it stands in the code; with arguments, the text
-    that they make is the field ``message``. `extra=` gives ``action`` (default:
+    that they make is the field ``message``; if they make none, they are the field
+    ``arguments``. `extra=` gives ``action`` (default:
     the event), ``status``, ``resource_type`` and so on, and all other fields.
     """
 
@@ -60,18 +70,24 @@ class AuditHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Emit the record. Raises `AuditUnavailableError` as the policy says."""
-        fields = {name: value for name, value in vars(record).items() if name not in _ORDINARY}
-        event = fields.pop("event", None)
-        text = record.msg if isinstance(record.msg, str) else str(record.msg)
-        if record.args or event is not None:
-            fields.setdefault("message", record.getMessage())
-        fields.setdefault("logger", record.name)
-        error = record.exc_info[1] if record.exc_info else None
         self._busy.emitting = True
         try:
-            self._audit.emit(audit_event(event or text, _level(record.levelno), fields, error))
+            self._audit.emit(_event(record))
         finally:
             self._busy.emitting = False
+
+
+def _event(record: logging.LogRecord) -> AuditEvent:
+    fields = {name: value for name, value in vars(record).items() if name not in _ORDINARY}
+    event = fields.pop("event", None)
+    template = text_of(record.msg)
+    if record.args:
+        say_in_full(fields, record.getMessage, template, record.args)
+    elif event is not None:
+        fields[MESSAGE] = template
+    fields.setdefault("logger", record.name)
+    name = template if unsaid(event) else event
+    return audit_event(name, _level(record.levelno), fields, exception_of(record.exc_info))
 
 
 def _level(number: int) -> str:

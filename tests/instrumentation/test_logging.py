@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import logging.config
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -76,6 +76,71 @@ def test_arguments_events_and_levels(trail: AuditTrail, logger: logging.Logger) 
     assert (last["error"], last["error_type"]) == ("wrong", "ValueError")
 
 
+ONE = {"name": "audit", "levelno": logging.INFO}
+
+
+class Unreadable:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
+def said_in_full(record: dict[str, Any]) -> tuple[Any, ...]:
+    return record["event"], record.get("message"), record.get("arguments")
+
+
+def test_odd_input_neither_raises_nor_costs_the_record(
+    trail: AuditTrail, logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    logger.info("removed %d of %s", "x", "y", extra={"action": "remove"})
+    logger.info("removed %s", "x", "y")  # noqa: PLE1205 - what is tested
+    logger.info("no place", "x", extra={"arguments": "mine"})  # noqa: PLE1205 - what is tested
+    logger.info("%(name)d", {"name": "x"}, extra={"event": "named"})
+    logger.info(Unreadable())
+    logger.info("a %s", Unreadable())
+    unreadable = "[unreadable Unreadable: RuntimeError]"
+    assert [said_in_full(record) for record in trail.records()] == [
+        ("removed %d of %s", "removed %d of %s", ["x", "y"]),
+        ("removed %s", "removed %s", ["x", "y"]),
+        ("no place", "no place", "mine"),
+        ("named", "%(name)d", {"name": "x"}),
+        (unreadable, None, None),
+        ("a %s", "a %s", [unreadable]),
+    ]
+    assert trail.record(event="no place")["arguments~2"] == ["x"]
+
+
+class Undecided(Unreadable):
+    def __bool__(self) -> bool:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {name: Undecided()}
+        for name in ("event", "action", "status", "error", "event_type", "resource_type", "field")
+    ],
+    ids=lambda extra: next(iter(extra)),
+)
+def test_an_odd_field_costs_nothing_but_itself(
+    trail: AuditTrail, logger: logging.Logger, extra: dict[str, Any]
+) -> None:
+    logger.info("said", extra=extra)
+    (record,) = trail.records()
+    assert record["logger"] == "audit"
+    assert "[unreadable Undecided: RuntimeError]" in record.values()
+
+
+def test_an_exception_in_odd_form_is_found_or_passed_over(trail: AuditTrail) -> None:
+    """Handed to the handler alone: pytest's own raises."""
+    for exc_info in ((1,), (ValueError, ValueError("wrong"))):
+        AuditHandler().handle(logging.makeLogRecord({**ONE, "msg": "said", "exc_info": exc_info}))
+    assert [record.get("error_type") for record in trail.records()] == [None, "ValueError"]
+
+
 def test_our_own_lines_and_what_is_said_meanwhile_are_no_records(trail: AuditTrail) -> None:
     root = logging.getLogger()
     handler = AuditHandler(logging.ERROR)
@@ -93,6 +158,19 @@ def test_our_own_lines_and_what_is_said_meanwhile_are_no_records(trail: AuditTra
     finally:
         root.removeHandler(handler)
     assert [record["event"] for record in trail.records()] == ["not ours"]
+
+
+def test_what_an_argument_says_while_the_text_is_made_is_no_record(trail: AuditTrail) -> None:
+    """Handed to the handler alone: pytest's own makes the text as well."""
+    handler = AuditHandler()
+
+    class Talkative:
+        def __str__(self) -> str:
+            handler.handle(logging.makeLogRecord({**ONE, "msg": "said while the text is made"}))
+            return "talkative"
+
+    handler.handle(logging.makeLogRecord({**ONE, "msg": "by %s", "args": (Talkative(),)}))
+    assert trail.record()["message"] == "by talkative"
 
 
 def test_a_record_that_is_not_confirmed_raises_at_the_call(logger: logging.Logger) -> None:
