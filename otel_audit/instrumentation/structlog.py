@@ -9,7 +9,7 @@ configured unless `setup_logging` is called.
 from __future__ import annotations
 
 import logging
-import sys
+from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +20,13 @@ from otel_audit.api.current import configure, is_configured
 from otel_audit.api.logger import get_audit_logger
 from otel_audit.errors import AuditSettingsError
 from otel_audit.instrumentation.logging import AuditHandler
-from otel_audit.instrumentation.said import audit_event
+from otel_audit.instrumentation.said import (
+    audit_event,
+    exception_of,
+    say_in_full,
+    text_of,
+    unsaid,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +55,8 @@ _LEVELS: Final = {
     "warn": "warning",
     "warning": "warning",
 }
-_INTERNAL: Final = frozenset({"_record", "_from_structlog", "positional_args", "stack_info"})
+_ARGUMENTS: Final = "positional_args"
+_INTERNAL: Final = frozenset({"_record", "_from_structlog", "stack_info"})
 
 
 class AuditProcessor:
@@ -60,7 +67,9 @@ class AuditProcessor:
     an ``action`` is an audit event; ``accepts`` decides otherwise. What was
     emitted goes no further, unless ``keep`` says so. Its place is before
     filters by level and before whatever turns the event into text, and after
-    ``merge_contextvars``.
+    ``merge_contextvars``. Positional arguments become the field ``message``, the
+    whole text, and the event stays as it stands in the code; if they make no
+    text, they are the field ``arguments``.
     """
 
     def __init__(
@@ -85,19 +94,39 @@ class AuditProcessor:
         fields = dict(event_dict)
         event = fields.pop("event", None)
         said = fields.pop("level", None)
-        level = _LEVELS.get(method) or str(said or "info")
+        level = _LEVELS.get(method) or ("info" if unsaid(said) else text_of(said))
         if not _INTERNAL.isdisjoint(fields):
             for name in _INTERNAL:
                 fields.pop(name, None)
+        if type(fields.get(_ARGUMENTS)) is tuple:
+            arguments = fields.pop(_ARGUMENTS)
+            say_in_full(fields, lambda: _formatted(event, arguments), text_of(event), arguments)
         error = None
         if method == "exception" or "exc_info" in fields:
-            error = _exception(fields.pop("exc_info", None) or method == "exception")
+            exc_info = fields.pop("exc_info", None)
+            error = exception_of(method == "exception" if unsaid(exc_info) else exc_info)
         if said_by is not None:
             fields.setdefault("logger", said_by)
         self._audit.emit(audit_event("" if event is None else event, level, fields, error))
         if not self._keep:
             raise structlog.DropEvent
         return event_dict
+
+
+def _with_arguments(_: WrappedLogger, __: str, event_dict: EventDict) -> EventDict:
+    """Be structlog's PositionalArgumentsFormatter, which raises for arguments that do not fit."""
+    arguments = event_dict.get(_ARGUMENTS)
+    if type(arguments) is tuple:
+        with suppress(Exception):
+            event_dict["event"] = _formatted(event_dict["event"], arguments)
+            del event_dict[_ARGUMENTS]
+    return event_dict
+
+
+def _formatted(event: Any, arguments: tuple[Any, ...]) -> Any:
+    """Put positional arguments into an event as logging does: one that is a mapping by its names."""
+    only = arguments[0] if len(arguments) == 1 else None
+    return event % (only if isinstance(only, dict) and only else arguments)
 
 
 def setup_logging(
@@ -136,6 +165,7 @@ def setup_logging(
             structlog.contextvars.merge_contextvars,
             AuditProcessor(),
             structlog.stdlib.filter_by_level,
+            _with_arguments,
             *shared,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
@@ -185,15 +215,6 @@ def _is_audit(name: str | None, event_dict: EventDict) -> bool:
     """Whether an event is one for the trail, said by a logger of that name, if it has any."""
     if name is None:
         name = event_dict.get("logger")
-        if name is None:
+        if type(name) is not str:
             return "action" in event_dict
-    return name == AUDIT or str(name).startswith(f"{AUDIT}.")
-
-
-def _exception(said: object) -> BaseException | None:
-    """Return the exception that ``exc_info`` means: itself, a tuple, or the current one."""
-    if isinstance(said, BaseException):
-        return said
-    if isinstance(said, tuple):
-        return said[1] if isinstance(said[1], BaseException) else None
-    return sys.exc_info()[1] if said else None
+    return name == AUDIT or name.startswith(f"{AUDIT}.")

@@ -116,6 +116,57 @@ def test_exceptions(trail: AuditTrail) -> None:
     ]
 
 
+class Undecided:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __str__
+
+    def __bool__(self) -> bool:
+        raise RuntimeError
+
+
+@pytest.mark.usefixtures("printed")
+def test_odd_input_neither_raises_nor_costs_the_record(trail: AuditTrail) -> None:
+    audit = structlog.get_logger("audit")
+    unreadable = "[unreadable Undecided: RuntimeError]"
+    audit.info(Undecided(), action="do")
+    audit.info("one", exc_info=(1,))
+    audit.info("two", exc_info=Undecided())
+    audit.info("three", level=Undecided(), action=Undecided(), error=Undecided())
+    first, *_, last = trail.records()
+    assert (first["event"], first["action"]) == (unreadable, "do")
+    assert (last["event"], last["action"], last["error"]) == ("three", unreadable, unreadable)
+    assert len(trail.records()) == 4
+
+
+def test_positional_arguments_are_said_in_full(trail: AuditTrail, tmp_path: Path) -> None:
+    """By the stdlib's logger, which leaves them to a processor; the event stays the template."""
+    setup_logging(tmp_path)
+    for name in ("audit", "application"):
+        logger = structlog.get_logger(name)
+        logger.info("removed %s of %s", "bob", "team", action="remove")
+        logger.info("removed %(who)s", {"who": "bob"})
+        logger.info("removed %d", "bob")
+        logger.info("removed %s", "bob", message="mine")
+    asyncio.run(structlog.get_logger("audit").ainfo("later %s", "bob"))
+    said = [(r["event"], r.get("message"), r.get("arguments")) for r in trail.records()]
+    assert said == [
+        ("removed %s of %s", "removed bob of team", None),
+        ("removed %(who)s", "removed bob", None),
+        ("removed %d", "removed %d", ["bob"]),
+        ("removed %s", "mine", ["bob"]),
+        ("later %s", "later bob", None),
+    ]
+    lines = [json.loads(line) for line in (tmp_path / "app.log").read_text().splitlines()]
+    assert [(line["event"], line.get("positional_args")) for line in lines] == [
+        ("removed bob of team", None),
+        ("removed bob", None),
+        ("removed %d", ["bob"]),
+        ("removed bob", None),
+    ]
+
+
 @pytest.mark.usefixtures("printed")
 async def test_async_methods_are_durable_when_they_return(trail: AuditTrail) -> None:
     scope = RequestScope("r-1")
