@@ -31,6 +31,7 @@ from otel_audit.errors import OtelAuditError
 from otel_audit.instrumentation.given import GivenAttributes
 from otel_audit.instrumentation.instrumentor import AuditInstrumentor, Patch
 from otel_audit.instrumentation.span_sorts import SpanSort
+from otel_audit.record.coerce import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableSet, Sequence
@@ -75,6 +76,12 @@ class RuleProcessor(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Record the span if a rule says so. MUST NOT raise."""
+        try:
+            self._look_at(span)
+        except Exception:
+            _logger.exception("the span %r could not be recorded", span.name)
+
+    def _look_at(self, span: ReadableSpan) -> None:
         given = self.given.of(span)
         scope = span.instrumentation_scope
         tracer = "" if scope is None else scope.name
@@ -85,7 +92,8 @@ class RuleProcessor(SpanProcessor):
             return
         attributes = _copied(span.attributes)
         if given:
-            attributes = {**given, **attributes}
+            # They are as they came from the library: anything, with code of its own.
+            attributes = {**plain(given)[0], **attributes}
         for event in sort.events_of(span, attributes):
             self._record(span, event)
 
@@ -113,8 +121,6 @@ class RuleProcessor(SpanProcessor):
         except OtelAuditError as error:
             # In a request, `emit` has left it for the barrier, so that the answer fails.
             _logger.error("the record of the span %r is not confirmed: %s", span.name, error)  # noqa: TRY400 - where it happened says nothing
-        except Exception:
-            _logger.exception("the span %r could not be recorded", span.name)
 
 
 class RuleSampler(Sampler):

@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.sampling import (
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from otel_audit import audit_span, instrument_app
+from otel_audit.api.derived import SpanRule
 from otel_audit.api.policy_file import parse_policy
 from otel_audit.instrumentation.given import GivenAttributes
 from otel_audit.instrumentation.spans import RuleSampler, SpanInstrumentor
@@ -97,6 +98,47 @@ def test_attributes_that_a_sampler_keeps_to_itself_still_match(
     names = [record["resource_name"] for record in trail.records(event="data_change")]
     assert names == ["orders", "users"]
     assert [dict(one.attributes or {}) for one in spans.get_finished_spans()] == [{}, {}, {}]
+
+
+class Unreadable:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __str__
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.usefixtures("instrumented")
+def test_what_is_no_attribute_reaches_neither_rules_nor_the_library(
+    trail: AuditTrail, spans: InMemorySpanExporter
+) -> None:
+    """The sampler has it as the library gave it, before the SDK makes an attribute of it."""
+    tracer = tracers(Forgetful(), spans).get_tracer("db.driver")
+    odd: Any = Unreadable()
+    for attributes in ({"statement": odd}, {"statement": "DELETE FROM orders", "odd": odd}):
+        tracer.start_span("query", kind=SpanKind.CLIENT, attributes=attributes).end()
+    assert trail.record()["resource_name"] == "orders"
+
+
+class Failing(SpanRule):
+    def matches(self, *_: Any) -> bool:
+        raise RuntimeError
+
+
+def test_a_rule_of_one_s_own_that_raises_costs_the_library_nothing(
+    trail: AuditTrail, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    (rule,) = parse_policy(RULES, "rules").policy.spans
+    instrumentor = SpanInstrumentor()
+    instrumentor.instrument(rules=(Failing(rule.saying),))
+    try:
+        with span(tracers(ALWAYS_ON, spans)):
+            pass
+    finally:
+        instrumentor.uninstrument()
+    assert "the span 'query' could not be recorded" in caplog.text
+    assert trail.records() == []
+    assert len(spans.get_finished_spans()) == 1
 
 
 def test_attributes_are_kept_for_the_span_that_they_were_given_to() -> None:
