@@ -8,6 +8,7 @@ again and again; of one that differs each time, nothing is gained.
 from __future__ import annotations
 
 import functools
+import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from opentelemetry.trace import StatusCode
@@ -37,6 +38,10 @@ _DURATION: Final = "duration_ms"
 
 _FACTS: Final = ("name", "kind", "scope", "status", "error", _DURATION, "total_tokens")
 """What a rule can name of a span beside its attributes."""
+
+_EXCEPTION: Final = re.compile(r"(?:\w+\.)*[A-Z]\w*(?:Error|Exception)")
+"""A class's name that nobody would write as a message."""
+
 _NUMBERS: Final = frozenset({int, float})
 _INPUT: Final = "gen_ai.usage.input_tokens"
 _OUTPUT: Final = "gen_ai.usage.output_tokens"
@@ -186,7 +191,7 @@ def _facts(
     """Return what a rule's templates can name: the attributes, and what is in none."""
     facts = {**attributes, "name": span.name, "kind": kind, "scope": scope, "status": status}
     if status == "error":
-        facts["error"] = facts.get("error.type") or _kind_of(span.status.description)
+        facts["error"] = _kind_of_failure(span, facts.get("error.type"))
     if duration is not None:
         facts[_DURATION] = duration
     tokens = [facts[name] for name in (_INPUT, _OUTPUT) if type(facts.get(name)) in _NUMBERS]
@@ -195,7 +200,14 @@ def _facts(
     return facts
 
 
-def _kind_of(description: str | None) -> str:
-    """Return the type of an exception from a status, whose text may quote what users typed."""
-    kind = (description or "").partition(":")[0]
-    return kind if kind.isidentifier() or kind.replace(".", "").isidentifier() else "error"
+def _kind_of_failure(span: ReadableSpan, said: object) -> str:
+    """Return the type of what went wrong, never its text, which may quote what users typed."""
+    if said:
+        return str(said)
+    for event in reversed(span.events):
+        kind = (event.attributes or {}).get("exception.type")
+        if kind:
+            return str(kind)
+    # The SDK writes "ValueError: text", other people the text alone.
+    kind, colon, _ = (span.status.description or "").partition(": ")
+    return kind if colon and _EXCEPTION.fullmatch(kind) else "error"

@@ -198,6 +198,46 @@ def test_other_spans_are_not_recorded_nor_kept(
 
 
 @pytest.mark.usefixtures("instrumented")
+@pytest.mark.parametrize(
+    ("description", "error"),
+    [
+        ("hunter2", "error"),
+        ("ann.smith", "error"),
+        ("hunter2: wrong", "error"),
+        ("Ann: wrong", "error"),
+        (None, "error"),
+        ("ValueError: Ann is there already", "ValueError"),
+        ("redis.exceptions.ConnectionError: no route", "redis.exceptions.ConnectionError"),
+    ],
+)
+def test_a_status_is_no_place_to_find_more_than_a_type_in(
+    trail: AuditTrail, spans: InMemorySpanExporter, description: str | None, error: str
+) -> None:
+    """Celery's instrumentation describes it by the exception's text, the SDK by its type as well."""
+    with span(tracers(ALWAYS_ON, spans)) as one:
+        one.set_status(Status(StatusCode.ERROR, description))
+    assert trail.record(event="data_change")["error"] == error
+
+
+@pytest.mark.usefixtures("instrumented")
+def test_the_exception_s_event_says_the_type(
+    trail: AuditTrail, spans: InMemorySpanExporter
+) -> None:
+    """What Celery's instrumentation does with a task that raises."""
+    provider = tracers(ALWAYS_ON, spans)
+    with span(provider) as one:
+        one.record_exception(ValueError("hunter2"))
+        one.add_event("later")
+        one.set_status(Status(StatusCode.ERROR, "hunter2"))
+    with span(provider, "DELETE FROM users") as one:
+        one.record_exception(ValueError("hunter2"))
+        one.set_attribute("error.type", "timeout")
+        one.set_status(Status(StatusCode.ERROR, "hunter2"))
+    assert [record["error"] for record in trail.records()] == ["ValueError", "timeout"]
+    assert "hunter2" not in str(trail.records())
+
+
+@pytest.mark.usefixtures("instrumented")
 def test_failures_are_recorded_by_their_type(
     trail: AuditTrail, spans: InMemorySpanExporter
 ) -> None:
