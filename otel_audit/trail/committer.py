@@ -23,7 +23,6 @@ import time
 import weakref
 from collections import deque
 from contextlib import suppress
-from threading import get_ident
 from typing import TYPE_CHECKING, Final, Protocol
 
 from otel_audit.errors import (
@@ -107,7 +106,7 @@ class Committer:
     _result: tuple[Commit | None, Exception]
     _since: float
     _wake: threading.Lock
-    """Released to make the writer look whether it leads."""
+    """Released to make the writer look whether it leads; made when the writer is."""
     _writer: threading.Thread | None
     _broken: Exception | None
     _probe_due: float
@@ -141,7 +140,7 @@ class Committer:
         itself. Raises `AuditTimeoutError`, `AuditBackpressureError`,
         `AuditClosedError`.
         """
-        me = get_ident()
+        me = threading.get_ident()
         if me in self._inside:
             self._postpone(ticket)
             return
@@ -171,7 +170,7 @@ class Committer:
 
         Raises `AuditBackpressureError` and `AuditClosedError`.
         """
-        me = get_ident()
+        me = threading.get_ident()
         if me in self._inside:
             self._postpone(ticket)
             return
@@ -222,7 +221,7 @@ class Committer:
 
         It cannot wait for anything in here; that would be waiting for itself.
         """
-        return get_ident() in self._inside or self._store.interrupted
+        return threading.get_ident() in self._inside or self._store.interrupted
 
     def drain(self, timeout: float) -> bool:
         """Wait until all that is queued now is done; False when time is up, and if `interrupted`."""
@@ -270,8 +269,6 @@ class Committer:
         self._group = []
         self._result = (None, _INTERRUPTED)
         self._since = 0.0
-        self._wake = threading.Lock()
-        self._wake.acquire()
         self._writer = None
         self._broken = None
         self._probe_due = 0.0
@@ -452,16 +449,19 @@ class Committer:
             self._stand_in()
 
     def _start_writer(self) -> bool:
+        # Made with the thread, as what gevent makes of both is of no use to the other's original.
+        wake = threading.Lock()
+        wake.acquire()
         # A daemon: whoever was answered is synced already, and a process must
         # be able to end while the disk hangs.
         writer = threading.Thread(
-            target=self._write, args=(self._wake,), name="otel-audit-writer", daemon=True
+            target=self._write, args=(wake,), name="otel-audit-writer", daemon=True
         )
         try:
             writer.start()
         except RuntimeError:
             return False
-        self._writer = writer
+        self._wake, self._writer = wake, writer
         return True
 
     def _nudge(self) -> None:
@@ -471,7 +471,7 @@ class Committer:
 
     def _write(self, wake: threading.Lock) -> None:
         """Run the writer thread, which leads whenever it is named."""
-        me = get_ident()
+        me = threading.get_ident()
         while True:
             wake.acquire()
             self._inside.add(me)

@@ -17,6 +17,10 @@ import time
 import weakref
 from contextlib import contextmanager
 from pathlib import Path
+
+# By name: gevent may replace it later than the mutexes that are held meanwhile, which know nothing
+# of greenlets; then this one must not let other greenlets in.
+from time import sleep
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import TrailLockedError
@@ -96,7 +100,7 @@ class FileLock:
         while not self.try_acquire():
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(pause)
+            sleep(pause)
             pause = min(pause * _LONGER, _LONGEST_PAUSE)
         return True
 

@@ -16,9 +16,9 @@ import ctypes
 import logging
 import operator
 import os
+import threading
 import time
 from contextlib import suppress
-from threading import get_ident
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import apsw
@@ -285,7 +285,7 @@ class TrailStore:
             with self._handle.mutex:
                 connection = self._handle.connection()
                 try:
-                    self._handle.writer = get_ident()
+                    self._handle.writer = threading.get_ident()
                     self._lock.acquire(self.timeout)
                     connection.execute("BEGIN IMMEDIATE")
                     self._recognise(connection)
