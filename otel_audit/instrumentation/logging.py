@@ -6,7 +6,9 @@
 Promises what `AuditLogger.emit` promises: the call returns after the record is
 durable, in an event loop at once with the request's barrier behind it, and
 raises when it cannot be confirmed and the policy says fail, for no other
-reason: arguments that do not fit are recorded as they are. What this package
+reason: arguments that do not fit are recorded as they are. Whoever logged in
+another thread or process (behind a QueueHandler) cannot be told by an
+exception: there it is logged, and the listener goes on. What this package
 logs itself, and what anything logs while a record is being made, is never a
 record: there are no loops.
 """
@@ -14,10 +16,12 @@ record: there are no loops.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit.api.logger import get_audit_logger
+from otel_audit.errors import OtelAuditError
 from otel_audit.instrumentation.said import (
     MESSAGE,
     audit_event,
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from otel_audit.record.event import AuditEvent
 
 _OURS: Final = "otel_audit"
+_logger: Final = logging.getLogger("otel_audit.instrumentation")
 _ORDINARY: Final = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "message", "taskName"}
 """What every log record has; everything else was said by `extra=`."""
 
@@ -39,9 +44,9 @@ _ORDINARY: Final = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "mes
 class AuditHandler(logging.Handler):
     """Emits each log record as an audit record.
 
-    The event is the message as it stands in the code; with arguments, the text
-    that they make is the field ``message``; if they make none, they are the field
-    ``arguments``. `extra=` gives ``action`` (default:
+    The event is the message as it stands in the code, or the first line of it; with arguments, the text
+    that they make is the field ``message`` (so is a text of several lines); if they
+    make none, they are the field ``arguments``. `extra=` gives ``action`` (default:
     the event), ``status``, ``resource_type`` and so on, and all other fields.
     """
 
@@ -73,8 +78,17 @@ class AuditHandler(logging.Handler):
         self._busy.emitting = True
         try:
             self._audit.emit(_event(record))
+        except OtelAuditError as error:
+            if _said_here(record):
+                raise
+            _logger.error("what %r logged is not confirmed: %s", record.name, error)  # noqa: TRY400 - where it happened says nothing
         finally:
             self._busy.emitting = False
+
+
+def _said_here(record: logging.LogRecord) -> bool:
+    """Whether the call that logged it waits for us; logging can be told not to say by whom it was."""
+    return record.thread in (None, threading.get_ident()) and record.process in (None, os.getpid())
 
 
 def _event(record: logging.LogRecord) -> AuditEvent:
@@ -83,10 +97,11 @@ def _event(record: logging.LogRecord) -> AuditEvent:
     template = text_of(record.msg)
     if record.args:
         say_in_full(fields, record.getMessage, template, record.args)
-    elif event is not None:
+    elif event is not None or "\n" in template:
         fields[MESSAGE] = template
     fields.setdefault("logger", record.name)
-    name = template if unsaid(event) else event
+    # A QueueHandler has put the traceback behind the text.
+    name = template.strip().partition("\n")[0] if unsaid(event) else event
     return audit_event(name, _level(record.levelno), fields, exception_of(record.exc_info))
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import logging.config
+import queue
+import time
+from logging.handlers import QueueHandler, QueueListener
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -178,6 +182,48 @@ def test_a_record_that_is_not_confirmed_raises_at_the_call(logger: logging.Logge
         trail.provider.close()
         with pytest.raises(AuditUnavailableError):
             logger.info("event")
+
+
+@pytest.fixture
+def queued(logger: logging.Logger) -> Iterator[QueueListener]:
+    """Have a QueueListener do what the logger's handler did."""
+    waiting: queue.Queue[logging.LogRecord] = queue.Queue()
+    (handler,) = logger.handlers
+    listener = QueueListener(waiting, handler)
+    logger.handlers = [QueueHandler(waiting)]
+    listener.start()
+    yield listener
+    if listener._thread is not None:
+        listener.stop()
+
+
+def test_a_listener_outlives_a_record_that_is_not_confirmed(
+    logger: logging.Logger, queued: QueueListener, caplog: pytest.LogCaptureFixture
+) -> None:
+    with audit_trail(timeout=0.2) as trail:
+        with (trail.directory / "lock").open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            logger.info("lost")
+            while "is not confirmed" not in caplog.text:
+                time.sleep(0.01)
+        logger.info("later")
+        queued.stop()
+        assert "what 'audit' logged is not confirmed: " in caplog.text
+        assert trail.records(event="later")
+
+
+def test_a_queue_s_traceback_is_no_event(
+    trail: AuditTrail, logger: logging.Logger, queued: QueueListener
+) -> None:
+    try:
+        raise ValueError("wrong")  # noqa: EM101, TRY301 - what is logged
+    except ValueError:
+        logger.exception("failed %s", "x", extra={"action": "pay"})
+    queued.stop()
+    record = trail.record(event="failed x")
+    assert (record["action"], record["outcome"]) == ("pay", "failure")
+    assert record["message"].startswith("failed x\nTraceback ")
+    assert record["message"].endswith("ValueError: wrong")
 
 
 async def test_in_an_event_loop_the_request_waits(
