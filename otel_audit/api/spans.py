@@ -123,7 +123,10 @@ class AuditSpan:
             self._stop(error)
 
     def _start(self) -> None:
-        tracer = trace.get_tracer("otel_audit", __version__)
+        try:
+            tracer = trace.get_tracer("otel_audit", __version__)
+        except Exception:  # noqa: BLE001 - whatever keeps OTEL_PYTHON_TRACER_PROVIDER from being loaded
+            tracer = trace.NoOpTracer()
         self._span = tracer.start_span(self._event.event)
         self._enter()
         self._started = time.perf_counter()
