@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from otel_audit.api.provider import AuditProvider, providers
 from otel_audit.errors import AuditSettingsError
 from otel_audit.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from otel_audit.api.policy import Policy
     from otel_audit.record.redact import Redactor
     from otel_audit.trail.keys import TrailKeys
+
+changed: Final[list[Callable[[AuditProvider | None], None]]] = []
+"""Each is called with the provider that has become the global one."""
 
 _global: AuditProvider | None = None
 _global_mutex = threading.RLock()
@@ -63,6 +68,8 @@ def set_audit_provider(provider: AuditProvider | None) -> AuditProvider | None:
     global _global
     with _global_mutex:
         before, _global = _global, provider
+    for follow in tuple(changed):
+        follow(provider)
     return before
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
@@ -25,7 +26,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
-from otel_audit.api.current import get_audit_provider
+from otel_audit.api.current import changed, get_audit_provider
 from otel_audit.api.logger import get_audit_logger
 from otel_audit.errors import OtelAuditError
 from otel_audit.instrumentation.given import GivenAttributes
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from otel_audit.api.derived import SpanRule
     from otel_audit.api.logger import AuditLogger
+    from otel_audit.api.provider import AuditProvider
     from otel_audit.record.event import AuditEvent
 
 _logger: Final = logging.getLogger("otel_audit.instrumentation")
@@ -56,19 +58,20 @@ _SORTS: Final = 4_096
 class RuleProcessor(SpanProcessor):
     """Makes records of the spans that match."""
 
+    kinds: frozenset[SpanKind]
+    """The kinds of spans that a rule could match."""
+
     def __init__(self, rules: tuple[SpanRule, ...], audit: AuditLogger) -> None:
         self.given = GivenAttributes()
-        self._rules = rules
         self._audit = audit
-        self._sorts: dict[tuple[str, int], SpanSort] = {}
+        self.use(rules)
 
-    @property
-    def kinds(self) -> frozenset[SpanKind]:
-        """The kinds of spans that a rule could match."""
-        named = {name for rule in self._rules for name in rule.kinds}
-        if any(not rule.kinds for rule in self._rules):
-            return frozenset(_KINDS)
-        return frozenset(kind for kind, name in _KINDS.items() if name in named)
+    def use(self, rules: tuple[SpanRule, ...]) -> None:
+        """Look at these rules from now on."""
+        self.kinds = _kinds(rules)
+        # In this order: what is sorted by earlier rules must not get among the new sorts.
+        self._rules = rules
+        self._sorts: dict[tuple[str, int], SpanSort] = {}
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the SDK's signature
         """Wait for the end: what a span is, is known then."""
@@ -97,21 +100,16 @@ class RuleProcessor(SpanProcessor):
         for event in sort.events_of(span, attributes):
             self._record(span, event)
 
-    def stop(self) -> None:
-        """Match nothing any more."""
-        self._rules = ()
-        self._sorts.clear()
-
     def _sort(self, tracer: str, kind: SpanKind) -> SpanSort:
-        name = _KINDS[kind]
+        name, sorts = _KINDS[kind], self._sorts
         # Our own spans have their records already.
         rules = () if tracer == _OURS else self._rules
         sort = SpanSort(
             tracer, name, tuple(rule for rule in rules if rule.could_match(tracer, name))
         )
-        if len(self._sorts) >= _SORTS:
-            self._sorts.clear()
-        self._sorts[tracer, id(kind)] = sort
+        if len(sorts) >= _SORTS:
+            sorts.clear()
+        sorts[tracer, id(kind)] = sort
         return sort
 
     def _record(self, span: ReadableSpan, event: AuditEvent) -> None:
@@ -124,12 +122,11 @@ class RuleProcessor(SpanProcessor):
 
 
 class RuleSampler(Sampler):
-    """Has spans of some kinds recorded, but not exported, which ``inner`` would drop."""
+    """Has spans recorded, but not exported, which ``inner`` would drop and a rule could match."""
 
-    def __init__(self, inner: Sampler, kinds: frozenset[SpanKind], given: GivenAttributes) -> None:
+    def __init__(self, inner: Sampler, processor: RuleProcessor) -> None:
         self.inner = inner
-        self._kinds = kinds
-        self._given = given
+        self.processor = processor
 
     def should_sample(
         self,
@@ -146,11 +143,13 @@ class RuleSampler(Sampler):
             parent_context, trace_id, name, kind, attributes, links, trace_state
         )
         if result.decision is Decision.DROP:
-            if kind in self._kinds:
+            if kind in self.processor.kinds:
                 return SamplingResult(Decision.RECORD_ONLY, attributes, result.trace_state)
         # Fewer than were given: comparing the names would cost each span more than it is worth.
-        elif attributes and len(result.attributes) < len(attributes) and kind in self._kinds:
-            self._given.hand(trace_id, name, attributes)
+        elif (
+            attributes and len(result.attributes) < len(attributes) and kind in self.processor.kinds
+        ):
+            self.processor.given.hand(trace_id, name, attributes)
         return result
 
     def get_description(self) -> str:
@@ -159,38 +158,35 @@ class RuleSampler(Sampler):
 
 
 class SpanInstrumentor(AuditInstrumentor):
-    """Has the policy's span rules looked at; without any it changes nothing."""
+    """Has the policy's span rules looked at; as long as there are none it changes nothing.
+
+    The rules are those of the global provider, also of one that is configured later,
+    unless ``rules=`` says others.
+    """
 
     name = "spans"
     requires = "opentelemetry-sdk >= 1.37"
 
     def _instrument(self, **options: Any) -> None:
-        provider = get_audit_provider()
-        rules: tuple[SpanRule, ...] = options.get("rules", provider.policy.spans)
-        self._processor = RuleProcessor(rules, options.get("audit") or get_audit_logger())
+        rules: tuple[SpanRule, ...] | None = options.get("rules")
+        self._processor = RuleProcessor((), options.get("audit") or get_audit_logger())
         self._providers: MutableSet[Any] = WeakSet()
         self._patch: Patch | None = None
-        if not rules or provider.disabled:
+        if rules is not None:
+            self._use(rules)
             return
-
-        def make(original: Callable[..., None]) -> Callable[..., None]:
-            @functools.wraps(original)
-            def init(tracers: Any, *arguments: Any, **keywords: Any) -> None:
-                original(tracers, *arguments, **keywords)
-                self.equip(tracers)
-
-            return init
-
-        self._patch = Patch("opentelemetry.sdk.trace", "TracerProvider", "__init__", make)
-        self._patch.apply()
-        self.equip(trace.get_tracer_provider())
+        self._follow(get_audit_provider())
+        changed.append(self._follow)
 
     def _uninstrument(self, **options: Any) -> None:  # noqa: ARG002 - the base class has them
+        with suppress(ValueError):
+            changed.remove(self._follow)
         if self._patch is not None:
             self._patch.restore()
-        self._processor.stop()
+        # Somebody may have put a sampler of their own around ours: what stays matches nothing.
+        self._processor.use(())
         for provider in list(self._providers):
-            _set_sampler(provider, lambda sampler: getattr(sampler, "inner", sampler))
+            _set_sampler(provider, self._without_ours)
             processors = provider._active_span_processor  # noqa: SLF001 - there is no way to remove one
             rest = tuple(one for one in processors._span_processors if one is not self._processor)  # noqa: SLF001 - see above
             processors._span_processors = rest  # noqa: SLF001 - see above
@@ -202,9 +198,36 @@ class SpanInstrumentor(AuditInstrumentor):
         if provider in self._providers or not hasattr(provider, "_active_span_processor"):
             return
         self._providers.add(provider)
-        kinds, given = self._processor.kinds, self._processor.given
-        _set_sampler(provider, lambda sampler: RuleSampler(sampler, kinds, given))
+        _set_sampler(provider, lambda sampler: RuleSampler(sampler, self._processor))
         provider.add_span_processor(self._processor)
+
+    def _follow(self, provider: AuditProvider | None) -> None:
+        self._use(() if provider is None or provider.disabled else provider.policy.spans)
+
+    def _use(self, rules: tuple[SpanRule, ...]) -> None:
+        self._processor.use(rules)
+        if not rules:
+            return
+        if self._patch is None:
+            self._patch = Patch("opentelemetry.sdk.trace", "TracerProvider", "__init__", self._init)
+            self._patch.apply()
+        try:
+            self.equip(trace.get_tracer_provider())
+        except Exception:
+            _logger.exception("span rules see no spans, as the TracerProvider cannot be used")
+
+    def _init(self, original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def init(tracers: Any, *arguments: Any, **keywords: Any) -> None:
+            original(tracers, *arguments, **keywords)
+            self.equip(tracers)
+
+        return init
+
+    def _without_ours(self, sampler: Sampler) -> Sampler:
+        if isinstance(sampler, RuleSampler) and sampler.processor is self._processor:
+            return sampler.inner
+        return sampler
 
 
 def _set_sampler(provider: Any, change: Callable[[Any], Any]) -> None:
@@ -213,6 +236,13 @@ def _set_sampler(provider: Any, change: Callable[[Any], Any]) -> None:
     tracers = getattr(provider, "_tracers", {})
     for tracer in list(tracers.values() if isinstance(tracers, dict) else tracers):
         tracer.sampler = provider.sampler
+
+
+def _kinds(rules: tuple[SpanRule, ...]) -> frozenset[SpanKind]:
+    if any(not rule.kinds for rule in rules):
+        return frozenset(_KINDS)
+    named = {name for rule in rules for name in rule.kinds}
+    return frozenset(kind for kind, name in _KINDS.items() if name in named)
 
 
 def _copied(attributes: Attributes) -> dict[str, Any]:

@@ -266,6 +266,50 @@ def test_resource_detectors_of_another_distribution_in_a_worker(tmp_path: Path) 
     assert [record["event"] for record in records(tmp_path)] == ["ran"]
 
 
+RULES = """
+spans:
+  - match: {kind: client, name: "q*"}
+    event: query
+"""
+CONFIGURES = """
+from opentelemetry import trace
+from otel_audit import configure
+
+tracer = trace.get_tracer("db")
+configure(policy_file="policy.yaml")
+with tracer.start_as_current_span("q1", kind=trace.SpanKind.CLIENT):
+    pass
+"""
+
+
+def test_a_policy_that_the_application_configures_has_span_rules(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(RULES)
+    code = CONFIGURES.replace("policy.yaml", str(tmp_path / "policy.yaml"))
+    ended = launched(code, tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert [record["event"] for record in records(tmp_path)] == ["query"]
+
+
+SPANNED = """
+from otel_audit import audit_span
+
+with audit_span("ran", "run"):
+    print("done")
+"""
+
+
+def test_a_tracer_provider_that_cannot_be_loaded_costs_the_spans_only(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(RULES)
+    said = {
+        "OTEL_PYTHON_TRACER_PROVIDER": "there_is_no_such_provider",
+        "OTEL_AUDIT_POLICY_FILE": str(tmp_path / "policy.yaml"),
+    }
+    ended = launched(SPANNED, tmp_path, **said)
+    assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
+    assert "span rules see no spans" in ended.stderr
+    assert [record["event"] for record in records(tmp_path)] == ["ran"]
+
+
 def test_instrumentations_can_be_left_out_by_name(tmp_path: Path) -> None:
     code = "import keyring; print(type(keyring.get_keyring()).__module__)"
     ended = launched(code, tmp_path, OTEL_AUDIT_DISABLED_INSTRUMENTATIONS="keyring, guitar")

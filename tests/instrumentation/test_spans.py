@@ -287,6 +287,61 @@ def test_without_rules_nothing_is_changed(spans: InMemorySpanExporter) -> None:
         instrumentor.uninstrument()
 
 
+class Around(Sampler):
+    """A sampler of an application's own, around another one, which it calls as ours does."""
+
+    def __init__(self, inner: Sampler) -> None:
+        self.inner = inner
+
+    def should_sample(self, *arguments: Any, **keywords: Any) -> SamplingResult:
+        return self.inner.should_sample(*arguments, **keywords)
+
+    def get_description(self) -> str:
+        return "Around"
+
+
+def test_samplers_of_others_stay_where_they_are(
+    trail: AuditTrail, spans: InMemorySpanExporter
+) -> None:
+    instrumentor = SpanInstrumentor()
+    instrumentor.instrument(rules=parse_policy(RULES, "rules").policy.spans)
+    inside = tracers(theirs := Around(ALWAYS_OFF), spans)
+    outside = tracers(ALWAYS_OFF, spans)
+    outside.sampler = Around(outside.sampler)
+    with span(inside), span(outside):
+        pass
+    assert len(trail.records()) == 2
+    instrumentor.uninstrument()
+    assert inside.sampler is theirs
+    assert isinstance(outside.sampler, Around)
+    with span(outside) as one:
+        assert not one.is_recording()
+    assert len(trail.records()) == 2
+
+
+def test_the_rules_are_those_of_the_provider_that_is_configured_now(
+    spans: InMemorySpanExporter, tmp_path: Path
+) -> None:
+    """Providers and tracers that are there already are reached as soon as there are rules."""
+    (tmp_path / "p.yaml").write_text(RULES)
+    before = TracerProvider.__init__
+    with audit_trail():
+        instrumentor = SpanInstrumentor()
+        instrumentor.instrument()
+        try:
+            with audit_trail(policy_file=tmp_path / "p.yaml") as trail:
+                provider = tracers(ALWAYS_OFF, spans)
+                with span(provider):
+                    pass
+                assert trail.record(event="data_change")["resource_name"] == "users"
+            with span(provider) as one:
+                assert not one.is_recording()
+        finally:
+            instrumentor.uninstrument()
+        with audit_trail(policy_file=tmp_path / "p.yaml"):
+            assert TracerProvider.__init__ is before
+
+
 def test_our_own_spans_have_their_record_already(
     spans: InMemorySpanExporter, tmp_path: Path
 ) -> None:
