@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
 from otel_audit.api.current import changed, get_audit_provider
@@ -188,6 +188,8 @@ class SpanInstrumentor(AuditInstrumentor):
         for provider in list(self._providers):
             _set_sampler(provider, self._without_ours)
             processors = provider._active_span_processor  # noqa: SLF001 - there is no way to remove one
+            if isinstance(processors, ConcurrentMultiSpanProcessor):
+                _no_longer_ahead(processors)
             rest = tuple(one for one in processors._span_processors if one is not self._processor)  # noqa: SLF001 - see above
             processors._span_processors = rest  # noqa: SLF001 - see above
 
@@ -199,7 +201,11 @@ class SpanInstrumentor(AuditInstrumentor):
             return
         self._providers.add(provider)
         _set_sampler(provider, lambda sampler: RuleSampler(sampler, self._processor))
-        provider.add_span_processor(self._processor)
+        processors = provider._active_span_processor  # noqa: SLF001 - nobody else says which kind it is
+        if isinstance(processors, ConcurrentMultiSpanProcessor):
+            _go_ahead(processors, self._processor)
+        else:
+            provider.add_span_processor(self._processor)
 
     def _follow(self, provider: AuditProvider | None) -> None:
         self._use(() if provider is None or provider.disabled else provider.policy.spans)
@@ -228,6 +234,29 @@ class SpanInstrumentor(AuditInstrumentor):
         if isinstance(sampler, RuleSampler) and sampler.processor is self._processor:
             return sampler.inner
         return sampler
+
+
+def _go_ahead(processors: Any, ours: RuleProcessor) -> None:
+    """Look at spans in the thread that they end in, before others do in threads of a pool.
+
+    There, nobody knows the request any more: not who acts, and not whose answer waits.
+    """
+    start, end = processors.on_start, processors.on_end
+
+    def on_start(span: Span, parent_context: Context | None = None) -> None:
+        ours.on_start(span, parent_context)
+        start(span, parent_context=parent_context)
+
+    def on_end(span: ReadableSpan) -> None:
+        ours.on_end(span)
+        end(span)
+
+    # The methods of this one object: provider, tracers and spans all have it already.
+    processors.on_start, processors.on_end = on_start, on_end
+
+
+def _no_longer_ahead(processors: Any) -> None:
+    del processors.on_start, processors.on_end
 
 
 def _set_sampler(provider: Any, change: Callable[[Any], Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.sampling import (
 )
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from otel_audit import audit_span, instrument_app
+from otel_audit import acting_as, audit_span, instrument_app
 from otel_audit.api.derived import SpanRule
 from otel_audit.api.policy_file import parse_policy
 from otel_audit.instrumentation.given import GivenAttributes
@@ -285,6 +285,27 @@ def test_without_rules_nothing_is_changed(spans: InMemorySpanExporter) -> None:
         assert TracerProvider.__init__ is before
         assert tracers(ALWAYS_OFF, spans).sampler is ALWAYS_OFF
         instrumentor.uninstrument()
+
+
+def test_the_actor_is_known_where_spans_are_processed_in_other_threads(
+    trail: AuditTrail, spans: InMemorySpanExporter
+) -> None:
+    instrumentor = SpanInstrumentor()
+    instrumentor.instrument(rules=parse_policy(RULES, "rules").policy.spans)
+    processors = ConcurrentMultiSpanProcessor(2)
+    methods = set(vars(processors))
+    provider = TracerProvider(sampler=Forgetful(), active_span_processor=processors)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    with acting_as("ann"), span(provider):
+        pass
+    assert trail.record(event="data_change")["actor_id"] == "ann"
+    instrumentor.uninstrument()
+    assert set(vars(processors)) == methods
+    with span(provider):
+        pass
+    assert len(trail.records()) == 1
+    assert len(spans.get_finished_spans()) == 2
+    provider.shutdown()
 
 
 class Around(Sampler):
