@@ -2,7 +2,8 @@
 
 Promises what `AuditWSGIMiddleware` does, with the rule of the route as
 template. It stands around OpenTelemetry's instrumentation, whichever was
-loaded first, and records the request while its server span is the current one.
+loaded first and whichever is removed again, and records the request while its
+server span is the current one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class FlaskInstrumentor(AuditInstrumentor):
     requires = "flask >= 2.2"
 
     def _instrument(self, **options: Any) -> None:
-        self._patch = Patch("flask", "Flask", "__call__", audited(_describe, **options))
+        # Not flask.Flask: that is a subclass of OpenTelemetry's while its instrumentation is there.
+        self._patch = Patch("flask.app", "Flask", "__call__", audited(_describe, **options))
         self._patch.apply()
 
     def _uninstrument(self, **options: Any) -> None:  # noqa: ARG002 - the base class has them

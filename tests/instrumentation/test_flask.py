@@ -65,6 +65,26 @@ def test_requests_are_recorded_with_their_rule(trail: AuditTrail) -> None:
     assert records[3]["outcome"] == "failure"
 
 
+def test_applications_of_before_and_after_opentelemetry_s_instrumentation(
+    trail: AuditTrail, tracers: TracerProvider
+) -> None:
+    """OpenTelemetry puts a subclass in the place of Flask; ours belongs to both."""
+    audit, tracing = FlaskInstrumentor(), Tracing()
+    before = application()
+    tracing.instrument(tracer_provider=tracers)
+    audit.instrument()
+    try:
+        before.test_client().get("/items/1")
+        tracing.uninstrument()
+        application().test_client().get("/items/2")
+        before.test_client().get("/items/3")
+    finally:
+        audit.uninstrument()
+    application().test_client().get("/items/4")
+    audited = trail.records(event="http.request")
+    assert [record["path"] for record in audited] == ["/items/1", "/items/2", "/items/3"]
+
+
 @pytest.mark.parametrize("first", ["audit", "opentelemetry"])
 def test_it_composes_with_opentelemetry(
     trail: AuditTrail, tracers: TracerProvider, spans: InMemorySpanExporter, first: str
