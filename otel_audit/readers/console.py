@@ -122,9 +122,10 @@ class Console:
         if stream is None:
             return
         try:
-            stream.write(line(orjson.loads(record), colour=stream.isatty()) + "\n")
+            colour = hasattr(stream, "isatty") and stream.isatty()
+            stream.write(line(orjson.loads(record), colour=colour) + "\n")
             stream.flush()
-        except (OSError, ValueError):
+        except Exception:  # noqa: BLE001 - stderr may be anything with a method to write
             # A closed stderr must not end the thread: somebody may open it again.
             return
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -75,6 +76,31 @@ def test_a_stream_that_is_gone_does_no_harm() -> None:
         trail.logger.audit_event("one", "do")
         assert console.flush(5)
         console.close()
+
+
+class Writes:
+    """The least that people put in the place of stderr."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+
+def test_a_stream_that_only_writes_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Writes()
+    with audit_trail() as trail:
+        monkeypatch.setattr(sys, "stderr", stream)
+        console = Console(trail.directory, trail.provider.reader)
+        console.start()
+        while not console._leading:
+            os.sched_yield()
+        for event in ("one", "two"):
+            trail.logger.audit_event(event, "do")
+        assert console.flush(5)
+        console.close()
+    assert stream.text.count("\n") == 2
 
 
 @pytest.mark.parametrize(
