@@ -9,8 +9,9 @@ raises when it cannot be confirmed and the policy says fail, for no other
 reason: arguments that do not fit are recorded as they are. Whoever logged in
 another thread or process (behind a QueueHandler) cannot be told by an
 exception: there it is logged, and the listener goes on. What this package
-logs itself, and what anything logs while a record is being made, is never a
-record: there are no loops.
+logs itself, what anything logs while a record is being made, and what is logged
+in the threads of ours that follow the trail, is never a record: there are no
+loops.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
     from otel_audit.record.event import AuditEvent
 
 _OURS: Final = "otel_audit"
+_OUR_THREADS: Final = "otel-audit-"
+"""They print, ship and index records: a record of what is logged there would be the next to do."""
+_OF_PROBES: Final = "otel-audit-health"
+"""These run code of the application."""
+
 _logger: Final = logging.getLogger("otel_audit.instrumentation")
 _ORDINARY: Final = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "message", "taskName"}
 """What every log record has; everything else was said by `extra=`."""
@@ -60,7 +66,12 @@ class AuditHandler(logging.Handler):
 
     def filter(self, record: logging.LogRecord) -> Any:
         """Turn away what is our own, and what is said while we emit."""
-        ours = record.name == _OURS or record.name.startswith(f"{_OURS}.")
+        thread = record.threadName or ""
+        ours = (
+            record.name == _OURS
+            or record.name.startswith(f"{_OURS}.")
+            or (thread.startswith(_OUR_THREADS) and not thread.startswith(_OF_PROBES))
+        )
         if ours or getattr(self._busy, "emitting", False):
             return False
         return super().filter(record)

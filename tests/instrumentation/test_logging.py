@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import io
 import logging
 import logging.config
 import queue
+import sys
+import threading
 import time
 from logging.handlers import QueueHandler, QueueListener
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,7 @@ import pytest
 from otel_audit import AuditUnavailableError, get_audit_context
 from otel_audit.api.context import RequestScope
 from otel_audit.instrumentation.logging import AuditHandler
+from otel_audit.readers.console import Console
 from otel_audit.testing import audit_trail
 
 if TYPE_CHECKING:
@@ -175,6 +179,50 @@ def test_what_an_argument_says_while_the_text_is_made_is_no_record(trail: AuditT
 
     handler.handle(logging.makeLogRecord({**ONE, "msg": "by %s", "args": (Talkative(),)}))
     assert trail.record()["message"] == "by talkative"
+
+
+class Redirected(io.TextIOBase):
+    """What a Celery worker puts in the place of stderr."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            logging.getLogger("redirected").warning(text)
+        return len(text)
+
+
+def test_the_console_s_lines_are_no_records_where_stderr_is_logged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with audit_trail() as trail:
+        monkeypatch.setattr(sys, "stderr", Redirected())
+        handler = AuditHandler()
+        logging.getLogger().addHandler(handler)
+        console = Console(trail.directory, trail.provider.reader)
+        console.start()
+        try:
+            while not console._leading:
+                time.sleep(0.01)
+            logging.getLogger("application").warning("once")
+            assert console.flush(5)
+            time.sleep(0.3)  # the console looks ten times a second
+            assert trail.record()["event"] == "once"
+        finally:
+            console.close()
+            logging.getLogger().removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    ("thread", "recorded"), [("otel-audit-ship-loki", 0), ("otel-audit-health-probe-1", 1)]
+)
+def test_what_libraries_log_in_our_threads_is_no_record_except_in_probes(
+    trail: AuditTrail, thread: str, recorded: int
+) -> None:
+    record = logging.makeLogRecord({**ONE, "msg": "said"})
+    worker = threading.Thread(target=AuditHandler().handle, args=(record,))
+    record.threadName = thread
+    worker.start()
+    worker.join()
+    assert len(trail.records()) == recorded
 
 
 def test_a_record_that_is_not_confirmed_raises_at_the_call(logger: logging.Logger) -> None:
