@@ -36,6 +36,7 @@ class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its paramete
     name: ClassVar[str]
     requires: ClassVar[str]
     """The library and its supported versions, as in requirements.txt."""
+    _skipped = False
 
     def __init_subclass__(cls) -> None:
         """Be a singleton of its own: the base class's would be shared with a parent."""
@@ -53,13 +54,7 @@ class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its paramete
             return
         conflict = get_dependency_conflicts(self.instrumentation_dependencies())
         if conflict is not None:
-            log = _logger.warning if conflict.found else _logger.debug
-            log(
-                "%s is not audited by itself: %s is needed and %s is installed",
-                self.name,
-                self.requires,
-                conflict.found or "nothing",
-            )
+            self._skip(conflict.found)
             return
         said = {name: value for name, value in options.items() if name not in _LAUNCHER}
         super().instrument(**said, skip_dep_check=True)
@@ -68,6 +63,18 @@ class AuditInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its paramete
         """Restore the library; harmless when it is not instrumented."""
         if self.is_instrumented_by_opentelemetry:
             super().uninstrument(**options)
+
+    def _skip(self, found: str | None) -> None:
+        if self._skipped:
+            return
+        self._skipped = True
+        log = _logger.warning if found else _logger.debug
+        log(
+            "%s is not audited by itself: %s is needed and %s is installed",
+            self.name,
+            self.requires,
+            found or "nothing",
+        )
 
     @abstractmethod
     def _instrument(self, **options: Any) -> None:

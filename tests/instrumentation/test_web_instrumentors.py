@@ -269,9 +269,11 @@ class Absent(OfTheFuture):
 def test_what_cannot_be_instrumented_is_skipped_with_one_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Also when our own hook and OpenTelemetry's launcher both come to it."""
     with caplog.at_level(logging.DEBUG, "otel_audit.instrumentation"):
         for kind in (OfTheFuture, Absent):
             kind().instrument()
+            kind().instrument(skip_dep_check=True, raise_exception_on_conflict=True)
             assert not kind().is_instrumented_by_opentelemetry
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("WARNING", f"future is not audited by itself: fastapi >= 9999 is needed and fastapi {fastapi_version} is installed"),
