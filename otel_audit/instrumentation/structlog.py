@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from otel_audit.api.current import configure, is_configured
+from otel_audit.api.current import configure, get_audit_provider, is_configured
 from otel_audit.api.logger import get_audit_logger
 from otel_audit.errors import AuditSettingsError
 from otel_audit.instrumentation.logging import AuditHandler
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 AUDIT: Final = "audit"
 APP_LOG: Final = "app.log"
 _HANDLER: Final = "otel-audit"
+_logger: Final = logging.getLogger("otel_audit.instrumentation")
 _MAX_BYTES: Final = 100 << 20
 _BACKUPS: Final = 10
 
@@ -139,10 +140,11 @@ def setup_logging(
 
     ``app.log`` in ``log_dir`` gets one JSON line an event, from ``level`` on,
     rotated at 100 MB, with 10 older files. What the logger ``audit`` says,
-    through structlog or logging, at whatever level, goes into the trail in the
-    same directory, and its mirror ``audit.log``, only. Raises
-    `AuditSettingsError` where structlog is configured already, unless
-    ``force`` is set, and where the directory cannot be used.
+    through structlog or logging, at whatever level, goes into the trail only,
+    and its mirror: that of the provider that is configured already, else one in
+    the same directory, with ``audit.log``. Raises `AuditSettingsError` where
+    structlog is configured already, unless ``force`` is set, and where level or
+    directory cannot be used; then nothing is configured.
     """
     if structlog.is_configured() and not force:
         message = (
@@ -151,8 +153,13 @@ def setup_logging(
         )
         raise AuditSettingsError(message)
     directory = Path(log_dir)
-    if not is_configured():
-        configure(log_dir=directory)
+    level = _checked(level)
+    handler = _app_log(directory / APP_LOG)
+    try:
+        provider = get_audit_provider() if is_configured() else configure(log_dir=directory)
+    except BaseException:
+        handler.close()
+        raise
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -173,18 +180,31 @@ def setup_logging(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    _configure_logging(directory / APP_LOG, level, shared)
+    _configure_logging(handler, level, shared)
+    if directory.resolve() not in provider.directory.resolve().parents:
+        _logger.info("the audit trail is in %s, as configured before", provider.directory)
 
 
-def _configure_logging(path: Path, level: int | str, shared: list[Processor]) -> None:
+def _checked(level: int | str) -> int:
+    try:
+        return logging.NullHandler(level).level
+    except (ValueError, TypeError) as error:
+        message = f"level={level!r} is none of logging's: pass one such as logging.INFO or 'INFO'"
+        raise AuditSettingsError(message) from error
+
+
+def _app_log(path: Path) -> logging.Handler:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = RotatingFileHandler(
+        return RotatingFileHandler(
             path, maxBytes=_MAX_BYTES, backupCount=_BACKUPS, encoding="utf-8", delay=False
         )
     except OSError as error:
         message = f"the application's log {path} cannot be written: {error}; choose another log_dir"
         raise AuditSettingsError(message) from error
+
+
+def _configure_logging(handler: logging.Handler, level: int, shared: list[Processor]) -> None:
     formatter: Any = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from otel_audit import AuditSettingsError, get_audit_context, get_audit_provider
+from otel_audit import (
+    AuditSettingsError,
+    TrailError,
+    get_audit_context,
+    get_audit_provider,
+    is_configured,
+)
 from otel_audit.api.context import RequestScope
 from otel_audit.instrumentation.structlog import AuditProcessor, setup_logging
 from otel_audit.testing import audit_trail
@@ -158,7 +164,7 @@ def test_positional_arguments_are_said_in_full(trail: AuditTrail, tmp_path: Path
         ("removed %s", "mine", ["bob"]),
         ("later %s", "later bob", None),
     ]
-    lines = [json.loads(line) for line in (tmp_path / "app.log").read_text().splitlines()]
+    _, *lines = [json.loads(line) for line in (tmp_path / "app.log").read_text().splitlines()]
     assert [(line["event"], line.get("positional_args")) for line in lines] == [
         ("removed bob of team", None),
         ("removed bob", None),
@@ -216,10 +222,30 @@ def test_setup_logging_replaces_nobody_s_configuration(tmp_path: Path) -> None:
         logging.getLogger("library").warning("once")
         logging.getLogger("audit").info("once")
         assert len(trail.records()) == 1
-    assert len((tmp_path / "app.log").read_text().splitlines()) == 1
+    lines = [json.loads(line) for line in (tmp_path / "app.log").read_text().splitlines()]
+    where = f"the audit trail is in {trail.directory}, as configured before"
+    assert [line["event"] for line in lines] == [where, where, "once"]
 
 
-def test_setup_logging_says_where_it_cannot_write(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with audit_trail(), pytest.raises(AuditSettingsError, match="choose another log_dir"):
-        setup_logging(tmp_path / "file" / "logs")
+def test_setup_logging_configures_nothing_unless_it_can_configure_all(tmp_path: Path) -> None:
+    """So that it can be called again, once what is wrong has been put right."""
+    in_the_way = tmp_path / "app.log"
+    in_the_way.mkdir()
+    before = list(logging.getLogger().handlers)
+    with pytest.raises(AuditSettingsError, match="choose another log_dir"):
+        setup_logging(tmp_path)
+    in_the_way.rmdir()
+    for level in ("LOUD", 1.5):
+        with pytest.raises(AuditSettingsError, match="is none of logging's"):
+            setup_logging(tmp_path, level)  # type: ignore[arg-type]
+    (tmp_path / "trail").touch()
+    with pytest.raises(TrailError):
+        setup_logging(tmp_path)
+    (tmp_path / "trail").unlink()
+    assert logging.getLogger().handlers == before
+    assert not structlog.is_configured()
+    assert not is_configured()
+    setup_logging(tmp_path, "WARNING")
+    structlog.get_logger("audit").info("said", action="do")
+    assert get_audit_provider().flush()
+    assert "said" in (tmp_path / "audit.log").read_text()
