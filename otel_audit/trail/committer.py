@@ -31,6 +31,7 @@ from otel_audit.errors import (
     AuditUnavailableError,
     TrailError,
 )
+from otel_audit.trail.interruption import on_the_stack
 from otel_audit.trail.ticket import Ticket, timed_out, wake
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class Committer:
         `AuditClosedError`.
         """
         me = threading.get_ident()
-        if me in self._inside:
+        if me in self._inside and on_the_stack(*_ENTRIES):
             self._postpone(ticket)
             return
         if self._store.interrupted:
@@ -171,7 +172,7 @@ class Committer:
         Raises `AuditBackpressureError` and `AuditClosedError`.
         """
         me = threading.get_ident()
-        if me in self._inside:
+        if me in self._inside and on_the_stack(*_ENTRIES):
             self._postpone(ticket)
             return
         ticket.timeout = self._timeout
@@ -221,7 +222,8 @@ class Committer:
 
         It cannot wait for anything in here; that would be waiting for itself.
         """
-        return threading.get_ident() in self._inside or self._store.interrupted
+        inside = threading.get_ident() in self._inside and on_the_stack(*_ENTRIES)
+        return inside or self._store.interrupted
 
     def drain(self, timeout: float) -> bool:
         """Wait until all that is queued now is done; False when time is up, and if `interrupted`."""
@@ -527,6 +529,13 @@ class Committer:
                 _logger.warning("the trail takes records again")
             self._broken = None
         self._since = 0.0
+
+
+_ENTRIES: Final = tuple(
+    entry.__code__
+    for entry in (Committer.commit, Committer.submit, Committer._write)  # noqa: SLF001 - same module
+)
+"""Where a thread is that is in a committer."""
 
 
 def _endless(seconds: float) -> TrailError:

@@ -25,9 +25,11 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from otel_audit.errors import TrailError
+from otel_audit.trail.interruption import on_the_stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import CodeType
 
 _MINIMUM: Final = 3_051_003
 """SQLite 3.51.3: the first release without the WAL-reset defect."""
@@ -61,8 +63,8 @@ class Handle:
         self._connection: apsw.Connection | None = None
         # Reentrant: who handles a KeyboardInterrupt may close what it interrupted.
         self.mutex = threading.RLock()
-        self.writer: int | None = None
-        """The thread that is in a transaction, from before its beginning to after its end."""
+        self.writer: tuple[int, CodeType] | None = None
+        """The thread that is in a transaction, and the code that it is in all the time."""
         with _registry:
             _handles.add(self)
 
@@ -103,7 +105,10 @@ class Handle:
     @property
     def interrupted(self) -> bool:
         """Whether this thread is in a transaction: a signal handler or finalizer asks."""
-        return self.writer == threading.get_ident()
+        if self.writer is None:
+            return False
+        thread, code = self.writer
+        return thread == threading.get_ident() and on_the_stack(code)
 
     def close(self) -> None:
         """Close the connection; the next `use()` would open another one.

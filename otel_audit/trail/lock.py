@@ -89,9 +89,15 @@ class FileLock:
 
     def close(self) -> None:
         """Let go and close the file."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        # Let go first: a child that is forked before the end of this keeps its copy open.
+        self.release()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Close the file, of which another process may have a copy that goes on holding the lock."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
     def _polled(self, timeout: float) -> bool:
         """Try until it is taken; False when ``timeout`` seconds are over."""
@@ -157,7 +163,7 @@ _locks: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for lock in list(_locks):
-        lock.close()
+        lock._forget()  # noqa: SLF001 - same module
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -22,6 +22,7 @@ from otel_audit.errors import ProofError, TrailError, TrailKeyError, TrailMismat
 from otel_audit.trail import merkle
 from otel_audit.trail.checkpoint import Checkpoint, read_checkpoint, sign
 from otel_audit.trail.filesystem import give_to_owner, sync
+from otel_audit.trail.interruption import on_the_stack
 from otel_audit.trail.lock import FileLock
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ class CheckpointSigner:
         self._memory = store.directory / MEMORY
         self._lock = FileLock(store.directory / LOCK)
         self._mutex = threading.Lock()
-        self._signing: int | None = None
-        """The thread that signs."""
+        self._signing: set[int] = set()
+        """The threads that sign, or wait for their turn."""
         _signers.add(self)
         self._claim()
         self.check(reader.tree())
@@ -75,14 +76,20 @@ class CheckpointSigner:
         Raises `TrailError`.
         """
         self._refuse_to_interrupt()
-        with self._mutex:
-            try:
-                self._signing = threading.get_ident()
-                self._lock.acquire(self._store.timeout)
-                return self._sign()
-            finally:
-                self._lock.close()
-                self._signing = None
+        return self._sign_in_turn()
+
+    def _sign_in_turn(self) -> str:
+        me = threading.get_ident()
+        self._signing.add(me)
+        try:
+            with self._mutex:
+                try:
+                    self._lock.acquire(self._store.timeout)
+                    return self._sign()
+                finally:
+                    self._lock.close()
+        finally:
+            self._signing.discard(me)
 
     @property
     def interrupted(self) -> bool:
@@ -90,7 +97,10 @@ class CheckpointSigner:
 
         Another thread that signs may be waiting for what this one has.
         """
-        return self._signing == threading.get_ident() or self._store.interrupted
+        signing = threading.get_ident() in self._signing
+        return (
+            signing and on_the_stack(CheckpointSigner._sign_in_turn.__code__)
+        ) or self._store.interrupted
 
     def _refuse_to_interrupt(self) -> None:
         if self.interrupted:
@@ -214,7 +224,7 @@ def _after_fork_in_child() -> None:
     for signer in list(_signers):
         # The parent's may be held by a thread, such as the agent's, that is not here.
         signer._mutex = threading.Lock()  # noqa: SLF001 - same module
-        signer._signing = None  # noqa: SLF001 - same module
+        signer._signing.clear()  # noqa: SLF001 - same module
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -232,7 +232,8 @@ class TrailStore:
         if not isinstance(error, apsw.FullError):
             self.wal_stuck = True
             for handle in (self._emptier, self._handle):
-                with handle.use() as connection:
+                # What cannot be opened now is told when it is.
+                with suppress(apsw.Error, TrailError, OSError), handle.use() as connection:
                     _leave_the_log(connection)
             _logger.critical(
                 "%s: the write-ahead log could not be copied into the database (%s); records "
@@ -276,28 +277,13 @@ class TrailStore:
         """Do ``work`` in one write transaction under the lock of all processes.
 
         The commit is the last thing before the lock is let go, and what SQLite
-        reports becomes an error that says what to do. No generator: see
-        database.py.
+        reports becomes an error that says what to do.
         """
+        self._refuse_to_interrupt()
         try:
-            self._refuse_to_interrupt()
             self._handle.let_forks_pass()
             with self._handle.mutex:
-                connection = self._handle.connection()
-                try:
-                    self._handle.writer = threading.get_ident()
-                    self._lock.acquire(self.timeout)
-                    connection.execute("BEGIN IMMEDIATE")
-                    self._recognise(connection)
-                    done = work(connection)
-                    connection.execute("COMMIT")
-                    self._version = connection.data_version()
-                    return done
-                finally:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    self._lock.release()
-                    self._handle.writer = None
+                return self._transact(work)
         except TrailError:
             raise  # among them one that is a TimeoutError, hence an OSError
         except apsw.Error as error:
@@ -305,6 +291,27 @@ class TrailStore:
         except OSError as error:
             message = f"the trail's lock {self._lock.path} cannot be used: {error.strerror}"
             raise TrailError(message) from error
+
+    def _transact(self, work: Callable[[apsw.Connection], _T]) -> _T:
+        """Do ``work`` in a transaction, with the mutex held. No generator: see database.py."""
+        # Before there is a connection: a fork in a signal handler would close it.
+        self._handle.writer = threading.get_ident(), TrailStore._transact.__code__
+        try:
+            connection = self._handle.connection()
+            try:
+                self._lock.acquire(self.timeout)
+                connection.execute("BEGIN IMMEDIATE")
+                self._recognise(connection)
+                done = work(connection)
+                connection.execute("COMMIT")
+                self._version = connection.data_version()
+                return done
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                self._lock.release()
+        finally:
+            self._handle.writer = None
 
     @property
     def interrupted(self) -> bool:
@@ -499,7 +506,7 @@ def _keep_wal(connection: apsw.Connection) -> None:
 
 def _leave_the_log(connection: apsw.Connection) -> None:
     """Keep SQLite from emptying the log by itself, also when the last connection closes."""
-    connection.pragma("wal_autocheckpoint", 0)
+    connection.wal_autocheckpoint(0)
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
 
 

@@ -957,6 +957,24 @@ def test_a_signal_handler_may_emit_in_the_middle_of_a_commit(
     assert stored(directory).count(b"handler") == len(emitted)
 
 
+def test_a_mark_that_an_exception_left_behind_is_not_believed(
+    committer: Committer, directory: Path
+) -> None:
+    """A handler's exception may strike after the last line that would take it back."""
+    store = committer._store
+    assert isinstance(store, TrailStore)
+    me = threading.get_ident()
+    committer._inside.add(me)
+    store._handle.writer = me, TrailStore._transact.__code__
+    one = ticket(b"one")
+    committer.commit(one)
+    assert one.settled, "it was not postponed"
+    assert committer.drain(5.0)
+    store._handle.writer = me, TrailStore._transact.__code__
+    store.probe()
+    assert stored(directory) == [b"one"]
+
+
 def test_what_a_signal_handler_emits_after_close_is_reported(memory: Memory) -> None:
     reported: list[Ticket] = []
     committer = Committer(memory, unattended=lambda tickets, _: reported.extend(tickets))
