@@ -15,7 +15,7 @@ from opentelemetry.trace import get_current_span
 from otel_audit.api.context import actor_in, current_scope
 from otel_audit.record import coerce
 from otel_audit.record.classes import CLASSES, missing
-from otel_audit.record.encode import merge_fields, timestamp_of
+from otel_audit.record.encode import free_name, merge_fields, timestamp_of
 from otel_audit.record.event import LEVELS, Draft, level_named
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ class Stages:
         renamed = merge_fields(draft, fields)
         draft.coerced += [renamed.get(name, name) for name in altered]
         if draft.severity is not None:
-            fields.setdefault("severity", draft.severity)
+            if fields.get("severity") != draft.severity:
+                fields[free_name("severity", fields)] = draft.severity
             draft.coerced.append("level")
 
     def redacted(self, draft: Draft) -> None:

@@ -74,7 +74,7 @@ def merge_fields(draft: Draft, fields: dict[str, Any]) -> dict[str, str]:
         for name in [name for name in fields if name in RESERVED]:
             value = fields.pop(name)
             if value != getattr(draft, name, None):
-                renamed[name] = _free_name(f"field_{name}", fields)
+                renamed[name] = free_name(f"field_{name}", fields)
                 fields[renamed[name]] = value
     draft.fields = fields
     return renamed
@@ -213,7 +213,8 @@ def _named(altered: set[str]) -> list[str]:
     return names if sum(map(len, names)) < _MARGIN // 2 else ["*"]
 
 
-def _free_name(name: str, fields: dict[str, Any]) -> str:
+def free_name(name: str, fields: dict[str, Any]) -> str:
+    """Return the name, or one like it that no field has: what stands there stays."""
     while name in fields:
         name += "_"
     return name

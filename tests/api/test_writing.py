@@ -180,6 +180,7 @@ ODD: dict[str, dict[str, Any]] = {
     "a resource that is zero": {"resource_name": 0},
     "an exception": {"error": ValueError("boom")},
     "an odd level": {"level": "purple"},
+    "an odd level beside a severity": {"level": "purple", "fields": {"severity": "mine"}},
     "a severity": {"level": "high"},
     "a secret's name": {"fields": {"password": "hunter2hunter2"}},
     "a secret": {"fields": {"note": f"use {AWS}"}},

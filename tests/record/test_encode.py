@@ -126,6 +126,20 @@ def test_a_severity_that_is_no_level_is_kept_as_a_field(severity: Any) -> None:
     assert "level" in record["coerced"]
 
 
+@pytest.mark.parametrize("mine", ["mine", None, 7, ["purple"]])
+def test_a_severity_that_is_no_level_stands_beside_a_field_of_that_name(mine: Any) -> None:
+    record = recorded(level="purple", fields={"severity": mine, "severity_": "too"})
+    assert [record[name] for name in ("severity", "severity_", "severity__")] == [
+        mine, "too", "purple",
+    ]  # fmt: skip
+    assert record["coerced"] == ["level"]
+
+
+def test_a_severity_that_is_no_level_is_kept_once() -> None:
+    record = recorded(level="purple", fields={"severity": "purple"})
+    assert [name for name in record if name.startswith("severity")] == ["severity"]
+
+
 def test_reserved_names_are_dropped_when_they_say_the_same() -> None:
     said = {"status": "failed", "error": "boom", "event": "login", "actor_id": "svc"}
     record = recorded(status="failed", error="boom", fields={**said, "client_ip": None, "x": 1})
