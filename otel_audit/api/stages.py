@@ -102,9 +102,14 @@ class Stages:
             draft.coerced.append("level")
 
     def redacted(self, draft: Draft) -> None:
-        """Take secrets out of what the caller said."""
+        """Take secrets out of what the caller said, and out of what says that it was altered."""
         name, error = draft.resource_name, draft.error
+        said = list(draft.fields) if draft.coerced else []
         name, error = self.redactor.fields(draft.fields, name or "", error or "")
+        if said:
+            # A name may hold a secret itself; each keeps its place, whatever it is called now.
+            called = dict(zip(said, draft.fields, strict=True))
+            draft.coerced = [called.get(name, name) for name in draft.coerced]
         draft.resource_name = name if draft.resource_name is not None else None
         draft.error = error if draft.error is not None else None
 

@@ -51,6 +51,7 @@ class Redactor:
         text, which hold no secret; under a plural (``tokens``) numbers stay,
         as they count. Elsewhere, and in names, only the secret part of a text
         is replaced, by ``[REDACTED:kind]``; also in ``beside``, which have no name.
+        Each field keeps its place, also where its name changes.
         """
         if self.knows(fields) and self.passes(fields, *beside):
             return beside  # as nearly always

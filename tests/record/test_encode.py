@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NOW = 1_767_225_600_000_000_042
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
+GITHUB = "gh" + "p_a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8"
 TEXTS = ("event", "action", "event_type", "status", "resource_type", "resource_name", "retention")
 
 stages = Stages(
@@ -168,6 +169,25 @@ def test_what_was_altered_is_named_as_it_stands_in_the_record() -> None:
     record = recorded(fields={"status": b"\xff", "note": float("nan")})
     assert record["coerced"] == ["field_status", "note"]
     assert {"field_status", "note"} <= set(record)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {GITHUB: float("nan")},
+        {GITHUB: b"\xff"},
+        {GITHUB.encode(): 1},
+        {GITHUB: 1, f"{GITHUB}\ud800": 2},
+        {f"{GITHUB} {number}": {1} if number % 2 else {number: 1} for number in range(4)},
+    ],
+)
+def test_a_name_that_is_a_secret_is_not_named_among_what_was_altered(
+    field: dict[Any, Any],
+) -> None:
+    record = recorded(fields={"first": b"\xff", **field, "last": 1})
+    assert GITHUB not in json.dumps(record)
+    assert len(record["coerced"]) > 1, "what else was altered is named"
+    assert set(record["coerced"]) <= set(record)
 
 
 @pytest.mark.parametrize("name", TEXTS)
