@@ -125,11 +125,14 @@ class Redactor:
         """Take secrets out of names, in the same order and without losing a value."""
         entries = list(fields.items())
         fields.clear()
+        alike: dict[str, int] = {}
         for name, value in entries:
-            clean = self._without_secrets(name)
-            while clean in fields:
-                clean += "~"
-            fields[clean] = value
+            clean = free = self._without_secrets(name)
+            while free in fields:
+                # Counted on, not tried from the start: thousands may be alike.
+                alike[clean] = alike.get(clean, 1) + 1
+                free = f"{clean}~{alike[clean]}"
+            fields[free] = value
 
     def _by_shape(self, value: JsonValue) -> JsonValue:
         if isinstance(value, str):
