@@ -35,6 +35,10 @@ class Verdict(IntEnum):
     """The name itself holds a secret; nothing is known about the value."""
 
 
+SCHEMES: Final = "api-?key|basic|bearer|digest|negotiate|token"
+"""What stands before credentials, and says of which scheme they are: an expression."""
+
+
 def is_decision(value: str) -> bool:
     """Whether a value under a `Verdict.DECISION` is a word or three: "granted"."""
     return _PLAIN_WORDS.fullmatch(value) is not None
@@ -120,7 +124,7 @@ _NO_TOKEN: Final = _set_of(
 # A run of capitals belongs together up to the last one before a small letter: "APIKey".
 _WORD: Final = re.compile(r"[A-Z]+(?![^\W\d_A-Z])|[A-Z]?[^\W\d_A-Z]+")
 _PLAIN_WORDS: Final = re.compile(
-    r"(?!(?i:apikey|basic|bearer|digest|negotiate|token) )"
+    rf"(?!(?i:{SCHEMES}) )"
     r"[A-Za-z][a-z]{0,19}(?:[_ -][a-z]{1,19}){0,2}\.?"
 )
 _SEEN: Final = 4_096

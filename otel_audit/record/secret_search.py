@@ -16,7 +16,7 @@ import string
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_audit.errors import AuditSettingsError
-from otel_audit.record.secret_names import Verdict, is_decision
+from otel_audit.record.secret_names import SCHEMES, Verdict, is_decision
 from otel_audit.record.secret_shapes import CARD, GROUPS, SEARCH
 
 if TYPE_CHECKING:
@@ -42,7 +42,16 @@ _URL_SAFE: Final = str.maketrans("-_", "+/")
 _BRACKETS: Final = {"{": "}", "[": "]"}
 _LONGEST_NAME: Final = 64
 _OPENING: Final = re.compile(r"[ \t]{0,4}(?:[bru]{0,2}(\\?[\"'`]))?")
-_SCHEME: Final = re.compile(r"(?i:basic|bearer|digest|negotiate|token|api-?key)[ ]{1,4}(?=\S)")
+_SCHEME: Final = re.compile(rf"(?i:{SCHEMES})[ ]{{1,4}}(?=\S)")
+# Some are words that a password may be: they count after an authorization's name only.
+_ANY_SCHEME: Final = re.compile(
+    rf"(?i:{SCHEMES}|aws4-[0-9a-z-]{{4,40}}|dpop|geniekey|gnap|hawk|hoba|ntlm|oauth|privatetoken"
+    rf"|scram-sha-[0-9]{{1,3}}|sharedkey(?:lite)?|splunk|ssws|vapid)[ ]{{1,4}}(?=\S)"
+)
+# Credentials may be parameters (RFC 9110, section 11.4): which of them is secret, the scheme knows.
+_PARAMETER: Final = r"[\w-]{1,64}=(?:\\?\"[^\"\r\n]*\"?|[\w%/+.-][^\s,\"'<>]*)"
+_PARAMETERS: Final = re.compile(rf"{_PARAMETER}(?:[ \t]{{0,4}},[ \t]{{0,4}}{_PARAMETER})*")
+_OWN_SHAPE: Final = ("basic", "bearer")
 # A separator ends a value only where something else begins: passwords contain commas.
 _VALUE_END: Final = re.compile(r"[\s\"'`<>\x00]|[&;,)\]}](?=[\s\"'`&;,)\]}\x00]|\Z|[\w.-]{1,64}=)")
 _CLOSINGS: Final = {
@@ -162,7 +171,7 @@ def _quoted(text: str, start: int, quote: str, verdict: Verdict) -> tuple[int, i
 
 def _bare(text: str, start: int, verdict: Verdict) -> tuple[int, int] | None:
     """Find the end of a value without quotes; None where it is no secret after all."""
-    scheme = _SCHEME.match(text, start)
+    scheme = _scheme(text, start, verdict)
     start = scheme.end() if scheme else start
     value = _first_of(text, start)
     if value.lower() in _NO_VALUES or (not scheme and _is_decision(value, verdict)):
@@ -172,7 +181,14 @@ def _bare(text: str, start: int, verdict: Verdict) -> tuple[int, int] | None:
     if value[0] in _BRACKETS:
         end = text.find(_BRACKETS[value[0]], start)
         return start, len(text) if end < 0 else end + 1
-    return start, _end(_VALUE_END, text, start)
+    end = _end(_VALUE_END, text, start)
+    parameters = _PARAMETERS.match(text, start) if scheme else None
+    return start, max(end, parameters.end()) if parameters else end
+
+
+def _scheme(text: str, start: int, verdict: Verdict) -> re.Match[str] | None:
+    scheme = _ANY_SCHEME if verdict is Verdict.DECISION else _SCHEME
+    return scheme.match(text, start)
 
 
 def _first_of(text: str, start: int) -> str:
@@ -191,6 +207,11 @@ def _in_prose(text: str, start: int, verdict: Verdict, name: str) -> tuple[int, 
     value = _first_of(text, start)
     if name.casefold().endswith("cookie") and "=" in value:
         return start, _end(_LINE_END, text, start)
+    if scheme := _scheme(text, start, verdict):
+        if scheme[0].casefold().startswith(_OWN_SHAPE):
+            return None
+        parameters = _PARAMETERS.match(text, scheme.end())
+        value = parameters[0] if parameters else _first_of(text, scheme.end())
     if len(value) < _SHORTEST_IN_PROSE or value.startswith("arn:"):
         return None
     return _bare(text, start, verdict) if any(map(str.isdigit, value)) else None

@@ -279,6 +279,21 @@ WITHIN: Final[tuple[tuple[str, str, Maker], ...]] = (
     ("assignment", "https://x.blob.example.net/a?sv=2022&sig={}&se=2030", made((ALNUM, 43), "%3D")),
     ("assignment", "https://s3.example.com/a?X-Amz-Signature={}", made((HEX, 64))),
     ("assignment", "Authorization=Basic {}", made((BASE64, 24))),
+    ("assignment", "Authorization: Token {}", made((HEX, 40))),
+    ("assignment", "authorization: token {}", made((ALNUM, 31), (DIGITS, 1))),
+    ("assignment", "curl -H 'Authorization: ApiKey {}' https://example.com/x", made((URL64, 44))),
+    ("assignment", "Proxy-Authorization: Negotiate {}\r\nAccept: */*", made((BASE64, 120), "==")),
+    (
+        "assignment",
+        'Authorization: Digest username="bob", realm="a", nonce="c4", uri="/x", response="{}", qop=auth',
+        made((HEX, 32)),
+    ),
+    (
+        "assignment",
+        "Authorization: AWS4-HMAC-SHA256 Credential=x/20260102/eu-central-1/s3/aws4_request, SignedHeaders=host, Signature={}",
+        made((HEX, 64)),
+    ),
+    ("assignment", "Authorization: SSWS {}", made("00", (URL64, 40))),
     ("assignment", '{{"pin": {}, "attempts": 2}}', made("73", (DIGITS, 6))),
     ("assignment", 'password = "{}" # no', made((ALNUM, 6), " ", (ALNUM, 6))),
 )
