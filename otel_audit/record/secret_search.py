@@ -96,7 +96,8 @@ class SecretSearch:
 
     def find(self, text: str) -> Iterator[Found]:
         """Find all secrets: in order, without overlaps."""
-        found = sorted([*self._built_in(text), *_cards(text), *self._own(text)])
+        found = [*self._built_in(text), *_cards(text), *self._own(text)]
+        found.sort(key=lambda one: (one.start, -one.end, one.kind))
         done = 0
         for start, end, kind in found:
             if end > done:
@@ -104,21 +105,26 @@ class SecretSearch:
                 done = end
 
     def _built_in(self, text: str) -> Iterator[Found]:
-        position = 0
+        position = assigned = 0
         while (match := SEARCH(text, position)) is not None:
+            position = match.start() + 1
             kind, width = GROUPS[match.lastindex or 0]
             start, end = match.span(match.lastindex or 0)
             if kind == "assignment":
-                span = self._assigned(text, match.start(), end)
+                # A name within a value would find the same end again.
+                span = self._assigned(text, match.start(), end) if end > assigned else None
             elif width == 0 and kind in _CHECKS:
                 span = _CHECKS[kind](text, match.start(), start, end)
             else:
                 span = (start - width, end)
             if span is None:
-                position = match.start() + 1
+                continue
+            yield Found(*span, kind)
+            if kind == "assignment":
+                # What begins within a value may go on where a comma seemed to end it.
+                assigned = span[1]
             else:
-                yield Found(*span, kind)
-                position = max(span[1], match.start() + 1)
+                position = max(position, span[1])
 
     def _own(self, text: str) -> Iterator[Found]:
         for custom in self._custom:

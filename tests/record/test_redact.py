@@ -28,6 +28,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "redaction.md"
 REDACTOR = Redactor()
 SEARCH = SecretSearch(SecretNames())
 SAMPLES = list(secrets.samples())
+ARGON = "$argon2id$v=19$m=65536,t=3,p=4$" + "c2FsdHNhbHQ$" + "aGFzaA" * 8
 
 
 def redacted(fields: dict[str, Any], redactor: Redactor = REDACTOR) -> dict[str, Any]:
@@ -212,6 +213,9 @@ def test_innocent_texts_stay(name: str) -> None:
             'Authorization=Digest username="a", response="b" next',
             "Authorization=Digest [REDACTED:assignment] next",
         ),
+        (f"password={ARGON} next", "password=[REDACTED:password_hash] next"),
+        (f"password=x{ARGON} next", "password=[REDACTED:assignment][REDACTED:password_hash] next"),
+        (f"password={ARGON[:12]} next", "password=[REDACTED:assignment] next"),
         ("Authorization=Token k=a1,b next", "Authorization=Token [REDACTED:assignment] next"),
         ("?token=basic YTpi=&b=2", "?token=basic [REDACTED:assignment]&b=2"),
         ("4111 1111 1111 1112", "4111 1111 1111 1112"),

@@ -72,6 +72,8 @@ def made(*parts: str | tuple[str, int] | tuple[str, int, int]) -> Maker:
     return maker
 
 
+ARGON: Final = made("$argon2id$v=19$m=65536,t=3,p=4$", (BASE64, 22), "$", (BASE64, 43))
+
 FORMS: Final[tuple[tuple[str, Maker], ...]] = (
     ("age", made("AGE-SECRET-KEY-1", (UPPER, 58))),
     ("airtable", made("pat", (ALNUM, 14), ".", (HEX, 64))),
@@ -163,7 +165,7 @@ FORMS: Final[tuple[tuple[str, Maker], ...]] = (
     ("vercel", made("vcp_", (ALNUM, 40))),
     ("xai", made("xai-", (ALNUM, 80))),
     ("password_hash", made("$2b$12$", (ALNUM + "./", 53))),
-    ("password_hash", made("$argon2id$v=19$m=65536,t=3,p=4$", (BASE64, 22), "$", (BASE64, 43))),
+    ("password_hash", ARGON),
     ("password_hash", made("$6$rounds=5000$", (ALNUM + "./", 16), "$", (ALNUM + "./", 86))),
     ("password_hash", made("$y$j9T$", (ALNUM + "./", 22), "$", (ALNUM + "./", 43))),
     ("password_hash", made("pbkdf2_sha256$600000$", (ALNUM, 22), "$", (BASE64, 43), "=")),
@@ -295,6 +297,8 @@ WITHIN: Final[tuple[tuple[str, str, Maker], ...]] = (
     ),
     ("assignment", "Authorization: SSWS {}", made("00", (URL64, 40))),
     ("assignment", '{{"pin": {}, "attempts": 2}}', made("73", (DIGITS, 6))),
+    ("private_key", "LANG=C\nSSH_PRIVATE_KEY={}\nHOME=/root", private_key),
+    ("password_hash", "user=bob password={} active=yes", ARGON),
     ("assignment", 'password = "{}" # no', made((ALNUM, 6), " ", (ALNUM, 6))),
 )
 
