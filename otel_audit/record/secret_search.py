@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_audit.errors import AuditSettingsError
 from otel_audit.record.secret_names import SCHEMES, Verdict, is_decision
-from otel_audit.record.secret_shapes import CARD, GROUPS, SEARCH
+from otel_audit.record.secret_shapes import CARD, ESCAPE, GROUPS, SEARCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,6 +60,7 @@ _CLOSINGS: Final = {
 }
 _LINE_END: Final = re.compile(r"[\r\n\x00]|\Z")
 _BEFORE_A_NAME: Final = frozenset(" \t\r\n\"'`([{<,;&?|>\\\x00")
+_ESCAPING: Final = "\\%"
 _NO_VALUES: Final = frozenset({"", "true", "false", "none", "null"})
 _MARK: Final = "[REDACTED"
 _SHORTEST_IN_PROSE: Final = 6
@@ -138,6 +139,8 @@ class SecretSearch:
         """Find the value that is assigned to a secret's name, in code, JSON or a header."""
         name, before = _name_before(text, anchor)
         verdict = self._names[name]
+        if before in _ESCAPING:
+            verdict = max(verdict, self._names[_unescaped(name, before)])
         opening = _OPENING.match(text, position)
         start = opening.end() if opening else position
         if verdict is Verdict.INNOCENT or text.startswith(_MARK, start):
@@ -167,6 +170,12 @@ def _name_before(text: str, anchor: int) -> tuple[str, str]:
     window = text[max(0, anchor - _LONGEST_NAME - 3) : anchor].rstrip(" \\")
     rest = window.rstrip(_NAME_CHARACTERS)
     return window[len(rest) :], rest[-1:] or " "
+
+
+def _unescaped(word: str, before: str) -> str:
+    r"""Take off what belongs to an escape: of ``\npin`` after its backslash remains ``pin``."""
+    escape = ESCAPE.match(before + word)
+    return word[escape.end() - 1 :] if escape else word
 
 
 def _quoted(text: str, start: int, quote: str, verdict: Verdict) -> tuple[int, int] | None:
@@ -256,8 +265,8 @@ def _with_number(text: str, dot: int, _: int, end: int) -> tuple[int, int] | Non
 
 def _with_digits(text: str, colon: int, _: int, end: int) -> tuple[int, int]:
     """Take a bot's number along, which stands before the colon."""
-    window = text[max(0, colon - _LONGEST_NUMBER) : colon]
-    return colon - len(window) + len(window.rstrip(string.digits)), end
+    before = _token_before(text, colon)[-_LONGEST_NUMBER:]
+    return colon - len(before) + len(before.rstrip(string.digits)), end
 
 
 _CHECKS: Final[dict[str, Callable[[str, int, int, int], tuple[int, int] | None]]] = {
@@ -270,7 +279,8 @@ _CHECKS: Final[dict[str, Callable[[str, int, int, int], tuple[int, int] | None]]
 
 def _token_before(text: str, dot: int) -> str:
     window = text[max(0, dot - _LONGEST_HEADER) : dot]
-    return window[len(window.rstrip(_TOKEN_CHARACTERS)) :]
+    rest = window.rstrip(_TOKEN_CHARACTERS)
+    return _unescaped(window[len(rest) :], rest[-1:])
 
 
 def _decoded(encoded: str) -> bytes:

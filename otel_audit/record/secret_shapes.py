@@ -21,6 +21,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# The escapes of JSON, Python and URLs, by length: they end with letters and digits, but a secret
+# may begin right after them. Ours too: coerce.py writes lone surrogates so.
+_ESCAPES: Final = (r"\\[abfnrtv]", r"%[0-9A-Fa-f]{2}", r"\\x[0-9A-Fa-f]{2}", r"\\u[0-9A-Fa-f]{4}")
+ESCAPE: Final = re.compile("|".join(_ESCAPES))
+
+
+def _at_its_start(before: str, then: str = "") -> str:
+    """Look back over ``then`` for a place where nothing that ``before`` matches goes on."""
+    escaped = "|".join(f"(?<={escape}{then})" for escape in _ESCAPES)
+    return f"(?:(?<!{before}{then})|{escaped})"
+
+
 # Kind, beginnings, rest. Before a beginning that "<" marks no letter or digit may stand.
 TOKENS: Final = (
     ("age", "AGE-SECRET-KEY-", "1[0-9A-Z]{58}"),
@@ -191,7 +203,8 @@ _SPECIALS: Final = (
 # The issuers' ranges and lengths (ISO/IEC 7812), without a separator or with one as printed on
 # the card. Numbers of 13 digits are left out: no issuer gives them out, but articles have them.
 CARD: Final = re.compile(
-    r"""(?<![0-9A-Za-z_])(?<![0-9][.-])(?:
+    _at_its_start("[0-9A-Za-z_]")
+    + r"""(?<![0-9][.-])(?:
     4[0-9]{15}(?:[0-9]{3})?
     |5[1-5][0-9]{14}
     |2(?:22[1-9]|2[3-9][0-9]|[3-6][0-9]{2}|7[01][0-9]|720)[0-9]{12}
@@ -244,7 +257,7 @@ def _tokens(anchor: str) -> Iterator[tuple[str, int, str]]:
                 same[len(text), text != beginning].append(re.escape(text))
         for (width, guarded), texts in same.items():
             either = "|".join(texts)
-            guard = f"(?<![A-Za-z0-9](?:{either}))" if guarded else ""
+            guard = _at_its_start("[A-Za-z0-9]", f"(?:{either})") if guarded else ""
             yield kind, width, f"(?<={either}){guard}({rest})"
 
 

@@ -203,6 +203,15 @@ def test_innocent_texts_stay(name: str) -> None:
         ("cookie: a=b; c=d\nx: y", "cookie: [REDACTED:assignment]\nx: y"),
         ("Authorization: Token a1b2c3 x", "Authorization: Token [REDACTED:assignment] x"),
         ("Authorization: Bearer a1b2c3d4 x", "Authorization: Bearer [REDACTED:bearer] x"),
+        (
+            "a\\npin=12 \\u00e9pwd=x1",
+            "a\\npin=[REDACTED:assignment] \\u00e9pwd=[REDACTED:assignment]",
+        ),
+        (
+            "a\\napi_key: a1b2c3 %26pin=12",
+            "a\\napi_key: [REDACTED:assignment] %26pin=[REDACTED:assignment]",
+        ),
+        ("a\\next_page=2 \\nspin=2", "a\\next_page=2 \\nspin=2"),
         ("authorization: token of user42", "authorization: token of user42"),
         ("password=hawk host=db", "password=[REDACTED:assignment] host=db"),
         (
@@ -255,7 +264,9 @@ def test_texts_in_lists_and_objects_are_searched() -> None:
 
 
 def test_secrets_in_names_go_and_no_value_is_lost() -> None:
-    first, second = [sample.secret for sample in SAMPLES if sample.kind == "github"][:15:14]
+    first, second = [sample.secret for sample in SAMPLES if sample.kind == "github"][
+        :: len(secrets.CONTEXTS)
+    ][:2]
     assert first != second
     fields = {"a": 1, first: 2, second: 3, "b": {first: {"password": "x"}}}
     assert list(redacted(fields).items()) == [

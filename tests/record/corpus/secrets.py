@@ -54,6 +54,9 @@ CONTEXTS: Final = (
     "Schlüssel {} ungültig, 鍵 無効",
     "['one', '{}']",
     "\t{}\t",
+    '{{"log": "first line\\n{}\\nlast line"}}',
+    "\\ud800{}",
+    "https://example.com/login?next=%2Fitems%3Fx%3D{}",
 )
 
 
