@@ -7,6 +7,7 @@ Each stage is a plain callable over one draft and is tested by calling it.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry.context import get_current
@@ -54,7 +55,7 @@ class Stages:
         self.clock = clock
         self.new_id = new_id
         self._stages: tuple[Stage, ...] = (
-            plain,
+            partial(plain, redactor=redactor),
             in_trace,
             self.in_context,
             policy,
@@ -93,7 +94,7 @@ class Stages:
             draft.actor_id, draft.actor_type, draft.actor_verified = "anonymous", "user", False
         else:
             draft.actor_id, draft.actor_type = self.service_name, "service"
-        fields, altered = coerce.plain(draft.source.fields)
+        fields, altered = coerce.plain(draft.source.fields, self.redactor)
         renamed = merge_fields(draft, fields)
         draft.coerced += [renamed.get(name, name) for name in altered]
         if draft.severity is not None:
@@ -114,22 +115,22 @@ class Stages:
         draft.error = error if draft.error is not None else None
 
 
-def plain(draft: Draft) -> None:
-    """Make plain text of the record's own words."""
+def plain(draft: Draft, redactor: Redactor | None = None) -> None:
+    """Make plain text of the record's own words; where one is cut, ``redactor`` looks first."""
     for name in _TEXTS:
         value: object = getattr(draft, name)
         if value is not None and not (type(value) is str and value.isascii()):
-            setattr(draft, name, _text_of(draft, name, value))
+            setattr(draft, name, _text_of(draft, name, value, redactor))
     level: object = draft.level
     if level is not None and not (type(level) is str and level in LEVELS):
-        severity = _text_of(draft, "level", level)
+        severity = _text_of(draft, "level", level, redactor)
         draft.level = level_named(severity)
         if draft.level is None:
             # An odd word for the level must not cost the record: it is kept as a field.
             draft.severity = severity
     error = draft.source.error
     if error is not None:
-        _explain(draft, error)
+        _explain(draft, error, redactor)
 
 
 def in_trace(draft: Draft) -> None:
@@ -164,8 +165,8 @@ def ids_of(context: SpanContext) -> tuple[str, str, str]:
     return formatted
 
 
-def _text_of(draft: Draft, name: str, value: object) -> str:
-    converted, altered = coerce.plain({name: value})
+def _text_of(draft: Draft, name: str, value: object, redactor: Redactor | None) -> str:
+    converted, altered = coerce.plain({name: value}, redactor)
     text = converted.get(name)
     if type(text) is not str:
         text = str(text)
@@ -173,7 +174,7 @@ def _text_of(draft: Draft, name: str, value: object) -> str:
     return text
 
 
-def _explain(draft: Draft, error: str | BaseException) -> None:
+def _explain(draft: Draft, error: str | BaseException, redactor: Redactor | None) -> None:
     if isinstance(error, BaseException):
         draft.error_type = type(error).__name__
         try:
@@ -181,6 +182,6 @@ def _explain(draft: Draft, error: str | BaseException) -> None:
         except Exception:  # noqa: BLE001 - an exception's text is code of its author
             error = type(error).__name__
             draft.coerced.append("error")
-    converted, altered = coerce.plain({"error": error})
+    converted, altered = coerce.plain({"error": error}, redactor)
     draft.error = str(converted.get("error"))
     draft.coerced += altered

@@ -4,7 +4,8 @@ Promises: `plain` returns what `orjson.dumps` takes, whatever a value is or
 does (its ``__str__``, ``__repr__``, ``__iter__``, properties and metaclass may
 raise; only KeyboardInterrupt and SystemExit pass). It names the fields that
 lost something on the way. Its own work is bounded, whatever the size of the
-value. Secrets are left to redact.py, the record's length to `shorten`.
+value. Secrets are left to redact.py, which also says what may be shown where
+something is cut; the record's length is left to `shorten`.
 
 Converted, and not named, since nothing is lost: datetime, date and time
 (RFC 3339; a naive one stays without offset), timedelta (seconds), Enum (its
@@ -33,6 +34,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
+from functools import partial
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -44,21 +46,25 @@ from ipaddress import (
 from itertools import islice
 from numbers import Integral, Real
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from uuid import UUID
 
 import orjson
 
 from otel_audit.record.shorten import (
+    BEYOND,
     MARK_KEY,
     JsonValue,
     cut_characters,
     elements_mark,
+    first_characters,
     shorten,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
+
+    from otel_audit.record.redact import Redactor
 
 __all__ = ["JsonValue", "plain", "shorten"]
 
@@ -89,17 +95,22 @@ _ADDRESSES: Final = (
 _MEMORY_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]{1,16}")
 _PRINTABLE: Final = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*")
 
+_Cover: TypeAlias = Callable[[JsonValue], JsonValue]
+_NO_COVERS: Final[Mapping[str, _Cover]] = {}
+
 # Not `type(x).__name__`: a metaclass may have made a property of it that raises.
 _name_of_type: Final = cast("Callable[[type], str]", type.__dict__["__name__"].__get__)
 
 
 def plain(  # noqa: C901 - on every record's way: one loop without a call is three times faster
-    fields: Mapping[Any, Any],
+    fields: Mapping[Any, Any], redactor: Redactor | None = None
 ) -> tuple[dict[str, JsonValue], list[str]]:
     """Return the fields as plain JSON values, and the names of those that were altered.
 
-    Never raises, unless the stack has no room left for the call itself. The
-    result is new; the values of the caller are not changed.
+    What is cut is judged by ``redactor`` first, since nobody can judge it
+    afterwards; everything else is left to it. Never raises, unless the stack
+    has no room left for the call itself. The result is new; the values of the
+    caller are not changed.
     """
     # Most calls have a dict of plain values: one loop finds that out, and who is not plain.
     if type(fields) is dict and len(fields) <= MAX_ELEMENTS:
@@ -119,21 +130,27 @@ def plain(  # noqa: C901 - on every record's way: one loop without a call is thr
                 continue
             odd.append(key)
         else:
-            return (out, _convert(out, odd)) if odd else (out, [])
-    out, renamed = _renamed(fields)
-    altered = _convert(out, list(out))
+            return (out, _convert(out, odd, redactor)) if odd else (out, [])
+    out, renamed, covers = _renamed(fields, redactor)
+    altered = _convert(out, list(out), redactor, covers)
     return out, list(dict.fromkeys(renamed + altered))
 
 
-def _convert(out: dict[str, Any], names: list[str]) -> list[str]:
+def _convert(
+    out: dict[str, Any],
+    names: list[str],
+    redactor: Redactor | None,
+    covers: Mapping[str, _Cover] = _NO_COVERS,
+) -> list[str]:
     """Convert the named fields in place; return the names of those that lost something."""
     elements = max(10, min(MAX_ELEMENTS, _ALL_ELEMENTS // len(names))) if names else 0
     characters = max(64, min(MAX_CHARACTERS, _ALL_CHARACTERS // len(names))) if names else 0
     altered = []
     for name in names:
-        walk = _Walk(elements, characters)
+        walk = _Walk(elements, characters, redactor)
         try:
-            out[name] = walk.value(out[name], 0)
+            value = walk.value(out[name], 0)
+            out[name] = covers[name](value) if name in covers else value
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # noqa: BLE001 - at the end of the stack nothing can be called
@@ -144,9 +161,11 @@ def _convert(out: dict[str, Any], names: list[str]) -> list[str]:
     return altered
 
 
-def _renamed(fields: object) -> tuple[dict[str, Any], list[str]]:
-    """Give every field a key that is plain text; values stay as they are."""
-    walk = _Walk(MAX_ELEMENTS, _ALL_CHARACTERS)
+def _renamed(
+    fields: object, redactor: Redactor | None
+) -> tuple[dict[str, Any], list[str], dict[str, _Cover]]:
+    """Give every field a key that is plain text; values stay as they are, some to be covered."""
+    walk = _Walk(MAX_ELEMENTS, _ALL_CHARACTERS, redactor)
     out: dict[str, Any] = {}
     try:
         mapping = cast("Mapping[object, object]", fields)
@@ -155,27 +174,35 @@ def _renamed(fields: object) -> tuple[dict[str, Any], list[str]]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # noqa: BLE001 - a mapping of the caller's may raise anything
-        return {"fields": fields}, ["fields"]
+        return {"fields": fields}, ["fields"], {}
     altered = []
+    covers = {}
     for key, value in pairs:
         walk.altered = False
-        name = walk.name(key, out, 0)
+        name, cover = walk.name(key, out, 0)
         out[name] = value
+        if cover is not None:
+            covers[name] = cover
         if walk.altered:
             altered.append(name)
     if missing > 0:
         out[MARK_KEY] = elements_mark(missing)
         altered.append(MARK_KEY)
-    return out, altered
+    return out, altered, covers
 
 
 class _Walk:
     """The conversion of one field: what is left of its limits, and where it is."""
 
-    __slots__ = ("altered", "characters", "elements", "parents", "taken")
+    __slots__ = (
+        "altered", "characters", "cut", "elements", "parents", "redactor", "taken", "to_judge",
+    )  # fmt: skip
 
-    def __init__(self, elements: int, characters: int) -> None:
+    def __init__(self, elements: int, characters: int, redactor: Redactor | None) -> None:
         self.altered = False
+        self.cut = False
+        self.redactor = redactor
+        self.to_judge = MAX_CHARACTERS
         self.elements = elements
         self.characters = characters
         self.parents: set[int] = set()
@@ -200,9 +227,11 @@ class _Walk:
     def text(self, value: str) -> str:
         """Take a text within the limit, without lone surrogates (RFC 8259, section 8.2)."""
         if len(value) > self.characters:
-            value = cut_characters(value, self.characters)
-            self.altered = True
+            value = self._cut_text(value, self.characters)
         self.characters = max(0, self.characters - len(value))
+        return self._encodable(value)
+
+    def _encodable(self, value: str) -> str:
         if value.isascii():
             return value
         try:
@@ -212,19 +241,50 @@ class _Walk:
             return value.encode("utf-8", "backslashreplace").decode()
         return value
 
-    def name(self, key: object, taken: Mapping[str, object], depth: int) -> str:
-        """Make a key that is not among ``taken``."""
+    def _cut_text(self, text: str, kept: int) -> str:
+        self.altered = self.cut = True
+        return cut_characters(text, kept, self.beginning)
+
+    def beginning(self, text: str, kept: int) -> str:
+        """Return what may be shown of a text's first characters."""
+        if self.redactor is None:
+            return first_characters(text, kept)
+        try:
+            return self.redactor.beginning(text, kept)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001 - at the end of the stack nothing can be judged, nor shown
+            return ""
+
+    def name(
+        self, key: object, taken: Mapping[str, object], depth: int
+    ) -> tuple[str, _Cover | None]:
+        """Make a key that is not among ``taken``, and what covers the value if it was cut."""
+        before, self.cut = self.cut, False
         # Not isinstance(): what an object says of its class may be wrong, or raise.
         if issubclass(type(key), str):
-            name = self.text(str.__str__(cast("str", key)))
+            whole = str.__str__(cast("str", key))
+            room = min(self.characters, MAX_NAME)
+            self.characters -= min(self.characters, len(whole))
         else:
             self.altered = True
             converted = self.value(key, depth)
-            name = converted if type(converted) is str else orjson.dumps(converted).decode()
-        if len(name) > MAX_NAME:
-            self.altered = True
-            name = cut_characters(name, MAX_NAME)
-        return self._free(name, taken) if name in taken else name
+            whole = converted if type(converted) is str else orjson.dumps(converted).decode()
+            room = MAX_NAME
+        # Of what the conversion cut nobody knows the whole.
+        known = None if self.cut else whole
+        name = self._encodable(whole if len(whole) <= room else self._cut_text(whole, room))
+        cover = self._cover(known) if self.cut else None
+        self.cut |= before
+        return (self._free(name, taken) if name in taken else name), cover
+
+    def _cover(self, name: str | None) -> _Cover | None:
+        """Return what looks at the value under a name that says less than it did."""
+        if self.redactor is None:
+            return None
+        self.to_judge -= len(name or "")
+        # Names without end are not read to the end: in doubt each means a secret.
+        return partial(self.redactor.under, name if self.to_judge >= 0 else None)
 
     def _free(self, name: str, taken: Mapping[str, object]) -> str:
         """Give a colliding key a number, so that no value takes the place of another."""
@@ -294,10 +354,13 @@ class _Walk:
             if self.elements <= 0:
                 break
             self.elements -= 1
-            out[self.name(key, out, depth + 1)] = self.value(item, depth + 1)
+            name, cover = self.name(key, out, depth + 1)
+            plain_item = self.value(item, depth + 1)
+            out[name] = plain_item if cover is None else cover(plain_item)
         if count > len(out):
             self.altered = True
-            out[self.name(MARK_KEY, out, depth)] = elements_mark(count - len(out))
+            name, _ = self.name(MARK_KEY, out, depth)
+            out[name] = elements_mark(count - len(out))
         return out
 
     def _array(self, value: Collection[object], depth: int) -> list[JsonValue]:
@@ -320,7 +383,7 @@ class _Walk:
         self.altered = True
         try:
             # A repr may be of any length: it is cut before anything looks at it.
-            text = str.__str__(repr(value))[: 2 * MAX_REPR]
+            text = str.__str__(repr(value))[: MAX_REPR + BEYOND]
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as raised:  # noqa: BLE001 - a repr may raise anything
@@ -328,7 +391,10 @@ class _Walk:
             what = _name_of_type(type(value))[:MAX_NAME]
             return self.text(f"[unreadable {what}: {_name_of_type(type(error))[:MAX_NAME]}]")
         text = _MEMORY_ADDRESS.sub("", text)
-        return self.text(text if len(text) <= MAX_REPR else text[:MAX_REPR] + "…")
+        if len(text) > MAX_REPR:
+            self.cut = True
+            text = self.beginning(text, MAX_REPR) + "…"
+        return self.text(text)
 
 
 def _sorted(values: list[JsonValue]) -> list[JsonValue]:
@@ -366,11 +432,15 @@ def _bytes(walk: _Walk, value: bytes | bytearray | memoryview) -> str:
     missing = count - len(raw)
     try:
         # Not final where it was cut: the cut may stand in the middle of a character.
-        text, _ = codecs.utf_8_decode(raw, "strict", missing <= 0)
+        text, read = codecs.utf_8_decode(raw, "strict", missing <= 0)
     except UnicodeDecodeError:
-        text = ""
+        text, read = "", 0
     if not (text and _PRINTABLE.fullmatch(text)) and raw:
         text = f"base64:{base64.b64encode(raw).decode()}"
+    elif missing > 0:
+        beyond = bytes(value[read : room + BEYOND]).decode("utf-8", "replace")
+        text = walk.beginning(text + beyond, len(text))
+    walk.cut |= missing > 0
     walk.characters = max(0, walk.characters - len(text))
     return f"{text}…[cut {missing} bytes]" if missing > 0 else text
 

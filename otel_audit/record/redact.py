@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, cast
 
+from otel_audit.record.coerce import MAX_NAME
 from otel_audit.record.secret_names import SecretNames, Verdict, is_decision
 from otel_audit.record.secret_search import SecretSearch
+from otel_audit.record.shorten import BEYOND
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +25,7 @@ REDACTED: Final = "[REDACTED]"
 """What stands for the value under a secret's name."""
 
 _SEEN: Final = 4_096
+_SHOWING: Final = frozenset({Verdict.INNOCENT, Verdict.REVEALING})
 _HARMLESS: Final = frozenset({int, float, bool, type(None)})
 
 
@@ -85,6 +88,20 @@ class Redactor:
         """Redact a text that has no name, by shape only."""
         return self._without_secrets(value) if self._search.suspect((value,)) else value
 
+    def beginning(self, text: str, kept: int) -> str:
+        """Return the first ``kept`` characters without secrets, nor parts of one that goes on.
+
+        For whoever cuts a text: what is left of a secret may be too short to be known.
+        """
+        return self._without_secrets(text[: kept + BEYOND], kept)
+
+    def under(self, name: str | None, value: JsonValue) -> JsonValue:
+        """Return what may be shown of a value under a name; None: nobody knows the name.
+
+        For whoever cuts a name: what is left of it may say nothing of a secret any more.
+        """
+        return _hidden(value, Verdict.SECRET if name is None else self._names[name])
+
     def _by_name(self, fields: dict[str, JsonValue], texts: list[str]) -> None:
         """Hide what stands under secrets' names; collect the other texts in ``texts``."""
         innocent = self._innocent
@@ -106,7 +123,8 @@ class Redactor:
         if any(self._search.find(name)):
             return Verdict.REVEALING
         verdict = self._names[name]
-        if verdict is Verdict.INNOCENT:
+        # A long name is cut by coerce.py, and named as altered, each time it comes.
+        if verdict is Verdict.INNOCENT and len(name) <= MAX_NAME:
             if len(self._innocent) >= _SEEN:
                 self._innocent.clear()
             self._innocent.add(name)
@@ -144,18 +162,21 @@ class Redactor:
             value[:] = map(self._by_shape, value)
         return value
 
-    def _without_secrets(self, text: str) -> str:
+    def _without_secrets(self, text: str, kept: int | None = None) -> str:
+        kept = len(text) if kept is None else kept
         parts: list[str] = []
         done = 0
         for start, end, kind in self._search.find(text):
+            if start >= kept:
+                break
             parts += text[done:start], f"[REDACTED:{kind}]"
             done = end
-        return "".join([*parts, text[done:]])
+        return "".join([*parts, text[done:kept]])
 
 
 def _hidden(value: JsonValue, verdict: Verdict) -> JsonValue:
     """Return what may be shown of a value under a name with this verdict."""
-    if value is None or value == "" or isinstance(value, bool) or verdict is Verdict.REVEALING:
+    if verdict in _SHOWING or value is None or value == "" or isinstance(value, bool):
         return value
     if verdict is Verdict.PLURAL:
         return _counts(value)

@@ -128,13 +128,14 @@ _PLAIN_WORDS: Final = re.compile(
     r"[A-Za-z][a-z]{0,19}(?:[_ -][a-z]{1,19}){0,2}\.?"
 )
 _SEEN: Final = 4_096
+_LONGEST_SEEN: Final = 512
 
 
 class SecretNames(dict[str, Verdict]):
     """Names and what they say; ``names[name]`` judges a name that is not known yet.
 
     ``extra`` names mean secrets too, with whatever words around them. At most
-    4,096 verdicts are kept: names may come from outside. Raises
+    4,096 verdicts are kept, and none on a long name: names may come from outside. Raises
     `AuditSettingsError` for an extra name without a word.
     """
 
@@ -160,7 +161,8 @@ class SecretNames(dict[str, Verdict]):
             verdict = Verdict.SECRET
         else:
             verdict = self._judge(_words(name))
-        self[name] = verdict
+        if len(name) <= _LONGEST_SEEN:
+            self[name] = verdict
         return verdict
 
     def _judge(self, words: tuple[str, ...]) -> Verdict:

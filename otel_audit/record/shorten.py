@@ -11,12 +11,19 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 import orjson
 
 JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | float | bool | None"
 """What `orjson.dumps` takes without help, and every JSON reader gives back."""
+
+Beginning: TypeAlias = Callable[[str, int], str]
+"""Gives the first characters of a text, so many, or what may be shown of them."""
+
+BEYOND: Final = 4_096
+"""Characters behind a cut that tell what stands before it, such as the rest of a secret."""
 
 MARK_KEY: Final = "…"
 """The key under which an object says how many of its entries are missing."""
@@ -42,11 +49,16 @@ def shorten(fields: dict[str, JsonValue], excess: int) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def cut_characters(text: str, kept: int) -> str:
+def first_characters(text: str, kept: int) -> str:
+    """Be a `Beginning` that hides nothing."""
+    return text[:kept]
+
+
+def cut_characters(text: str, kept: int, beginning: Beginning = first_characters) -> str:
     """Keep the first ``kept`` characters, and say how many are missing."""
     match = _CUT_CHARACTERS.search(text, max(0, len(text) - _LONGEST_MARK))
     whole, missing = (text, 0) if match is None else (text[: match.start()], int(match[1]))
-    return f"{whole[:kept]}…[cut {missing + max(0, len(whole) - kept)} characters]"
+    return f"{beginning(whole, kept)}…[cut {missing + max(0, len(whole) - kept)} characters]"
 
 
 def elements_mark(count: int) -> str:

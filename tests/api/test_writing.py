@@ -202,6 +202,11 @@ ODD: dict[str, dict[str, Any]] = {
     "a surrogate": {"fields": {"note": "a\ud800"}},
     "a name with a surrogate": {"fields": {"a\ud800": 1}},
     "a long name": {"fields": {"n" * (MAX_NAME + 1): 1}},
+    "a name that looks as if it had been cut": {
+        "fields": {"n" * MAX_NAME + "…[cut 1 characters]": 1},
+    },
+    "a long name of a secret": {"fields": {"n" * MAX_NAME + ".password": "hunter2hunter2"}},
+    "a name that is a secret, and odd": {"fields": {AWS: math.nan, "note": {AWS.encode(): 1}}},
     "a name that is no text": {"fields": {5: 1}},
     "a long text": {"fields": {"note": "x" * 100_000}},
     "many fields": {"fields": {f"name_{number}": number for number in range(12_000)}},
@@ -248,7 +253,7 @@ ODD: dict[str, dict[str, Any]] = {
 def test_whatever_is_odd_gets_the_same_record(said: dict[str, Any], bench: Bench) -> None:
     event = AuditEvent(**{"event": "login", "action": "start", **said})
     # What is ordinary was met before, under the same names.
-    below = {"outcome": "x", "trace_id": "y", "n" * MAX_NAME: "z"}
+    below = {"outcome": "x", "trace_id": "y", "n" * MAX_NAME: "z", "n" * (MAX_NAME + 1): "z"}
     bench.same(AuditEvent("login", "start", fields={"note": "x", "ratio": 0.5, "below": below}))
     for scope in (None, RequestScope("r-1"), RequestScope("r-2", client_ip="192.0.2.7")):
         with place(scope, None, None):
