@@ -41,7 +41,8 @@ _LONGEST_NUMBER: Final = 28
 _URL_SAFE: Final = str.maketrans("-_", "+/")
 _BRACKETS: Final = {"{": "}", "[": "]"}
 _LONGEST_NAME: Final = 64
-_OPENING: Final = re.compile(r"[ \t]{0,4}(?:[bru]{0,2}(\\?[\"'`]))?")
+_LONGEST_GAP: Final = 64
+_OPENING: Final = re.compile(r"[ \t]{0,64}(?:[bru]{0,2}(\\?[\"'`]))?")
 _SCHEME: Final = re.compile(rf"(?i:{SCHEMES})[ ]{{1,4}}(?=\S)")
 # Some are words that a password may be: they count after an authorization's name only.
 _ANY_SCHEME: Final = re.compile(
@@ -112,8 +113,8 @@ class SecretSearch:
             kind, width = GROUPS[match.lastindex or 0]
             start, end = match.span(match.lastindex or 0)
             if kind == "assignment":
-                # A name within a value would find the same end again.
-                span = self._assigned(text, match.start(), end) if end > assigned else None
+                # What stands after a name within a value would end where the value does.
+                span = self._assigned(text, match.start(), end) if end >= assigned else None
             elif width == 0 and kind in _CHECKS:
                 span = _CHECKS[kind](text, match.start(), start, end)
             else:
@@ -149,7 +150,7 @@ class SecretSearch:
             # In '"password:" prompt' the quote ends what began before the name.
             closes = before == opening[1] and text[anchor] in ":="
             return None if closes else _quoted(text, start, opening[1], verdict)
-        if text[anchor] != ":":
+        if text[anchor] != ":" or text.startswith(":=", anchor):
             return _bare(text, start, verdict)
         return _in_prose(text, start, verdict, name) if before in _BEFORE_A_NAME else None
 
@@ -167,7 +168,8 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def _name_before(text: str, anchor: int) -> tuple[str, str]:
     """Return the name that ends at ``anchor``, and the character before it."""
-    window = text[max(0, anchor - _LONGEST_NAME - 3) : anchor].rstrip(" \\")
+    window = text[max(0, anchor - _LONGEST_NAME - _LONGEST_GAP) : anchor]
+    window = window.rstrip(" \t\\")[-_LONGEST_NAME - 3 :]
     rest = window.rstrip(_NAME_CHARACTERS)
     return window[len(rest) :], rest[-1:] or " "
 

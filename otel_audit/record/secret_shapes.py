@@ -159,17 +159,22 @@ _SPECIALS: Final = (
     _Special("terraform", ".", 15, r"(?=a)(?<=[A-Za-z0-9]{14}\.)(atlasv1\.[A-Za-z0-9_-]{60,})"),
     _Special("url_password", ":", 0, r"//[^\s/:@\"'<>\\]*:(?![0-9]{1,5}[?#])([^\s/\"'<>\\]+)@"),
     _Special("telegram", ":", 0, r"(?=AA)(?<=[0-9]{8}:)(AA[A-Za-z0-9_-]{33}(?![A-Za-z0-9_-]))"),
+    # Signs in columns: how far back the name is, secret_search.py finds out.
     *(
-        _Special("assignment", anchor, 0, rf"{_after_a_name(between + anchor)}()")
-        for anchor in "=:"
-        for between in ("", " ")
+        _Special("assignment", anchor, 0, f"{look_back}{rest}()")
+        for anchor, rest in (("=", r"(?:={1,2}(?=[ \t\"'`]))?"), (":", "=?"))
+        for look_back in (
+            _after_a_name(anchor),
+            _after_a_name(rf"[ \t]{anchor}"),
+            rf"(?<=[ \t]{{2}}{anchor})",
+        )
     ),
     *(
         _Special(
             "assignment",
             quote,
             0,
-            rf"{_after_a_name(escape + quote)}[ ]{{0,4}}(?:=>|[:=])[ ]{{0,4}}()",
+            rf"{_after_a_name(escape + quote)}[ \t]{{0,8}}(?:=>|:=|={{1,3}}|:)[ \t]{{0,8}}()",
         )
         for quote in "\"'"
         for escape in ("", r"\\")
