@@ -42,7 +42,7 @@ _URL_SAFE: Final = str.maketrans("-_", "+/")
 _BRACKETS: Final = {"{": "}", "[": "]"}
 _LONGEST_NAME: Final = 64
 _LONGEST_GAP: Final = 64
-_OPENING: Final = re.compile(r"[ \t]{0,64}(?:[bru]{0,2}(\\?[\"'`]))?")
+_OPENING: Final = re.compile(r"[ \t]{0,64}(?:[bru]{0,2}(\\{0,3}[\"'`]))?")
 _SCHEME: Final = re.compile(rf"(?i:{SCHEMES})[ ]{{1,4}}(?=\S)")
 # Some are words that a password may be: they count after an authorization's name only.
 _ANY_SCHEME: Final = re.compile(
@@ -55,10 +55,7 @@ _PARAMETERS: Final = re.compile(rf"{_PARAMETER}(?:[ \t]{{0,4}},[ \t]{{0,4}}{_PAR
 _OWN_SHAPE: Final = ("basic", "bearer")
 # A separator ends a value only where something else begins: passwords contain commas.
 _VALUE_END: Final = re.compile(r"[\s\"'`<>\x00]|[&;,)\]}](?=[\s\"'`&;,)\]}\x00]|\Z|[\w.-]{1,64}=)")
-_CLOSINGS: Final = {
-    **{q: re.compile(rf"[^{q}\\]*(?:\\.[^{q}\\]*)*", re.DOTALL) for q in "\"'`"},
-    **{rf"\{q}": re.compile(rf"[^\\]*(?:\\(?!{q})[^\\]*)*") for q in "\"'`"},
-}
+_QUOTES: Final = {quote: re.compile(rf"(?<!\\)\\*{quote}") for quote in "\"'`"}
 _LINE_END: Final = re.compile(r"[\r\n\x00]|\Z")
 _BEFORE_A_NAME: Final = frozenset(" \t\r\n\"'`([{<,;&?|>\\\x00")
 _ESCAPING: Final = "\\%"
@@ -181,9 +178,18 @@ def _unescaped(word: str, before: str) -> str:
 
 
 def _quoted(text: str, start: int, quote: str, verdict: Verdict) -> tuple[int, int] | None:
-    closing = _CLOSINGS[quote].match(text, start)
-    end = closing.end() if closing else len(text)
+    end = _closing(text, start, quote)
     return None if end == start or _is_decision(text[start:end], verdict) else (start, end)
+
+
+def _closing(text: str, start: int, quote: str) -> int:
+    """Find the end of a text in quotes that were escaped as often as ``quote`` tells."""
+    escapes = len(quote) - 1
+    for found in _QUOTES[quote[-1]].finditer(text, start):
+        # Each time that a text is encoded doubles its backslashes, and adds one to a quote.
+        if (found.end() - found.start() - 1) % (2 * escapes + 2) == escapes:
+            return found.end() - len(quote)
+    return len(text)
 
 
 def _bare(text: str, start: int, verdict: Verdict) -> tuple[int, int] | None:

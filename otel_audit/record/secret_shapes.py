@@ -137,6 +137,10 @@ def _after_a_name(then: str) -> str:
     return rf"(?<=(?i:[{last}]){then})(?<=(?i:{either}){then})"
 
 
+_GAP: Final = r"[ \t]"
+# Of "==" and "=>". Behind the latter only a quote: "token => token.id" is a function.
+_REST_OF_A_SIGN: Final = r"(?:={1,2}(?=[ \t\"'`])|>(?=[ \t]{0,4}[\"']))?"
+
 _SPECIALS: Final = (
     _Special("mailchimp", "-", 33, r"(?=us)(?<=[0-9a-f]{32}-)(us[0-9]{1,2}(?![A-Za-z0-9]))"),
     # A claims set is a JSON object, and so begins with an encoded brace; before it, its header.
@@ -162,11 +166,11 @@ _SPECIALS: Final = (
     # Signs in columns: how far back the name is, secret_search.py finds out.
     *(
         _Special("assignment", anchor, 0, f"{look_back}{rest}()")
-        for anchor, rest in (("=", r"(?:={1,2}(?=[ \t\"'`]))?"), (":", "=?"))
+        for anchor, rest in (("=", _REST_OF_A_SIGN), (":", "=?"))
         for look_back in (
             _after_a_name(anchor),
-            _after_a_name(rf"[ \t]{anchor}"),
-            rf"(?<=[ \t]{{2}}{anchor})",
+            _after_a_name(_GAP + anchor),
+            f"(?<={_GAP}{{2}}{anchor})",
         )
     ),
     *(
@@ -177,7 +181,7 @@ _SPECIALS: Final = (
             rf"{_after_a_name(escape + quote)}[ \t]{{0,8}}(?:=>|:=|={{1,3}}|:)[ \t]{{0,8}}()",
         )
         for quote in "\"'"
-        for escape in ("", r"\\")
+        for escape in ("", r"\\", r"\\{2}", r"\\{3}")
     ),
     _Special(
         "private_key",

@@ -307,6 +307,12 @@ WITHIN: Final[tuple[tuple[str, str, Maker], ...]] = (
     ("assignment", "DB_PASSWORD := {}\n", PASSWORD),
     ("assignment", 'if password == "{}": pass', PASSWORD),
     ("assignment", "token      : {}", made((HEX, 40))),
+    ("assignment", "config :app, :password => '{}', :user => 'app'", PASSWORD),
+    (
+        "assignment",
+        '{{\\"user\\": \\"app\\", \\"clientSecret\\": \\"{}\\"}}',
+        PASSWORD,
+    ),
     ("private_key", "LANG=C\nSSH_PRIVATE_KEY={}\nHOME=/root", private_key),
     ("password_hash", "user=bob password={} active=yes", ARGON),
     ("assignment", 'password = "{}" # no', made((ALNUM, 6), " ", (ALNUM, 6))),
