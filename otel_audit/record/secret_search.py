@@ -135,7 +135,8 @@ class SecretSearch:
 
     def _assigned(self, text: str, anchor: int, position: int) -> tuple[int, int] | None:
         """Find the value that is assigned to a secret's name, in code, JSON or a header."""
-        name, before = _name_before(text, anchor)
+        sign = text[anchor]
+        name, before = _name_before(text, position if sign == "-" else anchor)
         verdict = self._names[name]
         if before in _ESCAPING:
             verdict = max(verdict, self._names[_unescaped(name, before)])
@@ -145,9 +146,11 @@ class SecretSearch:
             return None
         if opening and opening[1]:
             # In '"password:" prompt' the quote ends what began before the name.
-            closes = before == opening[1] and text[anchor] in ":="
+            closes = before == opening[1] and sign in ":=-"
             return None if closes else _quoted(text, start, opening[1], verdict)
-        if text[anchor] != ":" or text.startswith(":=", anchor):
+        if sign == "-":
+            return _argument(text, start, verdict, name)
+        if sign != ":" or text.startswith(":=", anchor):
             return _bare(text, start, verdict)
         return _in_prose(text, start, verdict, name) if before in _BEFORE_A_NAME else None
 
@@ -190,6 +193,13 @@ def _closing(text: str, start: int, quote: str) -> int:
         if (found.end() - found.start() - 1) % (2 * escapes + 2) == escapes:
             return found.end() - len(quote)
     return len(text)
+
+
+def _argument(text: str, start: int, verdict: Verdict, name: str) -> tuple[int, int] | None:
+    """Tell the argument of an option from the next one, and from a sentence about it."""
+    if text.startswith("-", start) or name.endswith("stdin"):
+        return None
+    return _in_prose(text, start, verdict, name)
 
 
 def _bare(text: str, start: int, verdict: Verdict) -> tuple[int, int] | None:

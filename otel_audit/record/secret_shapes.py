@@ -183,6 +183,14 @@ _SPECIALS: Final = (
         for quote in "\"'"
         for escape in ("", r"\\", r"\\{2}", r"\\{3}")
     ),
+    # An option of a command: the value follows after a space.
+    _Special(
+        "assignment",
+        "-",
+        0,
+        r"(?<=--)(?<![^\s\"'`(,\[\x00]--)[A-Za-z][A-Za-z0-9_.-]{0,60}"
+        rf"[ \t]{_after_a_name(_GAP)}()",
+    ),
     _Special(
         "private_key",
         "B",

@@ -307,6 +307,8 @@ WITHIN: Final[tuple[tuple[str, str, Maker], ...]] = (
     ("assignment", "DB_PASSWORD := {}\n", PASSWORD),
     ("assignment", 'if password == "{}": pass', PASSWORD),
     ("assignment", "token      : {}", made((HEX, 40))),
+    ("assignment", "mysqldump --user app --password {} main", made((ALNUM, 11), (DIGITS, 1))),
+    ("assignment", "ran '/usr/bin/vault-get --api-key \"{}\" --all'", PASSWORD),
     ("assignment", "config :app, :password => '{}', :user => 'app'", PASSWORD),
     (
         "assignment",
