@@ -56,6 +56,10 @@ _OWN_SHAPE: Final = ("basic", "bearer")
 # A separator ends a value only where something else begins: passwords contain commas.
 _VALUE_END: Final = re.compile(r"[\s\"'`<>\x00]|[&;,)\]}](?=[\s\"'`&;,)\]}\x00]|\Z|[\w.-]{1,64}=)")
 _QUOTES: Final = {quote: re.compile(rf"(?<!\\)\\*{quote}") for quote in "\"'`"}
+_ELEMENT: Final = re.compile(r"<(?:[\w.-]{1,64}:)?([\w.-]{1,64})\Z")
+_CONTENT: Final = re.compile(
+    r"(?:<!\[CDATA\[)?([^<]*?)(?:\]\]>)?<\\?/(?:[\w.-]{1,64}:)?([\w.-]{1,64})\s{0,4}>"
+)
 _LINE_END: Final = re.compile(r"[\r\n\x00]|\Z")
 _BEFORE_A_NAME: Final = frozenset(" \t\r\n\"'`([{<,;&?|>\\\x00")
 _ESCAPING: Final = "\\%"
@@ -144,6 +148,8 @@ class SecretSearch:
         start = opening.end() if opening else position
         if verdict is Verdict.INNOCENT or text.startswith(_MARK, start):
             return None
+        if sign == ">":
+            return _content(text, anchor, verdict)
         if opening and opening[1]:
             # In '"password:" prompt' the quote ends what began before the name.
             closes = before == opening[1] and sign in ":=-"
@@ -193,6 +199,18 @@ def _closing(text: str, start: int, quote: str) -> int:
         if (found.end() - found.start() - 1) % (2 * escapes + 2) == escapes:
             return found.end() - len(quote)
     return len(text)
+
+
+def _content(text: str, anchor: int, verdict: Verdict) -> tuple[int, int] | None:
+    """Find what stands in an element of XML: "<password>x</password>"."""
+    element = _ELEMENT.search(text[max(0, anchor - 2 * _LONGEST_NAME) : anchor])
+    content = _CONTENT.match(text, anchor + 1) if element else None
+    if element is None or content is None or element[1] != content[2]:
+        return None
+    value = content[1].strip()
+    if value.lower() in _NO_VALUES or _is_decision(value, verdict):
+        return None
+    return None if verdict is Verdict.PLURAL and value.isdigit() else content.span(1)
 
 
 def _argument(text: str, start: int, verdict: Verdict, name: str) -> tuple[int, int] | None:

@@ -191,6 +191,8 @@ _SPECIALS: Final = (
         r"(?<=--)(?<![^\s\"'`(,\[\x00]--)[A-Za-z][A-Za-z0-9_.-]{0,60}"
         rf"[ \t]{_after_a_name(_GAP)}()",
     ),
+    # An element of XML; secret_search.py looks at its end.
+    _Special("assignment", ">", 0, rf"{_after_a_name('>')}()"),
     _Special(
         "private_key",
         "B",
@@ -241,7 +243,7 @@ CARD: Final = re.compile(
 # What stands before all specials of an anchor, looked at once.
 _GUARDS: Final = {".": r"(?<=[A-Za-z0-9_-]{10}\.)"}
 # The most frequent first: an alternative that is tried earlier is found earlier.
-_ANCHORS: Final = "-._:=\"'BbIK$~"
+_ANCHORS: Final = "-._:=\"'BbIK$~>"
 
 
 def _expression() -> tuple[str, list[tuple[str, int]]]:

@@ -223,6 +223,7 @@ def test_innocent_texts_stay(name: str) -> None:
         ("x --pin 123456 y", "x --pin [REDACTED:assignment] y"),
         ("--db-password 'a b' -v", "--db-password '[REDACTED:assignment]' -v"),
         ('"--password " is x1', '"--password " is x1'),
+        ("<pin>1</pin><pin>2</x>", "<pin>[REDACTED:assignment]</pin><pin>2</x>"),
         (
             r'"{\"password\": \"a\\\"b\\\\\", \"x\": \"y\"}"',
             r'"{\"password\": \"[REDACTED:assignment]\", \"x\": \"y\"}"',
@@ -411,7 +412,7 @@ UNITS = [
     "pwd=pwd=", "page_token=", "page_token: a1", "authorization: ", "authorization=Bearer ",
     "authorization:token ", "authorization:digest a=", 'authorization:digest a="', 'a=",authorization:digest b=",',
     "a=b,", 'a="",', "cookie:a=", "cookie: ", "'password':'", '"password":"', '\\"token\\":\\"', "'token': ",
-    "password:`", "--token ", " --token a1",
+    "password:`", "--token ", " --token a1", "<token>", "</token>", ":token>", "<token>a",
     '\\\\\\"token\\\\\\":\\\\\\"', "token => '", "token={", "token=&", "token  =  ", "token := ", "token == ", "  =", "\t:", "token" + " " * 60 + "=", "token=,a", "-----BEGIN ", "-----BEGIN PRIVATE" + " KEY-----",
     "-----END", "$2b$12$", "$6$", "$argon2id$", "pbkdf2_sha256$1$", "AKIA", "4111 ", "4111-",
     "4111111111111111", "4111111111111111 ", "12345678:AA", "a" * 40, "0" * 32 + "-us", "1Q~",

@@ -309,6 +309,8 @@ WITHIN: Final[tuple[tuple[str, str, Maker], ...]] = (
     ("assignment", "token      : {}", made((HEX, 40))),
     ("assignment", "mysqldump --user app --password {} main", made((ALNUM, 11), (DIGITS, 1))),
     ("assignment", "ran '/usr/bin/vault-get --api-key \"{}\" --all'", PASSWORD),
+    ("assignment", "<user>app</user>\n<password>{}</password>", PASSWORD),
+    ("assignment", "<ns:ClientSecret><![CDATA[{}]]></ns:ClientSecret>", PASSWORD),
     ("assignment", "config :app, :password => '{}', :user => 'app'", PASSWORD),
     (
         "assignment",
