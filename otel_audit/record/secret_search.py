@@ -60,6 +60,18 @@ _ELEMENT: Final = re.compile(r"<(?:[\w.-]{1,64}:)?([\w.-]{1,64})\Z")
 _CONTENT: Final = re.compile(
     r"(?:<!\[CDATA\[)?([^<]*?)(?:\]\]>)?<\\?/(?:[\w.-]{1,64}:)?([\w.-]{1,64})\s{0,4}>"
 )
+_STATEMENT: Final = re.compile(
+    r"""\b(?:PASSWORD|IDENTIFIED\s+(?:WITH\s+\S+\s+)?BY(?:\s+PASSWORD)?)\s+\Z
+    |(?i:\b(?:with|encrypted)\s+password\s+\Z
+    |\b(?:create|alter)\s+(?:group|login|role|user)\b.*
+        \b(?:password|identified\s+(?:with\s+\S+\s+)?by(?:\s+password)?)\s+\Z)""",
+    re.DOTALL | re.VERBOSE,
+)
+_LONGEST_STATEMENT: Final = 256
+_SQL_TEXTS: Final = {
+    quote: re.compile(rf"[^{quote}\\]*(?:(?:\\.|{quote}{quote})[^{quote}\\]*)*", re.DOTALL)
+    for quote in "\"'"
+}
 _LINE_END: Final = re.compile(r"[\r\n\x00]|\Z")
 _BEFORE_A_NAME: Final = frozenset(" \t\r\n\"'`([{<,;&?|>\\\x00")
 _ESCAPING: Final = "\\%"
@@ -220,6 +232,14 @@ def _argument(text: str, start: int, verdict: Verdict, name: str) -> tuple[int, 
     return _in_prose(text, start, verdict, name)
 
 
+def _in_statement(text: str, quote: int, start: int, _: int) -> tuple[int, int] | None:
+    """Find the password that a statement of SQL sets."""
+    if _STATEMENT.search(text[max(0, quote - _LONGEST_STATEMENT) : quote]) is None:
+        return None
+    password = _SQL_TEXTS[text[quote]].match(text, start)
+    return password.span() if password else None
+
+
 def _bare(text: str, start: int, verdict: Verdict) -> tuple[int, int] | None:
     """Find the end of a value without quotes; None where it is no secret after all."""
     scheme = _scheme(text, start, verdict)
@@ -309,6 +329,7 @@ _CHECKS: Final[dict[str, Callable[[str, int, int, int], tuple[int, int] | None]]
     "basic": _credentials,
     "discord": _with_number,
     "jwt": _with_header,
+    "sql_password": _in_statement,
     "telegram": _with_digits,
 }
 

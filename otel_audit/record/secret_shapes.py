@@ -193,6 +193,12 @@ _SPECIALS: Final = (
     ),
     # An element of XML; secret_search.py looks at its end.
     _Special("assignment", ">", 0, rf"{_after_a_name('>')}()"),
+    # SQL; secret_search.py looks at the words before.
+    *(
+        _Special("sql_password", quote, 0, rf"(?<=(?i:{word})[ \t\n]{quote})([^{quote}])")
+        for quote in "'\""
+        for word in ("password", "by")
+    ),
     _Special(
         "private_key",
         "B",

@@ -143,7 +143,7 @@ def test_of_each_promised_shape_nothing_is_left(kind: str) -> None:
 def test_every_shape_that_is_promised_is_in_the_corpus() -> None:
     promised = {kind for kind, *_ in TOKENS} | {
         "assignment", "azure", "basic", "bearer", "card", "discord", "jwt", "mailchimp", "telegram",
-        "password_hash", "private_key", "terraform", "airtable", "url_password",
+        "password_hash", "private_key", "sql_password", "terraform", "airtable", "url_password",
     }  # fmt: skip
     assert {sample.kind for sample in SAMPLES} == promised
 
@@ -224,6 +224,8 @@ def test_innocent_texts_stay(name: str) -> None:
         ("--db-password 'a b' -v", "--db-password '[REDACTED:assignment]' -v"),
         ('"--password " is x1', '"--password " is x1'),
         ("<pin>1</pin><pin>2</x>", "<pin>[REDACTED:assignment]</pin><pin>2</x>"),
+        ("PASSWORD 'it''s \\' so' x", "PASSWORD '[REDACTED:sql_password]' x"),
+        ('IDENTIFIED BY "cut', 'IDENTIFIED BY "[REDACTED:sql_password]'),
         (
             r'"{\"password\": \"a\\\"b\\\\\", \"x\": \"y\"}"',
             r'"{\"password\": \"[REDACTED:assignment]\", \"x\": \"y\"}"',
@@ -412,8 +414,8 @@ UNITS = [
     "pwd=pwd=", "page_token=", "page_token: a1", "authorization: ", "authorization=Bearer ",
     "authorization:token ", "authorization:digest a=", 'authorization:digest a="', 'a=",authorization:digest b=",',
     "a=b,", 'a="",', "cookie:a=", "cookie: ", "'password':'", '"password":"', '\\"token\\":\\"', "'token': ",
-    "password:`", "--token ", " --token a1", "<token>", "</token>", ":token>", "<token>a",
-    '\\\\\\"token\\\\\\":\\\\\\"', "token => '", "token={", "token=&", "token  =  ", "token := ", "token == ", "  =", "\t:", "token" + " " * 60 + "=", "token=,a", "-----BEGIN ", "-----BEGIN PRIVATE" + " KEY-----",
+    "password:`", "--token ", " --token a1", "<token>", "</token>", ":token>", "<token>a", "PASSWORD '", "by '", "identified by '",
+    "PASSWORD ''", "create user password '", '\\\\\\"token\\\\\\":\\\\\\"', "token => '", "token={", "token=&", "token  =  ", "token := ", "token == ", "  =", "\t:", "token" + " " * 60 + "=", "token=,a", "-----BEGIN ", "-----BEGIN PRIVATE" + " KEY-----",
     "-----END", "$2b$12$", "$6$", "$argon2id$", "pbkdf2_sha256$1$", "AKIA", "4111 ", "4111-",
     "4111111111111111", "4111111111111111 ", "12345678:AA", "a" * 40, "0" * 32 + "-us", "1Q~",
     "SG." + "a" * 16 + ".", "a" * 24 + "." + "a" * 6 + ".", "é", "🌱",
