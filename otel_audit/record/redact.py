@@ -134,10 +134,27 @@ class Redactor:
         if isinstance(value, dict):
             self._by_name(value, texts)
         elif isinstance(value, list):
+            self._in_turn(value)
             for element in value:
                 self._below(element, texts)
         elif isinstance(value, str):
             texts.append(value)
+
+    def _in_turn(self, values: list[JsonValue]) -> None:
+        """Redact what the text before it names: ``["--pin", "123456"]``, ``[["pin", "123456"]]``."""
+        if all(map(_is_pair, values)):
+            for pair in cast("list[list[JsonValue]]", values):
+                pair[1] = self._behind(f"{pair[0]}: ", pair[1])
+        for place, option in enumerate(values[:-1], 1):
+            if isinstance(option, str) and option.startswith("--"):
+                values[place] = self._behind(f"{option} ", values[place])
+
+    def _behind(self, before: str, value: JsonValue) -> JsonValue:
+        """Redact a text as if it stood in one with what is ``before`` it."""
+        if not isinstance(value, str):
+            return value
+        clean = self._without_secrets(before + value)
+        return clean[len(before) :] if clean.startswith(before) else value
 
     def _rename(self, fields: dict[str, JsonValue]) -> None:
         """Take secrets out of names, in the same order and without losing a value."""
@@ -172,6 +189,10 @@ class Redactor:
             parts += text[done:start], f"[REDACTED:{kind}]"
             done = end
         return "".join([*parts, text[done:kept]])
+
+
+def _is_pair(value: JsonValue) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)  # noqa: PLR2004 - a pair
 
 
 def _hidden(value: JsonValue, verdict: Verdict) -> JsonValue:

@@ -107,6 +107,35 @@ def test_an_authorization_is_a_decision_or_a_credential() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (
+            [["X-Api-Key", "a1b2c3d4"], ["Accept", "*/*"]],
+            [["X-Api-Key", "[REDACTED:assignment]"], ["Accept", "*/*"]],
+        ),
+        ([["Cookie", "a=b; c=d"]], [["Cookie", "[REDACTED:assignment]"]]),
+        (
+            {"raw": [["authorization", "Token a1b2c3d4"]]},
+            {"raw": [["authorization", "Token [REDACTED:assignment]"]]},
+        ),
+        (["login", "--pin", "123456", "x1"], ["login", "--pin", "[REDACTED:assignment]", "x1"]),
+        ([["secret", "read"], ["token", 512]], [["secret", "read"], ["token", 512]]),
+        (["X-Api-Key", "a1b2c3d4"], ["X-Api-Key", "a1b2c3d4"]),
+        (["password", "email2024"], ["password", "email2024"]),
+        (["--password", "--user=a1b2c3"], ["--password", "--user=a1b2c3"]),
+        (["--no-password", "postgres"], ["--no-password", "postgres"]),
+        (["--password-stdin", "registry1"], ["--password-stdin", "registry1"]),
+        (["--password"], ["--password"]),
+        ([["--password", ["a1b2c3"]], []], [["--password", ["a1b2c3"]], []]),
+    ],
+)
+def test_what_the_text_before_it_names(value: Any, expected: Any) -> None:
+    assert redacted({"a": copy.deepcopy(value)}) == {"a": expected}
+    assert redacted({"a": copy.deepcopy(expected)}) == {"a": expected}
+    assert redacted({"a": [0, {"b": copy.deepcopy(value)}]}) == {"a": [0, {"b": expected}]}
+
+
 def test_names_count_at_every_depth() -> None:
     assert redacted({"a": {"b": [{"password": "x", "user": "y"}, [{"token": 1}]]}}) == {
         "a": {"b": [{"password": REDACTED, "user": "y"}, [{"token": REDACTED}]]}
