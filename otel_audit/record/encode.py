@@ -70,8 +70,10 @@ def merge_fields(draft: Draft, fields: dict[str, Any]) -> dict[str, str]:
     ``field_<name>``. Returns the new names of those that were kept.
     """
     renamed = {}
-    if not RESERVED.isdisjoint(fields):
-        for name in [name for name in fields if name in RESERVED]:
+    # The class of an exception has its place only where there is one.
+    reserved = RESERVED if draft.error_type is None else RESERVED | {"error_type"}
+    if not reserved.isdisjoint(fields):
+        for name in [name for name in fields if name in reserved]:
             value = fields.pop(name)
             if value != getattr(draft, name, None):
                 renamed[name] = free_name(f"field_{name}", fields)

@@ -244,6 +244,13 @@ def test_the_text_of_an_exception_and_its_type() -> None:
     assert "error_type" not in recorded(error="text")
 
 
+def test_the_class_of_an_exception_stands_beside_a_field_of_that_name() -> None:
+    fields = {"error_type": "mine"}
+    record = recorded(error=ValueError("bad"), fields=dict(fields))
+    assert (record["error_type"], record["field_error_type"]) == ("ValueError", "mine")
+    assert recorded(error="bad", fields=dict(fields))["error_type"] == "mine"
+
+
 def test_secrets_are_taken_out_of_fields_error_and_resource_name() -> None:
     record = recorded(
         error=f"bad token {JWT}", resource_name=JWT, fields={"password": "hunter2", "note": JWT}
