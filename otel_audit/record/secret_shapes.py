@@ -137,6 +137,11 @@ def _after_a_name(then: str) -> str:
     return rf"(?<=(?i:[{last}]){then})(?<=(?i:{either}){then})"
 
 
+def _after_escapes(quote: str) -> str:
+    """Look back at the end of a name that JSON within JSON has in quotes."""
+    return "|".join(_after_a_name(rf"\\{{{count}}}{quote}") for count in (1, 2, 3))
+
+
 _GAP: Final = r"[ \t]"
 # Of "==" and "=>". Behind the latter only a quote: "token => token.id" is a function.
 _REST_OF_A_SIGN: Final = r"(?:={1,2}(?=[ \t\"'`])|>(?=[ \t]{0,4}[\"']))?"
@@ -165,39 +170,44 @@ _SPECIALS: Final = (
     _Special("telegram", ":", 0, r"(?=AA)(?<=[0-9]{8}:)(AA[A-Za-z0-9_-]{33}(?![A-Za-z0-9_-]))"),
     # Signs in columns: how far back the name is, secret_search.py finds out.
     *(
-        _Special("assignment", anchor, 0, f"{look_back}{rest}()")
-        for anchor, rest in (("=", _REST_OF_A_SIGN), (":", "=?"))
-        for look_back in (
-            _after_a_name(anchor),
-            _after_a_name(_GAP + anchor),
-            f"(?<={_GAP}{{2}}{anchor})",
+        _Special(
+            "assignment",
+            anchor,
+            0,
+            rf"(?:{_after_a_name(anchor)}"
+            rf"|(?<={_GAP}{anchor})(?:{_after_a_name(_GAP + anchor)}|(?<={_GAP}{{2}}{anchor}))){rest}()",
         )
+        for anchor, rest in (("=", _REST_OF_A_SIGN), (":", "=?"))
     ),
     *(
         _Special(
             "assignment",
             quote,
             0,
-            rf"{_after_a_name(escape + quote)}[ \t]{{0,8}}(?:=>|:=|={{1,3}}|:)[ \t]{{0,8}}()",
+            rf"(?:{_after_a_name(quote)}|(?<=\\{quote})(?:{_after_escapes(quote)}))"
+            rf"{_GAP}{{0,8}}(?:=>|:=|={{1,3}}|:){_GAP}{{0,8}}()",
         )
         for quote in "\"'"
-        for escape in ("", r"\\", r"\\{2}", r"\\{3}")
     ),
     # An option of a command: the value follows after a space.
     _Special(
         "assignment",
         "-",
         0,
-        r"(?<=--)(?<![^\s\"'`(,\[\x00]--)[A-Za-z][A-Za-z0-9_.-]{0,60}"
+        r"-(?<![^\s\"'`(,\[\x00]--)[A-Za-z][A-Za-z0-9_.-]{0,60}"
         rf"[ \t]{_after_a_name(_GAP)}()",
     ),
     # An element of XML; secret_search.py looks at its end.
     _Special("assignment", ">", 0, rf"{_after_a_name('>')}()"),
     # SQL; secret_search.py looks at the words before.
     *(
-        _Special("sql_password", quote, 0, rf"(?<=(?i:{word})[ \t\n]{quote})([^{quote}])")
+        _Special(
+            "sql_password",
+            quote,
+            0,
+            rf"(?:(?<=(?i:password)\s{quote})|(?<=(?i:by)\s{quote}))([^{quote}])",
+        )
         for quote in "'\""
-        for word in ("password", "by")
     ),
     _Special(
         "private_key",
