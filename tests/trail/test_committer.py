@@ -755,9 +755,10 @@ def test_a_loop_closed_with_pending_tickets_harms_nobody(
     def abandon(one: Ticket) -> None:
         loop = asyncio.new_event_loop()
         committer.submit(one)
-        task = loop.create_task(_wait_for(one))
+        waiting = _wait_for(one)
+        task = loop.create_task(waiting)
         loop.run_until_complete(asyncio.sleep(0.02))
-        task.get_coro().close()
+        waiting.close()
         task._log_destroy_pending = False  # type: ignore[attr-defined] # the test is about this
         loop.close()
 

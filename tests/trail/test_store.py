@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import pytest
@@ -220,7 +220,7 @@ class FaultyFile(apsw.VFSFile):
         self.vfs = vfs
         super().__init__("", name, flags)  # type: ignore[arg-type] # apsw's own URI type
 
-    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802 - SQLite's name
+    def xWrite(self, data: Any, offset: int) -> None:  # noqa: N802 - SQLite's name
         if "write" in self.vfs.failing:
             raise apsw.FullError
         super().xWrite(data, offset)

@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import pytest
@@ -129,7 +129,7 @@ class Victim:
 
     directory: Path
 
-    def run(self, sql: str, *values: object) -> list[tuple[object, ...]]:
+    def run(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with connected(self.directory / "trail.db") as connection:
             return connection.execute(sql, values).fetchall()
 

@@ -106,8 +106,10 @@ def make(connection: apsw.Connection, origin: str, key: bytes, *, full_text: boo
         connection.execute(_SCHEMA)
         if full_text:
             connection.execute(_TEXT)
-        about = {"format": segments.FORMAT, "origin": origin, "key": key, "last_hash": b""}
-        connection.executemany("INSERT INTO meta VALUES (?, ?)", list(about.items()))
+        connection.executemany(
+            "INSERT INTO meta VALUES (?, ?)",
+            [("format", segments.FORMAT), ("origin", origin), ("key", key), ("last_hash", b"")],
+        )
         seal(connection)
         connection.pragma("application_id", _APPLICATION_ID)
 
