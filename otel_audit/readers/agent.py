@@ -193,8 +193,8 @@ class Agent:
             run.thread = threading.Thread(
                 target=self._serve, args=(run,), name="otel-audit-agent", daemon=True
             )
-            self._run = run
             run.thread.start()
+            self._run = run
 
     def run(self) -> None:
         """Serve in the calling thread until `stop()` or `close()` is called."""

@@ -68,13 +68,14 @@ class Beside:
         if self._thread is not None:
             return
         stopping = self._stopping = threading.Event()
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=self._serve,
             args=(stopping,),
             name=f"otel-audit-{self.name.replace(' ', '-')}",
             daemon=True,
         )
-        self._thread.start()
+        thread.start()
+        self._thread = thread
 
     def drain(self, timeout: float) -> None:
         """Do nothing: whoever comes next goes on where this one ended."""

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import traceback
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,13 +17,15 @@ import pytest
 from otel_audit.errors import AuditSettingsError
 from otel_audit.readers import agent as module
 from otel_audit.readers import duties
+from otel_audit.readers.attendants import attendants
 from otel_audit.readers.cursors import Cursors
 from otel_audit.readers.mirror import cursor_name
+from otel_audit.settings import Settings
 from otel_audit.trail.reader import TrailReader
 from tests.readers.bench import wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.readers.bench import Bench
@@ -101,6 +104,54 @@ def test_close_signs_and_mirrors_what_is_committed(bench: Bench) -> None:
         assert covered(bench) == bench.trail.reader.tree().size
         bench.check()
         agent.start()
+
+
+@contextmanager
+def no_threads() -> Iterator[None]:
+    """Let no thread be started, as where a limit is reached."""
+    before = threading.stack_size(1 << 46)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+def test_an_agent_that_cannot_be_started_holds_nothing_and_starts_later(bench: Bench) -> None:
+    agent = bench.agent()
+    with no_threads(), pytest.raises(RuntimeError, match="can't start new thread"):
+        agent.start()
+    agent.close()
+    other = bench.agent()
+    other.start()
+    wait_for(lambda: other.leading)
+    other.close()
+    agent.start()
+    wait_for(lambda: agent.leading)
+    agent.close()
+
+
+def test_what_runs_beside_it_is_stopped_and_started_also_after_it_could_not_be(
+    bench: Bench,
+) -> None:
+    variables = {
+        "OTEL_EXPORTER_OTLP_AUDIT_ENDPOINT": "http://localhost:4318",
+        "OTEL_AUDIT_RECONCILE_LOKI": "http://localhost:3100",
+    }
+    for attendant in attendants(
+        Settings.from_env(variables, directory=bench.directory),
+        lambda: TrailReader(bench.directory),
+        lambda _: None,
+    ):
+        running = threading.active_count()
+        with no_threads(), pytest.raises(RuntimeError, match="can't start new thread"):
+            attendant.start()
+        attendant.stop(0.0)
+        with no_threads(), pytest.raises(RuntimeError, match="can't start new thread"):
+            attendant.start()
+        attendant.start()
+        assert threading.active_count() == running + 1
+        attendant.stop(5.0)
+        assert threading.active_count() == running
 
 
 def test_it_runs_in_the_foreground_until_it_is_stopped(bench: Bench) -> None:

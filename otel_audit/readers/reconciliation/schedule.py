@@ -147,10 +147,11 @@ class Reconciler:
         """Begin; harmless when it runs."""
         if self._thread is None:
             self._stop = threading.Event()
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._run, args=(self._stop,), name="otel-audit-reconcile", daemon=True
             )
-            self._thread.start()
+            thread.start()
+            self._thread = thread
 
     def drain(self, timeout: float) -> None:
         """Do nothing: what is compared is what has been there for a while."""

@@ -90,10 +90,10 @@ class Shipping:
 
     def start(self) -> None:
         """Begin to ship; harmless when it runs."""
-        if not self._workers:
-            self._workers = [self._make(destination) for destination in self._destinations]
-            for worker in self._workers:
-                worker.start()
+        for destination in self._destinations[len(self._workers) :]:
+            worker = self._make(destination)
+            worker.start()
+            self._workers.append(worker)
 
     def drain(self, timeout: float) -> None:
         """Ship what is committed now, if the far ends take it, for at most ``timeout`` seconds."""
