@@ -182,6 +182,7 @@ class Agent:
     def start(self) -> None:
         """Make the mirror's file and start the thread; harmless when it runs.
 
+        When this process is the one to serve, the attendants run on return.
         Raises `AuditSettingsError` when the mirror can never be written where
         it should be. In a forked child such an error is only logged.
         """
@@ -193,7 +194,15 @@ class Agent:
             run.thread = threading.Thread(
                 target=self._serve, args=(run,), name="otel-audit-agent", daemon=True
             )
-            run.thread.start()
+            # Not left to the thread: a short program has ended before that comes to it, and at
+            # its end not every Python starts a thread.
+            if self._elected():
+                self._try("attendants", self._attend)
+            try:
+                run.thread.start()
+            except RuntimeError:
+                self._let_go()
+                raise
             self._run = run
 
     def run(self) -> None:

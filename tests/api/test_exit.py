@@ -11,6 +11,7 @@ import pytest
 
 from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.verify import verify
+from tests.readers.farend import HttpFarEnd
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,6 +129,16 @@ def test_a_program_that_ends_leaves_a_signed_trail_and_a_whole_mirror(
         assert report.ok, report.findings
         assert (report.size, report.covered) == (size, size)
     assert (tmp_path / "audit.log").read_bytes().count(b"\n") == size
+
+
+def test_a_program_that_ends_at_once_has_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HttpFarEnd() as far_end:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_AUDIT_ENDPOINT", far_end.url)
+        result = run(SCRIPT, tmp_path)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert len(far_end.records) == 1
 
 
 def test_a_child_that_can_start_no_thread_audits_without_an_agent(tmp_path: Path) -> None:

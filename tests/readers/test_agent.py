@@ -18,6 +18,7 @@ from otel_audit.errors import AuditSettingsError
 from otel_audit.readers import agent as module
 from otel_audit.readers import duties
 from otel_audit.readers.attendants import attendants
+from otel_audit.readers.beside import Beside
 from otel_audit.readers.cursors import Cursors
 from otel_audit.readers.mirror import cursor_name
 from otel_audit.settings import Settings
@@ -152,6 +153,14 @@ def test_what_runs_beside_it_is_stopped_and_started_also_after_it_could_not_be(
         assert threading.active_count() == running + 1
         attendant.stop(5.0)
         assert threading.active_count() == running
+
+
+def test_what_runs_beside_it_is_started_before_a_short_program_ends(bench: Bench) -> None:
+    beside = Beside("nothing", lambda: False)
+    agent = bench.agent(attendants=[beside])
+    agent.start()
+    assert "otel-audit-nothing" in {thread.name for thread in threading.enumerate()}
+    agent.close()
 
 
 def test_it_runs_in_the_foreground_until_it_is_stopped(bench: Bench) -> None:
