@@ -101,7 +101,11 @@ class Announcer:
                 target=self._work, name="otel-audit-health-announcer", daemon=True
             )
             self._thread = thread
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                # There are no threads left; the next turn asks again.
+                self._thread = None
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything is recorded; False when ``timeout`` (seconds) is up first."""

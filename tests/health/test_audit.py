@@ -172,3 +172,19 @@ def test_changes_wait_in_bounded_number_and_what_is_dropped_is_counted(
             announcer.tell(Change("db", HEALTHY, DEGRADED, "slow", 1, 0.0))
     assert (announcer.waiting, announcer.dropped) == (2, 1)
     assert "will not be in the audit trail" in caplog.text
+
+
+def test_changes_wait_where_no_thread_can_be_started(
+    provider: AuditProvider, records: Records
+) -> None:
+    announcer = Announcer(lambda: provider)
+    announcer.tell(Change("db", HEALTHY, UNHEALTHY, "gone", 3, 1.0))
+    before = threading.stack_size(1 << 46)
+    try:
+        announcer.pursue()
+    finally:
+        threading.stack_size(before)
+    assert announcer.waiting == 1
+    announcer.pursue()
+    assert announcer.flush(10)
+    assert of(records, "db") == [("healthy", "unhealthy")]
