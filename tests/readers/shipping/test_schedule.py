@@ -209,6 +209,7 @@ def test_an_application_that_ends_without_closing_has_shipped(
     provider, far_end = shop
     audit = AuditLogger(provider=provider)
     audit.audit_event("document", "read", "document", "first")
+    provider.settle_down()  # the thread may be resting by now
     wait_for(lambda: len(far_end.records) == 1)
     for number in range(20):
         audit.audit_event("document", "read", "document", f"d-{number}")
