@@ -19,7 +19,7 @@ from otel_audit.record.event import AuditEvent
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from otel_audit.api.template import Template
+    from otel_audit.api.template import Placeholder, Template
 
 _logger: Final = logging.getLogger("otel_audit")
 
@@ -141,28 +141,28 @@ class RouteRule:
 class SpanRule:
     """Makes a record of each span that matches in everything that is said.
 
-    ``attributes`` are patterns (shell-style, whatever the case) by name, of
-    which one has to match; a name may be several, ``db.query.text|db.statement``,
-    of which the first that is there counts.
+    ``attributes`` are patterns (shell-style, whatever the case), of which one
+    has to match, by what is looked up: of several names the first that is
+    there counts, and a filter may change what is found, or find nothing.
     """
 
     saying: Saying
     name: str | None = None
     kinds: tuple[str, ...] = ()
     scope: str | None = None
-    attributes: Mapping[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
+    attributes: Mapping[Placeholder, tuple[str, ...]] = field(default_factory=dict)
     status: str | None = None
     origin: str = ""
     _name: Matches | None = field(default=None, init=False, repr=False, compare=False)
-    _attributes: tuple[tuple[tuple[str, ...], Matches | None], ...] = field(
+    _attributes: tuple[tuple[Placeholder, Matches | None], ...] = field(
         default=(), init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
         """Compile the patterns, of each attribute into one."""
         compiled = tuple(
-            (names, None if patterns == ("*",) else _compiled(patterns))
-            for names, patterns in self.attributes.items()
+            (attribute, None if patterns == ("*",) else _compiled(patterns))
+            for attribute, patterns in self.attributes.items()
         )
         object.__setattr__(self, "_attributes", compiled)
         if self.name is not None:
@@ -176,7 +176,7 @@ class SpanRule:
 
     def asks_for(self, names: Collection[str]) -> bool:
         """Whether a span with these attributes has all that the rule looks at."""
-        return all(any(one in names for one in either) for either in self.attributes)
+        return all(any(one in names for one in either.names) for either in self.attributes)
 
     def narrowed(self, attributes: Collection[str], facts: Collection[str]) -> SpanRule:
         """Return what does the same for spans with just these ``attributes``, in less time.
@@ -186,8 +186,7 @@ class SpanRule:
         narrow = copy(self)
         object.__setattr__(narrow, "saying", self.saying.narrowed({*attributes, *facts}))
         compiled = tuple(
-            (tuple(one for one in names if one in attributes), matches)
-            for names, matches in self._attributes
+            (attribute.among(attributes), matches) for attribute, matches in self._attributes
         )
         object.__setattr__(narrow, "_attributes", compiled)
         return narrow
@@ -198,12 +197,14 @@ class SpanRule:
             return False
         if self._name is not None and self._name(name) is None:
             return False
-        for names, matches in self._attributes:
+        for (names, change), matches in self._attributes:
             for one in names:
                 value = attributes.get(one)
                 if value is not None:
                     break
             else:
+                return False
+            if change is not None and (value := change(str(value))) is None:
                 return False
             if matches is not None and matches(value if type(value) is str else str(value)) is None:
                 return False

@@ -18,7 +18,7 @@ import yaml
 
 from otel_audit.api.derived import KINDS, OUTCOMES, SPAN_STATUSES, RouteRule, Saying, SpanRule
 from otel_audit.api.policy import HTTP_ACTIVITY, ON_FAILURE, Policy, Rule
-from otel_audit.api.template import Template
+from otel_audit.api.template import Placeholder, Template, placeholder
 from otel_audit.errors import AuditSettingsError
 from otel_audit.record.event import LEVELS, RESERVED
 from otel_audit.record.redact import Redactor
@@ -241,21 +241,27 @@ class _Reader:
         kinds = self._texts(match.get("kind"))
         for kind in kinds:
             self._chosen(match["kind"], kind, KINDS)
-        attributes = self._pairs(match["attributes"]) if "attributes" in match else {}
         return SpanRule(
             self._saying(said, "{name}"),
             name=self._optional(match.get("name")),
             kinds=kinds,
             scope=self._optional(match.get("scope")),
-            attributes={
-                tuple(part.strip() for part in name.split("|")): tuple(
-                    pattern.lower() for pattern in self._texts(patterns)
-                )
-                for name, patterns in attributes.items()
-            },
+            attributes=self._attributes(match.get("attributes")),
             status=self._choice(match.get("status"), SPAN_STATUSES),
             origin=self._place(node),
         )
+
+    def _attributes(self, node: yaml.Node | None) -> dict[Placeholder, tuple[str, ...]]:
+        if node is None:
+            return {}
+        attributes = {}
+        for name, patterns in self._pairs(node).items():
+            try:
+                looked_up = placeholder(name)
+            except ValueError as error:
+                self._refuse(patterns, str(error))
+            attributes[looked_up] = tuple(pattern.lower() for pattern in self._texts(patterns))
+        return attributes
 
     def _saying(self, said: Mapping[str, yaml.Node], action: str) -> Saying:
         fields = self._pairs(said["fields"]) if "fields" in said else {}

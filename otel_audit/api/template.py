@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
-from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
+
+from otel_audit.api.sql.statement import statement
 
 Look: TypeAlias = Callable[[Mapping[str, Any]], Any]
 """Looks facts up, and returns what is found."""
@@ -30,28 +31,20 @@ class Placeholder(NamedTuple):
         return self._replace(names=tuple(name for name in self.names if name in names))
 
 
+def placeholder(inside: str) -> Placeholder:
+    """Read ``name|other:filter``. Raises `ValueError`, which says what is wrong."""
+    names, colon, change = inside.partition(":")
+    if colon and change not in FILTERS:
+        message = f"{inside!r} has no filter {change!r}; there are {', '.join(FILTERS)}"
+        raise ValueError(message)
+    parts = tuple(name.strip() for name in names.split("|"))
+    if not all(parts):
+        message = f"{inside!r} has a placeholder without a name"
+        raise ValueError(message)
+    return Placeholder(parts, FILTERS.get(change))
+
+
 _PLACEHOLDER: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-_TABLE: Final = re.compile(
-    r"\b(?:into|update|from|table|index\s+\S+\s+on)\s+(?:if\s+(?:not\s+)?exists\s+)?([\w.\"`\[\]]+)",
-    re.IGNORECASE,
-)
-_LITERAL: Final = re.compile(r"'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b")
-_LONGEST: Final = 1_000
-
-
-def _table(statement: str) -> str | None:
-    found = _TABLE.search(statement)
-    return found[1].strip('"`[]') if found else None
-
-
-def _sql(statement: str) -> str:
-    return _LITERAL.sub("?", statement)[:_LONGEST]
-
-
-# Statements with parameters are few, and come again and again; long ones would fill the memory.
-def _remembered(change: Callable[[str], str | None]) -> Callable[[str], str | None]:
-    cached = lru_cache(maxsize=512)(change)
-    return lambda text: cached(text) if len(text) <= _LONGEST else change(text)
 
 
 def _host(address: str) -> str:
@@ -67,13 +60,17 @@ FILTERS: Final[Mapping[str, Callable[[str], str | None]]] = {
     "lower": str.lower,
     "upper": str.upper,
     "word": lambda text: next(iter(text.split(None, 1)), None),
-    "table": _remembered(_table),
     "host": _host,
     "url": _url,
-    "sql": _remembered(_sql),
+    "sql": lambda text: statement(text).text,
+    "table": lambda text: statement(text).table,
+    "write": lambda text: statement(text).write,
+    "write_table": lambda text: statement(text).write_table,
+    "change": lambda text: statement(text).change,
+    "change_table": lambda text: statement(text).change_table,
 }
-"""``word`` is the first word, ``table`` the first table that a statement names, ``sql`` the statement without its literals, ``host`` the host of an address, ``url`` the address
-without user name and query."""
+"""``word`` is the first word, ``host`` the host of an address, ``url`` the address without user name
+and query; the others are said of SQL statements by `Statement`."""
 
 
 class Template:
@@ -101,7 +98,7 @@ class Template:
                 )
                 raise ValueError(message)
             else:
-                parts.append(_placeholder(match[1], text))
+                parts.append(placeholder(match[1]))
         _add_text(parts, text[end:])
         self._parts = parts
         self.render = _renderer(parts)
@@ -168,15 +165,3 @@ def _look(names: tuple[str, ...], change: Callable[[str], str | None] | None) ->
         return None
 
     return look
-
-
-def _placeholder(inside: str, text: str) -> Placeholder:
-    names, colon, change = inside.partition(":")
-    if colon and change not in FILTERS:
-        message = f"{text!r} has no filter {change!r}; there are {', '.join(FILTERS)}"
-        raise ValueError(message)
-    parts = tuple(name.strip() for name in names.split("|"))
-    if not all(parts):
-        message = f"{text!r} has a placeholder without a name"
-        raise ValueError(message)
-    return Placeholder(parts, FILTERS.get(change))

@@ -205,6 +205,8 @@ def test_a_rule_takes_fields_out(tmp_path: Path) -> None:
         ("{q:sql}", "INSERT INTO shop.users VALUES (?, ?)"),
         ("{q:lower}", "insert into shop.users values ('it''s', 42)"),
         ("{n:table}", None),
+        ("{q:write} {q:write_table}", "INSERT shop.users"),
+        ("{i:change} {i:change_table}", "CREATE users"),
         ("{u:host}", "example.com"),
         ("{i:table}", "users"),
         ("{n:host}", "7"),
@@ -216,6 +218,7 @@ def test_templates(text: str, value: Any) -> None:
     facts = {
         "n": 7,
         "i": "CREATE INDEX by_name ON users (name)",
+        "r": "GET ?\nDEL ?",
         "u": "https://me:pw@example.com:8443/a?token=1#x",
         "q": "INSERT INTO shop.users VALUES ('it''s', 42)",
     }
@@ -227,7 +230,7 @@ def test_templates(text: str, value: Any) -> None:
 
 _SHIPPED = [rule for name in rule_set_names() for rule in rule_set(name, "test").policy.spans]
 _ATTRIBUTES = sorted(
-    {name for rule in _SHIPPED for either in rule.attributes for name in either}
+    {name for rule in _SHIPPED for either in rule.attributes for name in either.names}
     | {
         "db.name",
         "db.namespace",
