@@ -14,6 +14,7 @@ from copy import copy
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
+from otel_audit.api.redis_commands import redis_write
 from otel_audit.api.sql.statement import statement
 
 Look: TypeAlias = Callable[[Mapping[str, Any]], Any]
@@ -68,9 +69,10 @@ FILTERS: Final[Mapping[str, Callable[[str], str | None]]] = {
     "write_table": lambda text: statement(text).write_table,
     "change": lambda text: statement(text).change,
     "change_table": lambda text: statement(text).change_table,
+    "redis_write": redis_write,
 }
 """``word`` is the first word, ``host`` the host of an address, ``url`` the address without user name
-and query; the others are said of SQL statements by `Statement`."""
+and query; the others are said of SQL statements by `Statement`, of Redis' commands by `redis_write`."""
 
 
 class Template:

@@ -207,6 +207,7 @@ def test_a_rule_takes_fields_out(tmp_path: Path) -> None:
         ("{n:table}", None),
         ("{q:write} {q:write_table}", "INSERT shop.users"),
         ("{i:change} {i:change_table}", "CREATE users"),
+        ("{r:redis_write}", "DEL"),
         ("{u:host}", "example.com"),
         ("{i:table}", "users"),
         ("{n:host}", "7"),

@@ -28,6 +28,10 @@ def use_sqlalchemy() -> None:
         connection.execute(sa.text("CREATE TABLE users (id int, name text)"))
         connection.execute(sa.text("INSERT INTO users VALUES (:id, 'Ann')"), {"id": 1})
         connection.execute(sa.text("SELECT * FROM users"))
+        users = sa.table("users", sa.column("id"))
+        gone = sa.select(users.c.id).where(users.c.id == 1).cte("gone")
+        connection.execute(users.delete().where(users.c.id.in_(sa.select(gone.c.id))))
+        connection.execute(sa.text('/* job */ UPDATE "users" SET name = "a secret"'))
 
 
 def use_psycopg(address: str) -> None:
@@ -49,6 +53,8 @@ def use_redis(port: str) -> None:
         pipeline.get("user:1")
         pipeline.delete("user:1")
         pipeline.execute()
+    client.expiretime("user:1")
+    client.psetex("user:1", 1_000, "a secret value")
 
 
 def use_httpx() -> None:

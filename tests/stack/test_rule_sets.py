@@ -40,11 +40,15 @@ def said(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def test_sqlalchemy(tmp_path: Path) -> None:
-    created, inserted = used(tmp_path, "sqlalchemy")
+    created, inserted, deleted, updated = used(tmp_path, "sqlalchemy")
     assert said(created) == ("database_change", "CREATE", "users", "success")
     assert said(inserted) == ("database_write", "INSERT", "users", "success")
     assert inserted["statement"] == "INSERT INTO users VALUES (?, ?)"
     assert inserted["database_system"] == "sqlite"
+    assert said(deleted) == ("database_write", "DELETE", "users", "success")
+    assert deleted["statement"].startswith("WITH gone AS")
+    assert said(updated) == ("database_write", "UPDATE", "users", "success")
+    assert updated["statement"] == 'UPDATE "users" SET name = ?'
 
 
 def test_psycopg(tmp_path: Path) -> None:
@@ -60,10 +64,12 @@ def test_redis(tmp_path: Path) -> None:
     port = free_port()
     command = ("redis-server", "--port", str(port), "--save", "", "--bind", "127.0.0.1")
     with served(port, *command, cwd=tmp_path):
-        first, second = used(tmp_path, "redis", str(port))
+        first, second, third = used(tmp_path, "redis", str(port))
     assert said(first) == ("cache_write", "SET", "localhost", "success")
+    assert said(second) == ("cache_write", "DEL", "localhost", "success")
     assert second["command"] == "GET ?\nDEL ?"
-    assert "secret" not in str(first)
+    assert said(third) == ("cache_write", "PSETEX", "localhost", "success")
+    assert "secret" not in str((first, third))
 
 
 def test_httpx(tmp_path: Path) -> None:
