@@ -48,6 +48,10 @@ class Saying:
             fields = _rendered(self.fields, facts)
         except Exception:  # noqa: BLE001 - whatever a fact's own code does
             event, action, words, fields = self._said_carefully(facts)
+        unknown = [name for name, said in (("event", event), ("action", action)) if not said]
+        if unknown:
+            # The record is not lost; it has the template for its name.
+            fields = {**fields, FAILED: list(dict.fromkeys([*fields.get(FAILED, ()), *unknown]))}
         return AuditEvent(
             str(event or self.event.text),
             str(action or self.action.text),

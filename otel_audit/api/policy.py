@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from otel_audit.errors import AuditSettingsError
 from otel_audit.record.classes import CLASSES
-from otel_audit.record.event import LEVELS
+from otel_audit.record.event import LEVELS, RESERVED
 from otel_audit.record.redact import REDACTED
 
 if TYPE_CHECKING:
@@ -25,6 +25,19 @@ HTTP_REQUEST: Final = "http.request"
 DEFAULT_RETENTION: Final = "1y"
 ON_FAILURE: Final = ("fail", "continue", "shutdown")
 HTTP_ACTIVITY: Final = ("all", "mutating", "off")
+OWN: Final = frozenset({
+    "client_id", "client_ip", "error", "request_id", "resource_name", "session_id", "user_agent",
+})  # fmt: skip
+"""Keys of the record itself that a rule may take out."""
+
+_MATTERS: Final = ("record", "level", "retention", "on_failure")
+"""What a rule can say of which the first that is said counts."""
+
+PATTERNS: Final = (
+    "event", "event_type", "action", "resource_type", "resource_name", "actor", "route",
+)  # fmt: skip
+"""By what a rule chooses its events."""
+
 _CACHED: Final = 4_096
 
 _T = TypeVar("_T")
@@ -67,6 +80,22 @@ class Rule:
         """Refuse what no record could have. Raises `AuditSettingsError`."""
         _check("level", self.level, LEVELS)
         _check("on_failure", self.on_failure, ON_FAILURE)
+        for name in self.redact:
+            if not can_be_taken_out(name):
+                message = (
+                    f"a rule of the policy takes out {name!r}, a key of the record itself, which "
+                    f"none can; of these there are {', '.join(sorted(OWN))}"
+                )
+                raise AuditSettingsError(message)
+
+    def overruled_by(self, earlier: Rule) -> str | None:
+        """Return a matter of which this rule never counts: an earlier one says otherwise of all."""
+        for matter in _MATTERS:
+            first, second = getattr(earlier, matter), getattr(self, matter)
+            if first is not None and second is not None and first != second:
+                covered = (_covers(getattr(earlier, one), getattr(self, one)) for one in PATTERNS)
+                return matter if all(covered) else None
+        return None
 
     @property
     def narrow(self) -> bool:
@@ -169,8 +198,19 @@ class Policy:
         return decision
 
 
-_OWN: Final = frozenset({"client_ip", "error", "resource_name", "session_id", "user_agent"})
-"""Keys of the record itself that a rule may take out."""
+def can_be_taken_out(name: str) -> bool:
+    """Whether a rule can take out what stands under a name: any field, of the record's keys some."""
+    return name in OWN or name not in RESERVED
+
+
+def _covers(pattern: str, other: str) -> bool:
+    """Whether a pattern certainly matches whatever the other one does."""
+    if pattern in {"*", other}:
+        return True
+    if "[" in other or (("[" in pattern or "?" in pattern) and ("*" in other or "?" in other)):
+        return False
+    # The other's own wildcards can only be matched by a `*` here, which matches whatever they do.
+    return fnmatchcase(other, pattern)
 
 
 def _where(draft: Draft) -> tuple[str, ...]:
@@ -189,7 +229,7 @@ def _take_out(draft: Draft, names: tuple[str, ...]) -> None:
     for name in names:
         if name in draft.fields:
             draft.fields[name] = REDACTED
-        elif name in _OWN and getattr(draft, name) is not None:
+        elif name in OWN and getattr(draft, name) is not None:
             setattr(draft, name, REDACTED)
 
 

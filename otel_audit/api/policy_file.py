@@ -10,14 +10,25 @@ and `derived`.
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import yaml
+import yaml.composer
+import yaml.reader
 
 from otel_audit.api.derived import KINDS, OUTCOMES, SPAN_STATUSES, RouteRule, Saying, SpanRule
-from otel_audit.api.policy import HTTP_ACTIVITY, ON_FAILURE, Policy, Rule
+from otel_audit.api.policy import (
+    HTTP_ACTIVITY,
+    ON_FAILURE,
+    OWN,
+    PATTERNS,
+    Policy,
+    Rule,
+    can_be_taken_out,
+)
 from otel_audit.api.template import Placeholder, Template, placeholder
 from otel_audit.errors import AuditSettingsError
 from otel_audit.record.event import LEVELS, RESERVED
@@ -32,9 +43,6 @@ if TYPE_CHECKING:
 _TRUE: Final = frozenset({"true", "yes", "on"})
 _FALSE: Final = frozenset({"false", "no", "off"})
 _ACTIVITY: Final = {**dict.fromkeys(_TRUE, "all"), **dict.fromkeys(_FALSE, "off")}
-_PATTERNS: Final = (
-    "event", "event_type", "action", "resource_type", "resource_name", "actor", "route",
-)  # fmt: skip
 _WORDS: Final = (
     "event_type", "status", "level", "resource_type", "resource_name", "retention", "error",
 )  # fmt: skip
@@ -44,6 +52,8 @@ _METHODS: Final = frozenset({
     "PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH",
 })  # fmt: skip
 _VARIABLE: Final = "OTEL_AUDIT_POLICY_FILE"
+_WILD: Final = re.compile(r"[*?\[]")
+_DEEPEST: Final = 50
 _SETS: Final = files("otel_audit.api") / "rule_sets"
 
 
@@ -53,20 +63,24 @@ class PolicyFile:
 
     policy: Policy
     redactor: Redactor
-    on_failure: str | None
-    http_activity: str | None
+    on_failure: str | None = None
+    http_activity: str | None = None
+    rule_sets: tuple[str, ...] = ()
+    """The shipped sets that it names; their rules are among the policy's."""
 
 
 def policy_for(settings: Settings) -> tuple[Policy, Redactor]:
     """Return the policy that the settings name, or what holds without a file.
 
-    A variable that is set wins over the file. Raises `AuditSettingsError`.
+    A variable that is set wins over the file; rule sets of both count, once each.
+    Raises `AuditSettingsError`.
     """
-    said = PolicyFile(Policy(), Redactor(), None, None)
+    said = PolicyFile(Policy(), Redactor())
     if settings.policy_file is not None:
         named = settings.origins.get("policy_file") == "argument"
         said = read_policy(settings.policy_file, "the path" if named else _VARIABLE)
-    sets = [rule_set(name, "OTEL_AUDIT_RULE_SETS") for name in settings.rule_sets]
+    added = [name for name in dict.fromkeys(settings.rule_sets) if name not in said.rule_sets]
+    sets = [rule_set(name, "OTEL_AUDIT_RULE_SETS") for name in added]
     return (
         Policy(
             on_failure=_wins(settings, "on_failure", said.on_failure),
@@ -82,21 +96,35 @@ def policy_for(settings: Settings) -> tuple[Policy, Redactor]:
 def read_policy(path: Path, named_by: str = _VARIABLE) -> PolicyFile:
     """Read a policy file; ``named_by`` is what to correct. Raises `AuditSettingsError`."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        content = path.read_bytes()
+    except OSError as error:
         message = (
-            f"the policy file {path} cannot be read: {reason}; correct {named_by}, or write one "
-            "with `otel-audit init`"
+            f"the policy file {path} cannot be read: {error.strerror or error}; correct {named_by}, "
+            "or write one with `otel-audit init`"
         )
         raise AuditSettingsError(message) from error
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        before = content[: error.start].decode()
+        message = (
+            f"{path}:{_line_and_column(before)}: this is not UTF-8 but the byte "
+            f"{content[error.start]:#04x}; save the file as UTF-8"
+        )
+        raise AuditSettingsError(message) from None
     return parse_policy(text, str(path))
 
 
 def parse_policy(text: str, name: str) -> PolicyFile:
     """Parse the text of a policy; ``name`` is the file's in errors. Raises `AuditSettingsError`."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.reader.ReaderError as error:
+        message = (
+            f"{name}:{_line_and_column(text[: error.position])}: YAML cannot have the character "
+            f"U+{ord(text[error.position]):04X}; take it out"
+        )
+        raise AuditSettingsError(message) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = name if mark is None else f"{name}:{mark.line + 1}:{mark.column + 1}"
@@ -104,8 +132,30 @@ def parse_policy(text: str, name: str) -> PolicyFile:
         message = f"{where}: this is not YAML: {what}; correct the line, or the one before it"
         raise AuditSettingsError(message) from None
     if node is None:
-        return PolicyFile(Policy(), Redactor(), None, None)
+        return PolicyFile(Policy(), Redactor())
     return _Reader(name).policy(node)
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes no more levels than Python can call."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401 - whatever the parent calls its items
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # its stubs leave it open
+            problem = f"it is nested deeper than {_DEEPEST} levels, and no policy is"
+            raise yaml.composer.ComposerError(problem=problem, problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+def _line_and_column(before: str) -> str:
+    return f"{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
 
 
 def rule_set(name: str, where: str) -> PolicyFile:
@@ -149,11 +199,15 @@ class _Reader:
         rules = tuple(self._rule(one) for one in self._items(said.get("rules")))
         routes = [self._route(one) for one in self._items(said.get("routes"))]
         spans = [self._span(one) for one in self._items(said.get("spans"))]
+        sets: list[str] = []
         for one in self._items(said.get("rule_sets")):
             try:
                 shipped = rule_set(self._text(one), "rule_sets").policy
             except AuditSettingsError as error:
                 self._refuse(one, str(error))
+            if one.value in sets:
+                self._refuse(one, f"{one.value!r} is named twice, which would double its records")
+            sets.append(one.value)
             routes += shipped.routes
             spans += shipped.spans
         self._check_conflicts(said.get("rules"), rules)
@@ -170,6 +224,7 @@ class _Reader:
             self._redactor(said.get("redact")),
             on_failure,
             http_activity,
+            tuple(sets),
         )
 
     def _rule(self, node: yaml.Node) -> Rule:
@@ -181,16 +236,16 @@ class _Reader:
                 node,
                 "this rule matches, but says nothing; give it record, level, retention, on_failure or redact",
             )
-        match = self._mapping(said["match"], _PATTERNS)
+        match = self._mapping(said["match"], PATTERNS)
         if not match:
-            self._refuse(said["match"], f"match is empty; name one of {', '.join(_PATTERNS)}")
+            self._refuse(said["match"], f"match is empty; name one of {', '.join(PATTERNS)}")
         return Rule(
-            **{name: self._text(pattern) for name, pattern in match.items()},
+            **{name: self._filled(pattern) for name, pattern in match.items()},
             record=self._boolean(said.get("record")),
             level=self._choice(said.get("level"), LEVELS),
-            retention=self._optional(said.get("retention")),
+            retention=self._filled(said["retention"]) if "retention" in said else None,
             on_failure=self._choice(said.get("on_failure"), ON_FAILURE),
-            redact=self._texts(said.get("redact")),
+            redact=self._redacted(said["redact"]) if "redact" in said else (),
             origin=self._place(node),
         )
 
@@ -233,12 +288,12 @@ class _Reader:
             node, ("match", "event", "action", "fields", *_WORDS), ("match", "event")
         )
         match = self._mapping(said["match"], ("name", "kind", "scope", "attributes", "status"))
-        if not match:
+        if not any(node.value for node in match.values()):
             self._refuse(
                 said["match"],
                 "match is empty: it would make a record of every span; name a scope, a name or a kind",
             )
-        kinds = self._texts(match.get("kind"))
+        kinds = self._some(match["kind"]) if "kind" in match else ()
         for kind in kinds:
             self._chosen(match["kind"], kind, KINDS)
         return SpanRule(
@@ -246,21 +301,21 @@ class _Reader:
             name=self._optional(match.get("name")),
             kinds=kinds,
             scope=self._optional(match.get("scope")),
-            attributes=self._attributes(match.get("attributes")),
+            attributes=self._attributes(match["attributes"]) if "attributes" in match else {},
             status=self._choice(match.get("status"), SPAN_STATUSES),
             origin=self._place(node),
         )
 
-    def _attributes(self, node: yaml.Node | None) -> dict[Placeholder, tuple[str, ...]]:
-        if node is None:
-            return {}
+    def _attributes(self, node: yaml.Node) -> dict[Placeholder, tuple[str, ...]]:
         attributes = {}
         for name, patterns in self._pairs(node).items():
             try:
                 looked_up = placeholder(name)
             except ValueError as error:
                 self._refuse(patterns, str(error))
-            attributes[looked_up] = tuple(pattern.lower() for pattern in self._texts(patterns))
+            attributes[looked_up] = tuple(pattern.lower() for pattern in self._some(patterns))
+        if not attributes:
+            self._refuse(node, "attributes are empty; name one, or leave them out")
         return attributes
 
     def _saying(self, said: Mapping[str, yaml.Node], action: str) -> Saying:
@@ -277,7 +332,7 @@ class _Reader:
             self._template(said["event"]),
             self._template(said["action"]) if "action" in said else Template(action),
             {name: self._template(said[name]) for name in _WORDS if name in said},
-            {name: self._template(value) for name, value in fields.items()},
+            {name: self._template(value, empty=True) for name, value in fields.items()},
         )
 
     def _redactor(self, node: yaml.Node | None) -> Redactor:
@@ -291,17 +346,20 @@ class _Reader:
 
     def _check_conflicts(self, node: yaml.Node | None, rules: tuple[Rule, ...]) -> None:
         """Refuse a rule of which something can never count: an earlier one says otherwise."""
-        seen: dict[tuple[str, ...], Rule] = {}
+        by_event: dict[str, list[Rule]] = {}
+        of_several: list[Rule] = []
         for one, rule in zip(self._items(node), rules, strict=True):
-            key = tuple(getattr(rule, name) for name in _PATTERNS)
-            before = seen.setdefault(key, rule)
-            for matter in ("record", "level", "retention", "on_failure"):
-                first, second = getattr(before, matter), getattr(rule, matter)
-                if first is not None and second is not None and first != second:
+            alike = by_event.setdefault(rule.event, [])
+            for before in (*of_several, *alike):
+                matter = rule.overruled_by(before)
+                if matter is not None:
+                    first, second = getattr(before, matter), getattr(rule, matter)
                     self._refuse(
                         one,
-                        f"this rule says {matter}: {_yaml(second)}, and the one at {before.origin} says {matter}: {_yaml(first)} of the same events; keep one",
+                        f"this rule says {matter}: {_yaml(second)}, and the one at {before.origin} says {matter}: {_yaml(first)} "
+                        "of all these events before; keep one, or put this one first",
                     )
+            (of_several if _WILD.search(rule.event) else alike).append(rule)
 
     # What a node has to be
 
@@ -352,6 +410,30 @@ class _Reader:
             return (self._text(node),)
         return tuple(self._text(item) for item in self._items(node))
 
+    def _some(self, node: yaml.Node) -> tuple[str, ...]:
+        texts = self._texts(node)
+        if not texts:
+            self._refuse(node, "the list is empty; name something, or leave it out")
+        return texts
+
+    def _filled(self, node: yaml.Node) -> str:
+        text = self._text(node)
+        if not text:
+            self._refuse(node, "the text is empty; say something, or leave it out")
+        return text
+
+    def _redacted(self, node: yaml.Node) -> tuple[str, ...]:
+        """Read which fields a rule takes out; of the record's own keys it can take some."""
+        names = self._some(node)
+        for name in names:
+            if not can_be_taken_out(name):
+                own = ", ".join(sorted(OWN))
+                self._refuse(
+                    node,
+                    f"{name!r} is a key of the record itself, which no rule can take out; of these there are {own}",
+                )
+        return names
+
     def _boolean(self, node: yaml.Node | None) -> bool | None:
         if node is None:
             return None
@@ -376,9 +458,9 @@ class _Reader:
             self._refuse(node, f"{text!r} is not one of {', '.join(choices)}")
         return text
 
-    def _template(self, node: yaml.Node) -> Template:
+    def _template(self, node: yaml.Node, *, empty: bool = False) -> Template:
         try:
-            return Template(self._text(node))
+            return Template(self._text(node) if empty else self._filled(node))
         except ValueError as error:
             self._refuse(node, str(error))
 

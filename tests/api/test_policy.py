@@ -120,6 +120,42 @@ def test_unknown_words_are_refused_with_the_choices() -> None:
         Policy(http_activity="some")
 
 
+@pytest.mark.parametrize(
+    ("earlier", "later", "overruled"),
+    [
+        ({"event": "*"}, {"event": "login"}, True),
+        ({"event": "login"}, {"event": "*"}, False),
+        ({"event": "log*"}, {"event": "login"}, True),
+        ({"event": "log*"}, {"event": "login*"}, True),
+        ({"event": "log*"}, {"event": "logi?"}, True),
+        ({"event": "log*"}, {"event": "log[io]n"}, False),  # it does, but is not known to
+        ({"event": "log?n"}, {"event": "login"}, True),
+        ({"event": "log?n"}, {"event": "log*n"}, False),
+        ({"event": "log[*]"}, {"event": "log*"}, False),
+        ({"event": "login"}, {"event": "logout"}, False),
+        ({"event": "login"}, {"event": "login", "actor": "u-1"}, True),
+        ({"event": "login", "actor": "u-1"}, {"event": "login"}, False),
+        ({"actor": "u-*"}, {"actor": "u-1", "route": "/x"}, True),
+    ],
+)
+def test_a_rule_that_never_counts_is_known(
+    earlier: dict[str, str],
+    later: dict[str, str],
+    overruled: bool,  # noqa: FBT001 - a parameter of the table above
+) -> None:
+    first, second = Rule(**earlier, record=False), Rule(**later, record=True)  # type: ignore[arg-type]
+    assert second.overruled_by(first) == ("record" if overruled else None)
+    assert first.overruled_by(Rule(**earlier, record=False)) is None  # type: ignore[arg-type]
+    assert Rule(**later, level="info").overruled_by(first) is None  # type: ignore[arg-type]
+
+
+def test_a_rule_takes_out_no_key_that_a_record_needs() -> None:
+    for name in ("actor_id", "action", "trace_id", "resource_type", "timestamp"):
+        with pytest.raises(AuditSettingsError, match=f"takes out '{name}', a key of the record"):
+            Rule(event="e", redact=("diagnosis", name))
+    Rule(event="e", redact=("diagnosis", "client_id", "request_id", "user_agent"))
+
+
 def test_policies_do_not_share_what_they_remember() -> None:
     first, second = Policy(), Policy()
     first.decide("a", "b", "c")

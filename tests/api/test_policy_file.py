@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -125,6 +126,30 @@ def test_a_whole_file() -> None:
             "4:5",
             "this rule says record: false, and the one at p.yaml:2:5 says record: true",
         ),
+        (
+            "rules:\n  - match: {event: a}\n    retention: 1y\n  - match: {event: a}\n    level: info\n  - match: {event: a}\n    level: error",
+            "6:5",
+            "this rule says level: error, and the one at p.yaml:4:5 says level: info",
+        ),
+        (
+            "rules:\n  - match: {event: '*'}\n    record: no\n  - match: {event: login}\n    record: yes",
+            "4:5",
+            "this rule says record: true, and the one at p.yaml:2:5 says record: false of all these events before",
+        ),
+        ("rule_sets: [logins, sql, logins]", "1:26", "'logins' is named twice"),
+        ("rules:\n  - match: {event: ''}\n    record: no", "2:20", "the text is empty"),
+        ("rules:\n  - match: {event: a}\n    retention: ''", "3:16", "the text is empty"),
+        ("rules:\n  - match: {event: a}\n    redact: []", "3:13", "the list is empty"),
+        ("rules:\n  - match: {event: a}\n    redact: [error, actor_id]", "3:13", "'actor_id' is a key of the record itself"),
+        ("spans:\n  - match: {attributes: {}}\n    event: e", "2:12", "every span"),
+        ("spans:\n  - match: {kind: []}\n    event: e", "2:12", "every span"),
+        ("spans:\n  - match: {kind: client, attributes: {}}\n    event: e", "2:39", "attributes are empty"),
+        ("spans:\n  - match: {name: a, kind: []}\n    event: e", "2:28", "the list is empty"),
+        ("spans:\n  - match: {attributes: {a: []}}\n    event: e", "2:29", "the list is empty"),
+        ("spans:\n  - match: {attributes: {'a:b': x}}\n    event: e", "2:33", "no filter 'b'"),
+        ("spans:\n  - match: {kind: client}\n    event: ''", "3:12", "the text is empty"),
+        ("version: 1\nrules:" + " [" * 3_000, "2:106", "nested deeper than 50 levels"),
+        ("version: 1\non_failure: f\0ail", "2:14", "cannot have the character U+0000"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_where_it_stands(text: str, place: str, what: str) -> None:
@@ -137,8 +162,9 @@ def test_what_cannot_be_used_is_refused_where_it_stands(text: str, place: str, w
 def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AuditSettingsError, match="OTEL_AUDIT_POLICY_FILE"):
         read_policy(tmp_path / "none.yaml")
-    (tmp_path / "latin.yaml").write_bytes(b"on_failure: \xff")
-    with pytest.raises(AuditSettingsError, match="cannot be read"):
+    (tmp_path / "latin.yaml").write_bytes("version: 1\n# für é".encode() + b"\xff")
+    place = re.escape(f"{tmp_path / 'latin.yaml'}:2:8: this is not UTF-8 but the byte 0xff")
+    with pytest.raises(AuditSettingsError, match=place):
         read_policy(tmp_path / "latin.yaml")
 
 
@@ -159,6 +185,15 @@ def test_a_variable_wins_over_the_file_and_sets_add_up(tmp_path: Path) -> None:
         AuditSettingsError, match="OTEL_AUDIT_RULE_SETS names 'x', which is no rule set"
     ):
         policy_for(settings(tmp_path, "", OTEL_AUDIT_RULE_SETS="x"))
+
+
+def test_a_set_that_file_and_variable_name_counts_once(tmp_path: Path) -> None:
+    """Else each request to a log-in would have two records."""
+    once, _ = policy_for(settings(tmp_path, "rule_sets: [logins]"))
+    both = {"OTEL_AUDIT_RULE_SETS": "logins,redis,redis"}
+    twice, _ = policy_for(settings(tmp_path, "rule_sets: [logins]", **both))
+    assert [rule.routes for rule in twice.routes] == [rule.routes for rule in once.routes]
+    assert len(twice.spans) == 1
 
 
 @pytest.mark.parametrize("name", rule_set_names())
@@ -269,6 +304,13 @@ class Refusing:
     def __str__(self) -> str:
         message = "no text"
         raise RuntimeError(message)
+
+
+def test_a_record_whose_name_is_not_known_is_marked() -> None:
+    saying = Saying(Template("{kind_of_change}"), Template("{n:lower}"))
+    event = saying.say({"n": "DO"}, "success")
+    assert (event.event, event.action) == ("{kind_of_change}", "do")
+    assert event.fields == {FAILED: ["event"]}
 
 
 def test_a_rule_that_raises_leaves_a_marked_record() -> None:
