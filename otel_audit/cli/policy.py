@@ -114,7 +114,8 @@ def policy(  # noqa: PLR0913 - each is an option of the command line
         message = "name the event that is to be explained: otel-audit policy explain --event login"
         raise UsageError(message)
     where = (resource_type, resource_name, actor, route)
-    _explain(loaded, (event, event_type or event, action, *where), as_json=as_json)
+    subject = (event, event_type or event, action, *where)
+    _explain(loaded, subject, _unheard(loaded, settings, subject), as_json=as_json)
 
 
 def _check(policy: Policy, settings: Settings, *, as_json: bool) -> None:
@@ -134,13 +135,31 @@ def _check(policy: Policy, settings: Settings, *, as_json: bool) -> None:
     output.write_facts(target, [(name, str(value)) for name, value in list(shown.items())[1:]])
 
 
-def _explain(policy: Policy, event: tuple[str, ...], *, as_json: bool) -> None:
+def _unheard(policy: Policy, settings: Settings, event: tuple[str, ...]) -> str | None:
+    """Return why an event has no record whatever the rules say: it is not even asked about."""
+    from otel_audit.api.policy import HTTP_REQUEST
+    from otel_audit.web.activity import SAFE_METHODS
+
+    if settings.disabled:
+        return "OTEL_AUDIT_DISABLED is set, and nothing is recorded"
+    _, event_type, action, *_ = event
+    if event_type != HTTP_REQUEST:
+        return None
+    if policy.http_activity == "off":
+        return "http_activity is off, and no request is recorded as such"
+    if policy.http_activity == "mutating" and action.upper() in SAFE_METHODS:
+        return f"http_activity is mutating, and {action.upper()} changes nothing"
+    return None
+
+
+def _explain(policy: Policy, event: tuple[str, ...], unheard: str | None, *, as_json: bool) -> None:
     decision = policy.decide(*event[:3], *event[3:])
     rules = policy.matching(*event[:3], *event[3:])
     shown: dict[str, Any] = {
         "event": event[0],
         "event_type": event[1],
-        "record": decision.record,
+        "record": decision.record and unheard is None,
+        "reason": unheard,
         "level": decision.level,
         "retention": decision.retention,
         "on_failure": decision.on_failure,
@@ -150,8 +169,13 @@ def _explain(policy: Policy, event: tuple[str, ...], *, as_json: bool) -> None:
     if as_json:
         output.write_json(shown)
         return
+    from otel_audit.api.policy import HTTP_REQUEST
+
+    recorded = "yes" if decision.record else "NO: this event leaves no record"
+    if event[1] == HTTP_REQUEST and policy.http_activity == "mutating" and not event[2]:
+        recorded += ", but not of GET, HEAD, OPTIONS and TRACE: http_activity is mutating"
     meaning = {
-        "record": "yes" if decision.record else "NO: this event leaves no record",
+        "record": recorded if unheard is None else f"NO: {unheard}",
         "level": decision.level or "as the caller says, else by the status",
         "retention": decision.retention,
         "on_failure": decision.on_failure,

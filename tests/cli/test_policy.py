@@ -142,5 +142,38 @@ def test_the_usage_says_what_policy_does(fresh: Cli) -> None:
     assert "{what}" not in shown
 
 
+@pytest.mark.parametrize(
+    ("activity", "action", "record"),
+    [
+        ("off", "", "NO: http_activity is off"),
+        ("off", "POST", "NO: http_activity is off"),
+        ("mutating", "get", "NO: http_activity is mutating, and GET changes nothing"),
+        ("mutating", "POST", "yes\n"),
+        ("mutating", "", "yes, but not of GET, HEAD, OPTIONS and TRACE"),
+        ("all", "GET", "yes\n"),
+    ],
+)
+def test_explain_knows_which_requests_are_recorded(
+    fresh: Cli, tmp_path: Path, activity: str, action: str, record: str
+) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(f"http_activity: {activity}")
+    said = ("policy", "explain", "--file", str(file), "--event", "http.request", "--action", action)
+    assert f"record      {record}" in fresh.bare(*said).out
+    shown = json.loads(fresh.bare(*said, "--json").out)
+    assert shown["record"] is record.startswith("yes")
+    assert (shown["reason"] is None) is shown["record"]
+    others = fresh.bare("policy", "explain", "--file", str(file), "--event", "login").out
+    assert "record      yes" in others
+
+
+def test_explain_knows_when_nothing_is_recorded(
+    fresh: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_AUDIT_DISABLED", "1")
+    out = fresh.bare("policy", "explain", "--event", "login").out
+    assert "record      NO: OTEL_AUDIT_DISABLED is set" in out
+
+
 def test_explain_needs_an_event(fresh: Cli) -> None:
     assert "--event" in fresh.bare("policy", "explain", code=2).err
