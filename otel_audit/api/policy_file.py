@@ -29,6 +29,7 @@ from otel_audit.api.policy import (
     Rule,
     can_be_taken_out,
 )
+from otel_audit.api.slow_patterns import length_that_takes_too_long
 from otel_audit.api.template import Placeholder, Template, placeholder
 from otel_audit.errors import AuditSettingsError
 from otel_audit.record.event import LEVELS, RESERVED
@@ -339,10 +340,20 @@ class _Reader:
         if node is None:
             return Redactor()
         said = self._mapping(node, ("keys", "patterns"))
+        patterns = self._texts(said.get("patterns"))
         try:
-            return Redactor(self._texts(said.get("keys")), self._texts(said.get("patterns")))
+            redactor = Redactor(self._texts(said.get("keys")), patterns)
         except AuditSettingsError as error:
             self._refuse(node, str(error))
+        for pattern in patterns:
+            length = length_that_takes_too_long(pattern)
+            if length is not None:
+                self._refuse(
+                    said["patterns"],
+                    f"{pattern!r} takes twice as long with each character or two, milliseconds with {length}, and would "
+                    "stop the application; let no repetition contain another one of the same characters",
+                )
+        return redactor
 
     def _check_conflicts(self, node: yaml.Node | None, rules: tuple[Rule, ...]) -> None:
         """Refuse a rule of which something can never count: an earlier one says otherwise."""

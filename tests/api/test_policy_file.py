@@ -110,6 +110,7 @@ def test_a_whole_file() -> None:
         ("http_activity:", "1:15", "expected a text"),
         ("version: 1\nversion: 1", "2:1", "'version' is said twice"),
         ("redact:\n  patterns: ['(']", "2:3", "pattern"),
+        ("redact:\n  patterns: [ok, '(a+)+$']", "2:13", "'(a+)+$' takes twice as long"),
         ("rule_sets: [nothing]", "1:13", "name some of aws, "),
         ("routes:\n  - match: /x\n    event: e", "2:12", "no method and route"),
         ("routes:\n  - match: []\n    event: e", "2:12", "match is empty"),
