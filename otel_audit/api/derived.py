@@ -148,6 +148,8 @@ class SpanRule:
     ``attributes`` are patterns (shell-style, whatever the case), of which one
     has to match, by what is looked up: of several names the first that is
     there counts, and a filter may change what is found, or find nothing.
+    ``made_by`` are distributions of which one has to be installed for there to
+    be such spans, as far as they are known.
     """
 
     saying: Saying
@@ -157,6 +159,7 @@ class SpanRule:
     attributes: Mapping[Placeholder, tuple[str, ...]] = field(default_factory=dict)
     status: str | None = None
     origin: str = ""
+    made_by: tuple[str, ...] = ()
     _name: Matches | None = field(default=None, init=False, repr=False, compare=False)
     _attributes: tuple[tuple[Placeholder, Matches | None], ...] = field(
         default=(), init=False, repr=False, compare=False

@@ -29,6 +29,7 @@ from otel_audit.api.policy import (
     Rule,
     can_be_taken_out,
 )
+from otel_audit.api.silent import makers_of
 from otel_audit.api.slow_patterns import length_that_takes_too_long
 from otel_audit.api.template import Placeholder, Template, placeholder
 from otel_audit.errors import AuditSettingsError
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 _TRUE: Final = frozenset({"true", "yes", "on"})
 _FALSE: Final = frozenset({"false", "no", "off"})
 _ACTIVITY: Final = {**dict.fromkeys(_TRUE, "all"), **dict.fromkeys(_FALSE, "off")}
+_KEYS: Final = (
+    "version", "on_failure", "http_activity", "redact", "rules", "rule_sets", "routes", "spans",
+)  # fmt: skip
 _WORDS: Final = (
     "event_type", "status", "level", "resource_type", "resource_name", "retention", "error",
 )  # fmt: skip
@@ -116,8 +120,11 @@ def read_policy(path: Path, named_by: str = _VARIABLE) -> PolicyFile:
     return parse_policy(text, str(path))
 
 
-def parse_policy(text: str, name: str) -> PolicyFile:
-    """Parse the text of a policy; ``name`` is the file's in errors. Raises `AuditSettingsError`."""
+def parse_policy(text: str, name: str, *, shipped: bool = False) -> PolicyFile:
+    """Parse the text of a policy; ``name`` is the file's in errors. Raises `AuditSettingsError`.
+
+    What is ``shipped`` also says which distributions make the spans of its rules.
+    """
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.reader.ReaderError as error:
@@ -134,7 +141,7 @@ def parse_policy(text: str, name: str) -> PolicyFile:
         raise AuditSettingsError(message) from None
     if node is None:
         return PolicyFile(Policy(), Redactor())
-    return _Reader(name).policy(node)
+    return _Reader(name, shipped=shipped).policy(node)
 
 
 class _Loader(yaml.SafeLoader):
@@ -166,7 +173,7 @@ def rule_set(name: str, where: str) -> PolicyFile:
         message = f"{where} names {name!r}, which is no rule set; name some of {', '.join(known)}"
         raise AuditSettingsError(message)
     text = (_SETS / f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_policy(text, f"rule set {name}")
+    return parse_policy(text, f"rule set {name}", shipped=True)
 
 
 def rule_set_names() -> list[str]:
@@ -187,19 +194,18 @@ def _all(first: tuple[Any, ...], others: Iterable[tuple[Any, ...]]) -> tuple[Any
 class _Reader:
     """Turns nodes of YAML into rules; each error has the place of its node."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, shipped: bool) -> None:
         self._name = name
+        self._known = (*_KEYS, "made_by") if shipped else _KEYS
 
     def policy(self, node: yaml.Node) -> PolicyFile:
-        said = self._mapping(
-            node,
-            ("version", "on_failure", "http_activity", "redact", "rules", "rule_sets", "routes", "spans"),
-        )  # fmt: skip
+        said = self._mapping(node, self._known)
         if "version" in said and self._text(said["version"]) != "1":
             self._refuse(said["version"], "this version of otel-audit reads version 1 only")
         rules = tuple(self._rule(one) for one in self._items(said.get("rules")))
         routes = [self._route(one) for one in self._items(said.get("routes"))]
-        spans = [self._span(one) for one in self._items(said.get("spans"))]
+        made_by = self._texts(said.get("made_by"))
+        spans = [self._span(one, made_by) for one in self._items(said.get("spans"))]
         sets: list[str] = []
         for one in self._items(said.get("rule_sets")):
             try:
@@ -284,7 +290,7 @@ class _Reader:
                 )
         return found, route.strip()
 
-    def _span(self, node: yaml.Node) -> SpanRule:
+    def _span(self, node: yaml.Node, made_by: tuple[str, ...]) -> SpanRule:
         said = self._mapping(
             node, ("match", "event", "action", "fields", *_WORDS), ("match", "event")
         )
@@ -297,14 +303,16 @@ class _Reader:
         kinds = self._some(match["kind"]) if "kind" in match else ()
         for kind in kinds:
             self._chosen(match["kind"], kind, KINDS)
+        scope = self._optional(match.get("scope"))
         return SpanRule(
             self._saying(said, "{name}"),
             name=self._optional(match.get("name")),
             kinds=kinds,
-            scope=self._optional(match.get("scope")),
+            scope=scope,
             attributes=self._attributes(match["attributes"]) if "attributes" in match else {},
             status=self._choice(match.get("status"), SPAN_STATUSES),
             origin=self._place(node),
+            made_by=made_by or makers_of(scope),
         )
 
     def _attributes(self, node: yaml.Node) -> dict[Placeholder, tuple[str, ...]]:

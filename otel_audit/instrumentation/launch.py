@@ -72,6 +72,7 @@ def post_instrument() -> None:
 def _start() -> None:
     """Open the trail, and instrument every library that is not disabled by name."""
     from otel_audit.api.current import get_audit_provider  # noqa: PLC0415 - see the module
+    from otel_audit.api.silent import silent_rules  # noqa: PLC0415 - see the module
 
     provider = get_audit_provider()
     if provider.disabled:
@@ -90,6 +91,9 @@ def _start() -> None:
         if name not in off:
             module, _, kind = where.partition(":")
             getattr(import_module(f"otel_audit.instrumentation.{module}"), kind)().instrument()
+    if "spans" not in off:
+        for silent in silent_rules(provider.policy.spans):
+            _logger.warning("%s, so there is no record of them: %s", silent.finding, silent.remedy)
 
 
 def _refuse(error: Exception) -> None:

@@ -46,12 +46,17 @@ def test_a_policy_in_order_is_summed_up(
     path.write_text("on_failure: shutdown\nrules:\n  - match: {event: login}\n    retention: 3y\n")
     monkeypatch.setenv("OTEL_AUDIT_POLICY_FILE", str(path))
     monkeypatch.setenv("OTEL_AUDIT_RULE_SETS", "logins,genai")
-    (check,) = checks(cli, "policy")
+    check, silent = checks(cli, "policy")
     assert check["state"] == "ok"
     assert check["message"] == (
         f"{path}, rule sets logins, genai: 1 rule, 2 of routes, 1 of spans; "
         "on_failure shutdown, http_activity all"
     )
+    assert silent["state"] == "warn"
+    assert silent["message"] == (
+        "rule set genai: no instrumentation that could make such spans is installed"
+    )
+    assert silent["remedy"] == "pip install opentelemetry-instrumentation-genai-openai"
 
 
 @pytest.mark.parametrize(

@@ -310,6 +310,18 @@ def test_a_tracer_provider_that_cannot_be_loaded_costs_the_spans_only(tmp_path: 
     assert [record["event"] for record in records(tmp_path)] == ["ran"]
 
 
+def test_rules_for_spans_that_nothing_here_makes_are_said(tmp_path: Path) -> None:
+    """An application with SQLite gets no record of an INSERT, and nobody would know."""
+    code = "import sqlite3; sqlite3.connect(':memory:').execute('CREATE TABLE t (a)')"
+    ended = launched(code, tmp_path, OTEL_AUDIT_RULE_SETS="logins,sql")
+    assert ended.returncode == 0
+    said = "rule set sql: no instrumentation that could make such spans is installed, so"
+    assert ended.stderr.count(said) == 1
+    assert "opentelemetry-instrumentation-sqlite3" in ended.stderr
+    off = {"OTEL_AUDIT_RULE_SETS": "sql", "OTEL_AUDIT_DISABLED_INSTRUMENTATIONS": "spans"}
+    assert launched(code, tmp_path, **off).stderr == ""
+
+
 def test_instrumentations_can_be_left_out_by_name(tmp_path: Path) -> None:
     code = "import keyring; print(type(keyring.get_keyring()).__module__)"
     ended = launched(code, tmp_path, OTEL_AUDIT_DISABLED_INSTRUMENTATIONS="keyring, guitar")

@@ -1,4 +1,4 @@
-"""The policy: whether the file and the rule sets that are named can be used."""
+"""The policy: whether the file and the rule sets that are named can be used, and are of use here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.api.policy_file import policy_for, read_policy, rule_set
-from otel_audit.cli.diagnosis.check import Check, fail, ok
+from otel_audit.api.silent import silent_rules
+from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
 from otel_audit.cli.output import count
 from otel_audit.errors import AuditSettingsError
 
@@ -41,6 +42,8 @@ def policy(subject: Subject) -> Iterator[Check]:
         source += f", rule sets {sets}"
     said = f"on_failure {used.on_failure}, http_activity {used.http_activity}"
     yield ok("policy", f"{source}: {', '.join(rules)}; {said}")
+    for silent in silent_rules(used.spans):
+        yield warn("policy", silent.finding, silent.remedy)
 
 
 def _trouble(read: Callable[[], object]) -> Iterator[Check]:
