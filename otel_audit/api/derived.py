@@ -219,6 +219,10 @@ class SpanRule:
 
 
 def _compiled(patterns: tuple[str, ...]) -> Matches:
-    """Make one regular expression of patterns: whatever the case, after whatever space."""
-    either = "|".join(map(translate, patterns))
-    return re.compile(rf"\s*(?:{either})", re.IGNORECASE).match
+    """Make one regular expression of patterns: whatever the case, after whatever space.
+
+    None of those behind a ``!`` may match, and one of the others has to.
+    """
+    either = "|".join(translate(one) for one in patterns if not one.startswith("!")) or ".*"
+    neither = "".join(rf"(?!\s*{translate(one[1:])})" for one in patterns if one.startswith("!"))
+    return re.compile(rf"{neither}\s*(?:{either})", re.IGNORECASE | re.DOTALL).match

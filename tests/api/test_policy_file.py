@@ -160,6 +160,29 @@ def test_what_cannot_be_used_is_refused_where_it_stands(text: str, place: str, w
     assert what in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("patterns", "matching", "others"),
+    [
+        ("[a*, b]", ["A1", " b", "a\nb"], ["c", "bb"]),
+        ("['!a', '!b*']", ["c", "aa", ""], ["a", " A", "b", "bc"]),
+        ("[a*, '!ab']", ["a", "abc"], ["ab", "b"]),
+    ],
+)
+def test_patterns_of_attributes(patterns: str, matching: list[str], others: list[str]) -> None:
+    text = f"spans: [{{match: {{attributes: {{x: {patterns}}}}}, event: e}}]"
+    (rule,) = parse_policy(text, "p.yaml").policy.spans
+    for value in matching:
+        assert rule.matches("n", "ok", {"x": value})
+    for value in others:
+        assert not rule.matches("n", "ok", {"x": value})
+
+
+def test_statements_are_no_commands_of_redis() -> None:
+    for command in ("RENAME ? ?", "RESTORE ? ?", "EXEC"):
+        for rule in rule_set("sql", "test").policy.spans:
+            assert not rule.matches("n", "ok", {"db.system": "redis", "db.statement": command})
+
+
 def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AuditSettingsError, match="OTEL_AUDIT_POLICY_FILE"):
         read_policy(tmp_path / "none.yaml")

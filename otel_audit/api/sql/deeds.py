@@ -20,17 +20,32 @@ if TYPE_CHECKING:
 
 
 class Deed(NamedTuple):
-    """What one statement does; ``structure`` is True for structure, accounts and rights."""
+    """What a statement does, and to which table if it names one."""
 
     verb: str
     table: str | None
-    structure: bool
 
 
-def deeds(reading: Reading) -> Iterator[Deed]:
+class Deeds(NamedTuple):
+    """The first statement that changes data, and the first that changes structure or rights."""
+
+    write: Deed | None
+    change: Deed | None
+
+
+def deeds(reading: Reading) -> Deeds:
     """Find what the statements of a text change."""
+    write = change = None
     for code in reading.code.split(";"):
-        yield from _One(code, reading.names).deeds()
+        one = _One(code, reading.names)
+        for verb, start in one.verbs():
+            if verb in _STRUCTURE:
+                change = change or Deed(verb, one.defined(start))
+            else:
+                write = write or Deed(verb, one.written(verb, start))
+        if write is not None and change is not None:
+            break
+    return Deeds(write, change)
 
 
 def table_read(reading: Reading) -> str | None:
@@ -47,22 +62,27 @@ class _One:
         self.words = (code if code.isascii() else _FOREIGN.sub("X", code)).upper()
         self._names = names
 
-    def deeds(self) -> Iterator[Deed]:
-        """Judge it by its first word, else by what is inside."""
+    def verbs(self) -> Iterator[tuple[str, int]]:
+        """Return the verbs that change something, and where they are: by the first word, and inside."""
         first, in_a_block = self._first()
         if first is None:
             return
-        words, verb, start, end = self.words, first[1], first.start(1), first.end(1)
+        words, verb, end = self.words, first[1], first.end(1)
         if verb == "PREPARE" or (verb in _EXPLAINS and _ANALYZED.match(words, end) is None):
             return  # of what is only named here
-        if verb in _STRUCTURE and (verb not in _SETS or _LASTING.match(words, end) is not None):
-            yield Deed(verb, self._defined(start), structure=True)
-        elif verb in _DATA and (verb != "COPY" or _COPIED.match(words, end) is not None):
-            yield Deed(verb, self._written(verb, end), structure=False)
-        elif (inside := self._inside(verb, start)) is not None:
-            yield inside
-        elif in_a_block and verb not in _HARMLESS:
-            yield Deed("BEGIN", None, structure=False)  # it calls a procedure
+        known = verb in (_STRUCTURE | _DATA) and (
+            verb not in _ONLY_IF or _ONLY_IF[verb].match(words, end) is not None
+        )
+        if known:
+            yield verb, first.start(1)
+        if verb in _STRUCTURE and _DEFINES.match(words, end) is not None:
+            return  # what the body says is not done yet
+        inside = False
+        for inner in self._inside(verb, end):
+            yield inner
+            inside = True
+        if in_a_block and not (known or inside or verb in _HARMLESS):
+            yield "BEGIN", first.start(1)  # it calls a procedure
 
     def _first(self) -> tuple[re.Match[str] | None, bool]:
         """Return the first word that is not the beginning of a block; the flag says if it is in one."""
@@ -70,7 +90,7 @@ class _One:
         while first is not None and first[1] == "BEGIN":
             block = _BLOCK.match(self.words, first.start(1))
             if block is None:
-                return None, False  # a transaction
+                break  # a transaction
             first, in_a_block = _FIRST.match(self.words, block.end()), True
         return first, in_a_block
 
@@ -83,27 +103,11 @@ class _One:
             self._names[int(part[1:-1])] if part.startswith('"') else part for part in parts
         )
 
-    def _inside(self, first: str, start: int) -> Deed | None:
-        """Find what changes data behind the first word."""
-        words = self.words
-        for match in _VERBS.finditer(words, start):
-            verb, end = match[0], match.end()
-            before = words[max(0, match.start() - _BEFORE) : match.start()]
-            if _IN_A_NAME.search(before) is not None:
-                continue
-            if verb == "INTO":
-                if first in _SELECTS and _INTO.match(words, end) is not None:
-                    return Deed("SELECT INTO", self._written(verb, end), structure=False)
-            elif (
-                _NO_VERB.search(before) is None and _USUAL[verb].match(words, end) is not None
-            ) or (_BEGUN.search(before) is not None and _NAMED.match(words, end) is not None):
-                return Deed(verb, self._written(verb, end), structure=False)
-        return None
-
-    def _written(self, verb: str, end: int) -> str | None:
-        """Return the table that a verb is about which ends there."""
+    def written(self, verb: str, start: int) -> str | None:
+        """Return the table that a verb is about."""
         if verb in _TABLELESS:
             return None
+        end = start + len(verb.rpartition(" ")[2])
         if verb == "LOAD":
             return self.name(_LOADED.search(self.words, end))
         found = _TARGET.match(self.words, end)
@@ -112,23 +116,38 @@ class _One:
             found = re.compile(alias).search(self.words, found.end()) or found
         return self.name(found)
 
-    def _defined(self, start: int) -> str | None:
+    def defined(self, start: int) -> str | None:
         """Return the table whose structure or rights are changed."""
         found = (pattern.match(self.words, start) for pattern in _DEFINED)
         return self.name(next((match for match in found if match is not None), None))
+
+    def _inside(self, first: str, end: int) -> Iterator[tuple[str, int]]:
+        """Find what changes something behind the first word."""
+        words = self.words
+        for match in _VERBS.finditer(words, end):
+            verb, start, end = match[0], match.start(), match.end()
+            before = words[max(0, start - _BEFORE) : start]
+            if _IN_A_NAME.search(before) is not None:
+                continue
+            if verb == "INTO":
+                if first in _SELECTS and _INTO.match(words, end) is not None:
+                    yield "SELECT INTO", start
+            elif (
+                _NO_VERB.search(before) is None and _USUAL[verb].match(words, end) is not None
+            ) or (_BEGUN.search(before) is not None and _NAMED.match(words, end) is not None):
+                yield verb, start
 
 
 _DATA: Final = frozenset({
     "INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE", "UPSERT", "TRUNCATE", "COPY", "LOAD", "BULK",
     "REFRESH", "IMPORT", "RESTORE", "CALL", "EXEC", "EXECUTE", "DO",
 })  # fmt: skip
-_TABLELESS: Final = frozenset({"CALL", "EXEC", "EXECUTE", "DO", "IMPORT", "RESTORE"})
+_TABLELESS: Final = frozenset({"BEGIN", "CALL", "EXEC", "EXECUTE", "DO", "IMPORT", "RESTORE"})
 _STRUCTURE: Final = frozenset({
     "CREATE", "ALTER", "DROP", "RENAME", "GRANT", "REVOKE", "DENY", "COMMENT", "SECURITY", "REASSIGN",
     "ATTACH", "DETACH", "SET", "RESET", "PURGE", "FLASHBACK", "UNDROP", "INSTALL", "UNINSTALL",
     "ENABLE", "DISABLE", "AUDIT", "NOAUDIT",
 })  # fmt: skip
-_SETS: Final = frozenset({"SET", "RESET"})
 _WITH_ALIAS: Final = frozenset({"UPDATE", "DELETE"})
 """DELETE u FROM users AS u"""
 _EXPLAINS: Final = frozenset({"EXPLAIN", "DESCRIBE", "DESC"})
@@ -150,6 +169,10 @@ _COPIED: Final = re.compile(rf"\s+(?:INTO\b|(?:BINARY\s+)?{NAME}\s*(?:\([^()]*\)
 # Other settings are the session's.
 _LASTING: Final = re.compile(
     r"\b.*?\b(?:PASSWORD|GLOBAL|PERSIST|PERSIST_ONLY|MASTER|DEFAULT\s+ROLE)\b", re.DOTALL
+)
+_ONLY_IF: Final = {"COPY": _COPIED, "SET": _LASTING, "RESET": _LASTING}
+_DEFINES: Final = re.compile(
+    r"\s+(?:\w+\s+){0,4}?(?:TRIGGER|PROC|PROCEDURE|FUNCTION|RULE|EVENT|PACKAGE)\b"
 )
 
 _BEFORE_A_TABLE: Final = (
@@ -179,7 +202,7 @@ _DEFINED: Final = (
     ),
 )
 _VERBS: Final = re.compile(
-    r"(?:INSERT|UPDATE|DELETE|MERGE|REPLACE|TRUNCATE|CALL|EXECUTE|EXEC|INTO)\b"
+    r"(?:INSERT|UPDATE|DELETE|MERGE|REPLACE|TRUNCATE|CALL|EXECUTE|EXEC|INTO|CREATE|ALTER|DROP)\b"
 )
 _BEFORE: Final = 40
 """Characters before a verb that are looked at."""
@@ -200,6 +223,9 @@ _USUAL: Final = {
     "MERGE": re.compile(r"\s+INTO\b"),
     "REPLACE": re.compile(r"\s+INTO\b"),
     "TRUNCATE": re.compile(r"\s+TABLE\b"),
+    "CREATE": re.compile(r"\s+TABLE\s"),
+    "ALTER": re.compile(r"\s+TABLE\s"),
+    "DROP": re.compile(r"\s+TABLE\s"),
     "CALL": _NEVER,
     "EXEC": re.compile(rf"\s+{PART}"),
     "EXECUTE": re.compile(rf"\s+{PART}"),

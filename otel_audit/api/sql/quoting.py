@@ -70,6 +70,8 @@ def _read(text: str, dialect: re.Pattern[str]) -> Reading:
             judged += 1
             if can_only_be_a_name("".join(code[-NEAR:])[-NEAR:], match[0], text, end):
                 kind = "name"
+        elif kind == "name" and match[0][1:][-1:] not in {"`", "]"}:
+            kind = "literal"  # nothing closes it: whatever follows is not known to be a name
         if kind == "name":
             code.append(f'"{len(names)}"')
             names.append(_unquoted(match[0]))

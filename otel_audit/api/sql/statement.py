@@ -26,7 +26,7 @@ class Statement(NamedTuple):
 
     ``write`` is the verb of the first that changes data, ``change`` that of the
     first that changes structure, accounts or rights; each with the table, if
-    one is named. ``table`` is the first of these, else what is read from first.
+    one is named. ``table`` is one of these, else what is read from first.
     """
 
     text: str
@@ -44,17 +44,16 @@ def statement(text: str) -> Statement:
 
 def _looked_at(text: str) -> Statement:
     read = [*readings(text)]
-    found = [[*deeds(reading)] for reading in read]
-    write, write_table = _first(found, structure=False)
-    change, change_table = _first(found, structure=True)
-    named = (deed.table for some in found for deed in some if deed.table is not None)
+    found = [deeds(reading) for reading in read]
+    write, write_table = _best(some.write for some in found)
+    change, change_table = _best(some.change for some in found)
     return Statement(
         text=_without(text, read[0].hidden, (one.hidden for one in read[1:])),
         write=write,
         write_table=write_table,
         change=change,
         change_table=change_table,
-        table=next(named, None) or table_read(read[0]),
+        table=write_table or change_table or table_read(read[0]),
     )
 
 
@@ -63,14 +62,11 @@ _often: Final = lru_cache(maxsize=512)(_looked_at)
 _rarely: Final = lru_cache(maxsize=4)(_looked_at)
 
 
-def _first(found: list[list[Deed]], *, structure: bool) -> tuple[str | None, str | None]:
-    """Return verb and table of the first deed of a kind, as a dialect reads it that sees a table."""
-    firsts = [next((deed for deed in some if deed.structure == structure), None) for some in found]
-    there = [deed for deed in firsts if deed is not None]
-    if not there:
-        return None, None
-    seen = next((deed for deed in there if deed.table is not None), there[0])
-    return seen.verb, seen.table
+def _best(read: Iterable[Deed | None]) -> Deed | tuple[None, None]:
+    """Return what a dialect reads that sees a table, else the first that sees anything."""
+    there = [deed for deed in read if deed is not None]
+    named = (deed for deed in there if deed.table is not None)
+    return next(named, there[0] if there else (None, None))
 
 
 def _without(text: str, hidden: list[Hidden], others: Iterable[list[Hidden]]) -> str:

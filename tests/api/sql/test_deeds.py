@@ -51,6 +51,7 @@ from otel_audit.api.sql.statement import statement
         ("EXPLAIN (ANALYZE, BUFFERS) UPDATE users SET a = 1", "UPDATE", "users"),
         ("SET NOCOUNT ON DELETE FROM users", "DELETE", "users"),
         ("IF EXISTS (SELECT 1) DELETE users", "DELETE", "users"),
+        ("BEGIN TRAN DELETE FROM users", "DELETE", "users"),
         ("SELECT 1 UPDATE users SET a = 1", "UPDATE", "users"),
         ("DECLARE @x int EXEC pay @x", "EXEC", None),
         # Whatever a table is called
@@ -93,6 +94,9 @@ def test_what_changes_data(text: str, verb: str, table: str | None) -> None:
         ("SET PASSWORD FOR 'bob' = 'x'", "SET", None),
         ("SET GLOBAL max_connections = 5", "SET", None),
         ("SELECT 1; DROP TABLE users", "DROP", "users"),
+        ("SELECT 1 DROP TABLE users", "DROP", "users"),
+        ("CREATE PROCEDURE p AS DELETE FROM users", "CREATE", None),
+        ("CREATE TABLE t (a int REFERENCES u ON DELETE CASCADE ON UPDATE SET NULL)", "CREATE", "t"),
     ],
 )
 def test_what_changes_structure_accounts_and_rights(
@@ -144,6 +148,16 @@ def test_of_several_statements_the_first_of_each_kind_counts_and_has_its_own_tab
     said = statement("SELECT 1 FROM x; DROP TABLE a; DELETE FROM b; UPDATE c SET d = 1")
     assert (said.write, said.write_table) == ("DELETE", "b")
     assert (said.change, said.change_table) == ("DROP", "a")
+
+
+def test_statements_of_both_kinds_without_anything_between_them() -> None:
+    for text in (
+        "CREATE TABLE #a (id int) INSERT INTO b SELECT 1",
+        "INSERT INTO b SELECT 1 CREATE TABLE #a (id int)",
+    ):
+        said = statement(text)
+        assert (said.write, said.write_table) == ("INSERT", "b")
+        assert (said.change, said.change_table) == ("CREATE", "#a")
 
 
 @pytest.mark.parametrize(
