@@ -172,7 +172,11 @@ def _explain(policy: Policy, event: tuple[str, ...], unheard: str | None, *, as_
     from otel_audit.api.policy import HTTP_REQUEST
 
     recorded = "yes" if decision.record else "NO: this event leaves no record"
-    if event[1] == HTTP_REQUEST and policy.http_activity == "mutating" and not event[2]:
+    if (event[1], policy.http_activity, event[2]) == (
+        HTTP_REQUEST,
+        "mutating",
+        "",
+    ) and decision.record:
         recorded += ", but not of GET, HEAD, OPTIONS and TRACE: http_activity is mutating"
     meaning = {
         "record": recorded if unheard is None else f"NO: {unheard}",

@@ -167,6 +167,15 @@ def test_explain_knows_which_requests_are_recorded(
     assert "record      yes" in others
 
 
+def test_explain_says_one_reason_at_a_time(fresh: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(
+        "http_activity: mutating\nrules: [{match: {event_type: http.request}, record: no}]"
+    )
+    out = fresh.bare("policy", "explain", "--file", str(file), "--event", "http.request").out
+    assert "record      NO: this event leaves no record\n" in out
+
+
 def test_explain_knows_when_nothing_is_recorded(
     fresh: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
