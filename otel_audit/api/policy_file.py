@@ -478,8 +478,9 @@ class _Reader:
         return text
 
     def _template(self, node: yaml.Node, *, empty: bool = False) -> Template:
+        text = self._text(node) if empty else self._filled(node)
         try:
-            return Template(self._text(node) if empty else self._filled(node))
+            return Template(text)
         except ValueError as error:
             self._refuse(node, str(error))
 

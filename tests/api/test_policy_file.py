@@ -157,6 +157,7 @@ def test_what_cannot_be_used_is_refused_where_it_stands(text: str, place: str, w
     with pytest.raises(AuditSettingsError) as caught:
         parse_policy(text, "p.yaml")
     assert str(caught.value).startswith(f"p.yaml:{place}: ")
+    assert str(caught.value).count(place) == 1
     assert what in str(caught.value)
 
 
