@@ -91,9 +91,15 @@ def use_celery() -> None:
             raise ValueError(amount)
         return amount
 
+    @app.task(name="charge", bind=True, default_retry_delay=0)  # type: ignore[untyped-decorator]  # Celery's own
+    def charge(task: Any) -> None:
+        if not task.request.retries:
+            raise task.retry()
+
     with start_worker(app, perform_ping_check=False):
         pay.delay(1).get(timeout=30)
         pay.delay(-1).get(timeout=30, propagate=False)
+        charge.delay().get(timeout=30)
 
 
 def use_openai() -> None:

@@ -94,10 +94,12 @@ def test_boto3_with_moto_s_server(tmp_path: Path) -> None:
 
 
 def test_celery(tmp_path: Path) -> None:
-    good, bad = used(tmp_path, "celery")
+    good, bad, again, done = used(tmp_path, "celery")
     assert said(good) == ("task_execution", "execute", good["task_id"], "success")
     assert (good["task_name"], good["state"], "duration_ms" in good) == ("pay", "SUCCESS", True)
     assert (bad["state"], bad["outcome"]) == ("FAILURE", "failure")
+    assert (again["state"], again["status"], again["outcome"]) == ("RETRY", "retried", "unknown")
+    assert (done["state"], done["outcome"]) == ("SUCCESS", "success")
 
 
 def called(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
