@@ -51,7 +51,7 @@ CLOSES = """
 def stop(*_):
     began = time.monotonic()
     provider.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 9, "it waited for itself"
     print(receipts, 0, 0, flush=True)
     sys.exit(3)
 
@@ -69,8 +69,8 @@ FLUSHES = """
 def flush():
     global handled
     began = time.monotonic()
-    provider.flush(5)
-    assert time.monotonic() - began < 2
+    provider.flush(20)
+    assert time.monotonic() - began < 19, "it waited for itself"
     handled += 1
 
 during(flush, emit, lambda: handled >= 100)
@@ -127,9 +127,11 @@ during(fork, emit, lambda: handled >= 100)
     ids=["closes", "flushes", "emits", "signs", "forks"],
 )
 def test_a_signal_handler(tmp_path: Path, program: str, code: int) -> None:
+    # Not measured: what a handler raises may strike while coverage has its lock, for ever.
+    environment = {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", BEGIN + program],
-        env={**os.environ, "LOG_DIR": str(tmp_path)},
+        env={**environment, "LOG_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=60,

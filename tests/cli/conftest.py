@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import pty
 import re
@@ -22,6 +23,15 @@ from otel_audit.cli.app import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+
+@pytest.fixture(autouse=True)
+def unlogged() -> Iterator[None]:
+    """Take back how `otel-audit agent` logs, which is for a process of its own."""
+    logger = logging.getLogger("otel_audit")
+    handlers, propagate = list(logger.handlers), logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
 
 
 class Outcome(NamedTuple):

@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
-import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import orjson
@@ -23,6 +23,7 @@ from tests.readers.ledger import BEGAN, SECOND, Ledger
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from types import FrameType
 
 HOUR = 3_600 * SECOND
 
@@ -137,15 +138,25 @@ def test_a_line_is_no_longer_than_the_terminal_whatever_is_in_it(directory: Path
 
 
 def test_many_lines_cost_little_more_than_their_bytes(ask: Cli, ledger: Ledger) -> None:
-    """Rich's table for each took ten times as long."""
-    ledger.fill(8_000)
-    times = []
-    for form in (("--json",), ()):
-        began = time.process_time()
-        ask("query", "-n", "0", *form)
-        ask("timeline", "--actor", "u-*", *form)
-        times.append(time.process_time() - began)
-    assert times[1] < 4 * times[0]
+    """Rich's table for each took ten times as long, and the size of the terminal was asked for each."""
+    calls = Counter[str]()
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            calls[frame.f_code.co_filename.rpartition("/")[2]] += 1
+
+    ledger.fill(2_000)
+    for arguments in (("query", "-n", "0"), ("timeline", "--actor", "u-*")):
+        before = calls.copy()
+        sys.setprofile(count)
+        try:
+            shown = ask(*arguments)
+        finally:
+            sys.setprofile(None)
+        lines = len(shown.out.splitlines())
+        assert lines > 900
+        # One table of these lines would have been hundreds of calls a line in Rich's console.
+        assert (calls - before)["console.py"] < 4 * lines
 
 
 def test_memory_does_not_grow_with_the_lines(ask: Cli, ledger: Ledger) -> None:
