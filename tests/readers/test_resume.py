@@ -193,7 +193,7 @@ def test_many_foreign_lines_behind_the_crash_hide_nothing(bench: Bench) -> None:
     bench.catch_up(mirror)
     lose_count(bench, mirror, 10)
     with bench.path.open("ab") as file:
-        file.write(b"foreign\n" * 200_000)
+        file.write(b"foreign\n" * 70_000)
     bench.append(1)
     assert bench.catch_up(bench.mirror()) == 1
 
