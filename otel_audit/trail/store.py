@@ -68,6 +68,10 @@ _BUSY_MILLISECONDS: Final = 5_000
 _WAL_PREALLOCATED: Final = 8 << 20
 """Bytes of log written in advance: a sync that need not grow the file costs half."""
 
+_LOOK_SECONDS: Final = 0.1
+"""How long the files beside the database are believed to be the same: after a look at a file's
+times Linux writes them anew with the next write, which costs a fifth of a commit."""
+
 _WAL_CHECKPOINT_PAGES: Final = 50_000
 """Without an agent SQLite itself empties the log at about 200 MB."""
 
@@ -121,6 +125,7 @@ class TrailStore:
         self._tree: _Tree | None = None
         self._side_names = (f"{self.path}-wal", f"{self.path}-shm")
         self._beside: tuple[int, ...] = ()
+        self._look_again = 0.0
         self.wal_stuck = False
         """Whether an I/O error has ended the emptying of the log until this process is restarted."""
         self._wal_waits = False
@@ -335,7 +340,7 @@ class TrailStore:
         """
         moved = ctypes.c_int()
         connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(moved))
-        if moved.value or self._side_files() != self._beside:
+        if moved.value or self._side_files_changed():
             message = (
                 f"{self.path}, or the log or index beside it, was removed or replaced while this "
                 "process had it open: find out by whom, put it back, and restart this process"
@@ -344,6 +349,16 @@ class TrailStore:
         if connection.data_version() != self._version:
             self._tree = None
             refuse_newer(connection.execute("PRAGMA user_version").get, self.path)
+
+    def _side_files_changed(self) -> bool:
+        """Whether the log or its index is another file, as of the last tenth of a second."""
+        now = time.monotonic()
+        if now < self._look_again:
+            return False
+        if self._side_files() != self._beside:
+            return True
+        self._look_again = now + _LOOK_SECONDS
+        return False
 
     def _side_files(self) -> tuple[int, ...]:
         """Return which files the log and its index are: without them nothing would be kept."""

@@ -115,6 +115,7 @@ def test_a_log_that_is_removed_under_a_running_process_takes_no_more_records(
     """What is written there is gone with the process; beside another index two would write at once."""
     append(trail, b"a")
     (directory / name).rename(directory / "moved")
+    time.sleep(0.11)  # it is looked at ten times a second
     with pytest.raises(TrailMismatchError, match="removed or replaced while this process had"):
         append(trail, b"b")
     (directory / name).touch()
