@@ -414,8 +414,6 @@ class Agent:
             attendant.stop(max(0.0, self._deadline - time.monotonic()))
         self._mirror.close()
         self._leading = False
-        # Let go explicitly: a child that was just forked may still have its copy open.
-        self._lease.release()
         self._lease.close()
 
     def _close_reader(self) -> None:
