@@ -22,7 +22,7 @@ from otel_audit.errors import ProofError, TrailError, TrailKeyError, TrailMismat
 from otel_audit.trail import merkle
 from otel_audit.trail.checkpoint import Checkpoint, read_checkpoint, sign
 from otel_audit.trail.filesystem import give_to_owner, sync
-from otel_audit.trail.interruption import on_the_stack
+from otel_audit.trail.interruption import on_the_stack, refuse
 from otel_audit.trail.lock import FileLock
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class CheckpointSigner:
 
         Raises `TrailError`.
         """
-        self._refuse_to_interrupt()
+        refuse(interrupted=self.interrupted)
         return self._sign_in_turn()
 
     def _sign_in_turn(self) -> str:
@@ -101,14 +101,6 @@ class CheckpointSigner:
         return (
             signing and on_the_stack(CheckpointSigner._sign_in_turn.__code__)
         ) or self._store.interrupted
-
-    def _refuse_to_interrupt(self) -> None:
-        if self.interrupted:
-            message = (
-                "the trail is being written or signed by the very code that this signal handler "
-                "or finalizer interrupted; do it when the handler has returned"
-            )
-            raise TrailError(message)
 
     def check(self, tree: Tree) -> None:
         """Hold the tree against the last checkpoint that was signed here.

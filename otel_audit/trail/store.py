@@ -26,6 +26,7 @@ import apsw
 from otel_audit.errors import TrailError, TrailLockedError, TrailMismatchError
 from otel_audit.trail import filesystem, merkle
 from otel_audit.trail.database import Handle, fetch
+from otel_audit.trail.interruption import refuse
 from otel_audit.trail.lock import FairFileLock
 from otel_audit.trail.reader import (
     APPLICATION_ID,
@@ -284,7 +285,7 @@ class TrailStore:
         The commit is the last thing before the lock is let go, and what SQLite
         reports becomes an error that says what to do.
         """
-        self._refuse_to_interrupt()
+        refuse(interrupted=self.interrupted)
         try:
             self._handle.let_forks_pass()
             with self._handle.mutex:
@@ -322,14 +323,6 @@ class TrailStore:
     def interrupted(self) -> bool:
         """Whether this thread writes already: a signal handler or finalizer asks, which cannot."""
         return self._handle.interrupted
-
-    def _refuse_to_interrupt(self) -> None:
-        if self.interrupted:
-            message = (
-                "the trail is being written by the very code that this signal handler "
-                "or finalizer interrupted; do it when the handler has returned"
-            )
-            raise TrailError(message)
 
     def _recognise(self, connection: apsw.Connection) -> None:
         """Refuse what has changed since it was opened: the file's place, or the schema.
