@@ -19,13 +19,14 @@ import orjson
 
 from otel_audit.errors import OtelAuditError
 from otel_audit.readers.query.export import as_json
-from otel_audit.readers.query.model import Entry, Query
-from otel_audit.readers.query.words import fields_of, moment_of
+from otel_audit.readers.query.words import moment_of
+from otel_audit.readers.search.matching import entry_of
 from otel_audit.web.events.ending import server_ends
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from otel_audit.readers.query.model import Entry, Query
     from otel_audit.readers.search.trail import TrailSearch
 
 _T = TypeVar("_T")
@@ -143,9 +144,8 @@ class Follower:
         start = size if self._size < 0 else max(self._size, size - _KEPT)
         news = []
         for leaf in search.reader.leaves(start, size):
-            fields = fields_of(leaf.record)
-            entry = Entry(leaf.sequence, leaf.committed_unix_nano, leaf.record, fields)
-            news.append((entry, moment_of(fields, leaf.committed_unix_nano)))
+            entry = entry_of(leaf)
+            news.append((entry, moment_of(entry.fields, leaf.committed_unix_nano)))
         return size, news
 
     def _take(self, size: int, news: list[tuple[Entry, int]]) -> None:
