@@ -69,7 +69,7 @@ def raw_writer() -> Callable[[Sequence[Entry]], None]:
 
     def write(entries: Sequence[Entry]) -> None:
         for entry in entries:
-            sys.stdout.buffer.write(_as_bytes(entry.record) + b"\n")
+            sys.stdout.buffer.write(entry.record + b"\n")
         sys.stdout.buffer.flush()
 
     return write
@@ -137,16 +137,11 @@ def as_text(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def _as_bytes(record: object) -> bytes:
-    """Return what a row holds as bytes: a row that was tampered with may hold anything."""
-    return record if isinstance(record, bytes) else str(record).encode(errors="backslashreplace")
-
-
 def _columns(entry: Entry, elapsed: _Elapsed | None) -> dict[str, str]:
     """Choose what a line says, in order; the last column may be of any length."""
     fields = entry.fields or output.parsed(entry.record)
     if fields is None:
-        raw = output.visible(_as_bytes(entry.record).decode(errors="replace"))
+        raw = output.visible(entry.record.decode(errors="replace"))
         return {"sequence": str(entry.sequence), "rest": f"not a record: {raw}"}
 
     def say(name: str) -> str:
