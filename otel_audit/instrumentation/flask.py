@@ -25,8 +25,7 @@ class FlaskInstrumentor(AuditInstrumentor):
     requires = "flask >= 2.2"
 
     def _instrument(self, **options: Any) -> None:
-        # Not flask.Flask: that is a subclass of OpenTelemetry's while its instrumentation is there.
-        self._patch = Patch("flask.app", "Flask", "__call__", audited(_describe, **options))
+        self._patch = Patch("flask", "Flask", "__call__", audited(_describe, **options))
         self._patch.apply()
 
     def _uninstrument(self, **options: Any) -> None:  # noqa: ARG002 - the base class has them

@@ -128,7 +128,7 @@ class Patch:
             return
         _, owner, attribute = self._where
         target = getattr(module, owner) if owner else module
-        # Where it is defined: others put subclasses in the place of classes, and take them back.
+        # Where it is defined: OpenTelemetry puts subclasses in the place of classes, and takes them back.
         target = next(
             (one for one in getattr(target, "__mro__", ()) if attribute in vars(one)), target
         )
