@@ -26,7 +26,7 @@ from otel_audit.instrumentation.instrumentor import AuditInstrumentor, Patch
 from otel_audit.instrumentation.wsgi import Route, audited
 from otel_audit.record.classes import AUTHENTICATION
 from otel_audit.web.activity import ACTIVITY_KEY
-from otel_audit.web.middleware import SCOPE_KEY as ASGI_KEY
+from otel_audit.web.asgi import REQUEST_KEY
 from otel_audit.web.middleware import AuditMiddleware
 from otel_audit.web.wsgi import SCOPE_KEY
 
@@ -255,7 +255,7 @@ def _audited_asgi(options: dict[str, Any]) -> Callable[[Any], Any]:
 
         @functools.wraps(original)
         async def call(handler: Any, scope: Any, receive: Any, send: Any) -> None:
-            if ASGI_KEY in scope:
+            if REQUEST_KEY in scope:
                 await original(handler, scope, receive, send)
             else:
                 await middleware({**scope, _HANDLER: handler}, receive, send)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from otel_audit.instrumentation.instrumentor import AuditInstrumentor, Patch
+from otel_audit.web.asgi import REQUEST_KEY
 from otel_audit.web.fastapi import instrument_app, is_instrumented, uninstrument_app
-from otel_audit.web.middleware import SCOPE_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,7 @@ class StarletteInstrumentor(AuditInstrumentor):
         def make(original: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(original)
             async def call(app: Any, scope: Scope, receive: Receive, send: Send) -> None:
-                if SCOPE_KEY not in scope and not is_instrumented(app):
+                if REQUEST_KEY not in scope and not is_instrumented(app):
                     instrument_app(app, **options)
                     self._apps.add(app)
                 await original(app, scope, receive, send)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import AuditUnavailableError, OtelAuditError
 from otel_audit.web.activity import ACTIVITY_KEY
+from otel_audit.web.asgi import REQUEST_KEY
 from otel_audit.web.binding import Binding, refusing_unknown_options
 from otel_audit.web.bridges import ASGI, around
 from otel_audit.web.http import HttpExchange
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from otel_audit.web.asgi import ASGIApp, Receive, Scope, Send
     from otel_audit.web.exchange import Exchange
     from otel_audit.web.identity import IdentityHook
-
-SCOPE_KEY: Final = "otel_audit"
-"""Where the ASGI scope holds the `RequestScope`; who finds one there is nested in another."""
 
 _PROTOCOLS: Final = frozenset({"http", "websocket", "lifespan"})
 
@@ -87,12 +85,12 @@ class AuditMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI 3.0)."""
         kind = scope["type"]
-        if SCOPE_KEY in scope or kind not in _PROTOCOLS:
+        if REQUEST_KEY in scope or kind not in _PROTOCOLS:
             await self._nested(scope, receive, send)
         elif kind == "lifespan":
             await self._lifespan(scope, receive, send)
         elif (outer := around(ASGI, scope)) is not None:
-            scope[SCOPE_KEY] = outer
+            scope[REQUEST_KEY] = outer
             outer.inside = scope
             await self._nested(scope, receive, send)
         else:
@@ -116,7 +114,7 @@ class AuditMiddleware:
             refusal = AuditUnavailableError(f"the audit trail cannot be used: {error}")
             return exchange(scope, receive, send, request, None, caller.request_id_header), refusal
         caller = bound.caller
-        request = scope[SCOPE_KEY] = caller.read(scope, bound.salt)
+        request = scope[REQUEST_KEY] = caller.read(scope, bound.salt)
         request.asked = ASGI, scope.get("method"), scope.get("root_path"), scope["path"]
         refused = bound.provider.refusal() if bound.refuses else None
         activity = None
@@ -132,7 +130,7 @@ class AuditMiddleware:
 
     async def _nested(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stay out of the way: an instance around us does it all; only who it is may be new."""
-        request = scope.get(SCOPE_KEY)
+        request = scope.get(REQUEST_KEY)
         if self._identify is not None and request is not None:
             await self._identify(scope, request)
         await self.app(scope, receive, send)
@@ -144,7 +142,7 @@ class AuditMiddleware:
         except Exception as error:  # noqa: BLE001 - whatever it is, the server has to hear it
             await fail_start(receive, send, error)
             return
-        scope[SCOPE_KEY] = None
+        scope[REQUEST_KEY] = None
         await LifespanExchange(bound.provider, receive, send).run(self.app, scope)
 
 

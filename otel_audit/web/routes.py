@@ -13,11 +13,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from otel_audit.web.asgi import REQUEST_KEY
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 
 UNMATCHED: Final = "unmatched"
-_REQUEST: Final = "otel_audit"
 _REST: Final = "/{path}"  # what lies below a mount whose inside is not known
 
 _Leaf = Any  # a Starlette Route or WebSocketRoute; this module imports no framework
@@ -52,7 +53,7 @@ def _routed(scope: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
 
 def behind_a_bridge(scope: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return what is known on the other side (see `bridges`), if there is one."""
-    inside: Mapping[str, Any] | None = getattr(scope.get(_REQUEST), "inside", None)
+    inside: Mapping[str, Any] | None = getattr(scope.get(REQUEST_KEY), "inside", None)
     return inside
 
 

@@ -22,6 +22,7 @@ from opentelemetry.context import get_current
 from otel_audit.errors import AuditUnavailableError, OtelAuditError
 from otel_audit.web import problem
 from otel_audit.web.activity import ACTIVITY_KEY, Activity, named
+from otel_audit.web.asgi import REQUEST_KEY
 from otel_audit.web.binding import Binding, refusing_unknown_options
 from otel_audit.web.bridges import WSGI, around
 from otel_audit.web.identity import actor_from
@@ -113,7 +114,7 @@ class AuditWSGIMiddleware:
             exchange = _Exchange(scope, request, None, start_response, self._binding.unbound)
             return exchange.refuse(refusal)
         environ[SCOPE_KEY] = scope
-        request = scope[SCOPE_KEY] = bound.caller.read(scope, bound.salt)
+        request = scope[REQUEST_KEY] = bound.caller.read(scope, bound.salt)
         request.asked = WSGI, scope.get("method"), scope.get("root_path"), scope["path"]
         refused = bound.provider.refusal() if bound.refuses else None
         activity = None
