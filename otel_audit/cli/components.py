@@ -42,7 +42,8 @@ def table(components: Mapping[str, Mapping[str, Any]], width: int | None) -> Ite
         head = Text(style=style)
         for name, wide in widths.items():
             colour = COLOURS.get(row[name], "") if name == "status" else ""
-            head.append(_padded(name, row[name], wide) + _GAP, colour)
+            cell = output.padded(row[name], wide, right=name in _NUMBERS)
+            head.append(cell + _GAP, colour)
         message = Text(row["message"], style)
         lines = [message] if width is None else output.wrapped(message, room)
         for place, line in enumerate(lines):
@@ -81,8 +82,3 @@ def _row(name: str, facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _shown(value: object) -> str:
     return "" if value is None else output.visible(value)
-
-
-def _padded(name: str, text: str, width: int) -> str:
-    blanks = " " * (width - output.cells(text))
-    return blanks + text if name in _NUMBERS else text + blanks

@@ -211,7 +211,7 @@ def _line(
             cells.append((name, value if room is None else output.cut(value, room)))
         elif width:
             shown = value if whole is None else _shortened(name, value, width)
-            cells.append((name, _padded(name, shown, width)))
+            cells.append((name, output.padded(shown, width, right=name == "sequence")))
     while cells and not cells[-1][1].strip():
         cells.pop()
     name, last = cells[-1]
@@ -231,8 +231,3 @@ def _shortened(name: str, value: str, width: int) -> str:
     elif name == "outcome" and width < len(value):
         value = _BRIEF.get(value, value)
     return output.cut(value, width)
-
-
-def _padded(name: str, value: str, width: int) -> str:
-    blanks = " " * (width - output.cells(value))
-    return blanks + value if name == "sequence" else value + blanks

@@ -131,6 +131,12 @@ def cells(text: str) -> int:
     return cell_len(text)
 
 
+def padded(text: str, width: int, *, right: bool = False) -> str:
+    """Fill a text up with blanks to so many columns, ``right``: before it."""
+    blanks = " " * (width - cells(text))
+    return blanks + text if right else text + blanks
+
+
 def cut(text: str, width: int) -> str:
     """Return a text that takes at most ``width`` columns; an ellipsis stands for what is cut."""
     if cells(text) <= width:
