@@ -8,7 +8,6 @@ hold; what had to be altered is named in ``coerced``.
 from __future__ import annotations
 
 import os
-import re
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,7 +37,8 @@ _POOL: Final = 256
 _RANDOM: Final = int.from_bytes(bytes.fromhex("ffffffffffff0fff3fffffffffffffff") * _POOL, "big")
 _VERSION: Final = int.from_bytes(bytes.fromhex("00000000000040008000000000000000") * _POOL, "big")
 """What is random in a UUIDv4 (RFC 9562, section 5.4), and what is not, as often as are drawn."""
-_GROUPS: Final = re.compile("(.{8})(.{4})(.{4})(.{4})(.{12})")
+_FORM: Final = b"xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx\n"
+_DIGITS: Final = tuple(place for place, sign in enumerate(_FORM) if sign == ord("x"))
 
 
 def encode(draft: Draft) -> bytes:
@@ -85,15 +85,17 @@ def merge_fields(draft: Draft, fields: dict[str, Any]) -> dict[str, str]:
 def timestamp_of(unix_nano: int) -> str:
     """Format nanoseconds since 1970 by RFC 3339: UTC, nine digits, ``Z``."""
     global _cached  # noqa: PLW0603 - formatting the second anew costs five times the rest
-    second, fraction = divmod(unix_nano, _SECOND)
-    cached = _cached
-    if cached[0] != second:
-        text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
-        _cached = cached = (second, text)
-    return f"{cached[1]}{fraction:09d}Z"
+    digits = str(unix_nano)
+    second, text = _cached
+    if digits[:-9] != second:
+        text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(unix_nano // _SECOND))
+        if unix_nano < _SECOND:  # too few digits, or before 1970
+            return f"{text}{unix_nano % _SECOND:09d}Z"
+        _cached = (digits[:-9], text)
+    return f"{text}{digits[-9:]}Z"
 
 
-_cached: tuple[int, str] = (-1, "")
+_cached: tuple[str, str] = ("-", "")
 _identifiers: list[str] = []
 
 
@@ -102,11 +104,19 @@ def new_record_id() -> str:
     try:
         return _identifiers.pop()
     except IndexError:
-        drawn = int.from_bytes(os.urandom(16 * _POOL), "big")
-        digits = (drawn & _RANDOM | _VERSION).to_bytes(16 * _POOL, "big").hex()
-        first, *others = map("-".join, _GROUPS.findall(digits))
+        first, *others = _drawn()
         _identifiers.extend(others)
         return first
+
+
+def _drawn() -> list[str]:
+    random = int.from_bytes(os.urandom(16 * _POOL), "big")
+    digits = (random & _RANDOM | _VERSION).to_bytes(16 * _POOL, "big").hex().encode()
+    lines = bytearray(_FORM * _POOL)
+    # The same digit of all at a time: half of what putting each together takes.
+    for number, place in enumerate(_DIGITS):
+        lines[place :: len(_FORM)] = digits[number :: len(_DIGITS)]
+    return lines.decode().split()
 
 
 # A child must not hand out what its parent hands out.
