@@ -100,6 +100,7 @@ class AuditProvider:
                 metrics.MeasuredStore(self._trail.store),
                 queue_size=self.settings.queue_size,
                 timeout=self.settings.timeout,
+                resources={self.resource.hash: self.resource.json},
                 unattended=self._unattended,
             )
             try:
@@ -350,7 +351,7 @@ class AuditProvider:
             _logger.warning("%s is not a setting of otel-audit; is it misspelt?", name)
 
     def _ticket(self, record_id: str, record: bytes, on_failure: str) -> PendingReceipt:
-        return PendingReceipt(record, self.resource, record_id, on_failure, self.settle)
+        return PendingReceipt(record, record_id, on_failure, self)
 
     def _refused(
         self, ticket: PendingReceipt, error: AuditUnavailableError, *, told: bool = False

@@ -8,7 +8,7 @@ block.
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from otel_audit.errors import AuditTimeoutError, ProofError
 from otel_audit.trail.ticket import Ticket
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from otel_audit.errors import AuditUnavailableError
-    from otel_audit.trail.ticket import Resource
 
 
 class AuditReceipt(NamedTuple):
@@ -84,6 +83,16 @@ class AuditReceipt(NamedTuple):
         return self.prover(self.sequence_number)
 
 
+class Settler(Protocol):
+    """Who knows what the fate of a ticket means to its caller."""
+
+    def settle(
+        self, ticket: PendingReceipt, expired: AuditUnavailableError | None = None
+    ) -> AuditReceipt:
+        """Return the receipt of a ticket that is settled or has ``expired``, or raise."""
+        ...
+
+
 class PendingReceipt(Ticket):
     """A receipt on its way; await it. Its record is in the queue, not yet on disk.
 
@@ -92,20 +101,19 @@ class PendingReceipt(Ticket):
     ``await``.
     """
 
-    __slots__ = ("_settle", "on_failure", "record_id")
+    __slots__ = ("_provider", "on_failure", "record_id")
 
     def __init__(
         self,
         record: bytes,
-        resource: Resource | None,
         record_id: str,
         on_failure: str,
-        settle: Callable[[PendingReceipt, AuditUnavailableError | None], AuditReceipt],
+        provider: Settler,
     ) -> None:
-        super().__init__(record, resource)
+        super().__init__(record)
         self.record_id = record_id
         self.on_failure = on_failure
-        self._settle = settle
+        self._provider = provider
 
     def __await__(self) -> Generator[object, None, AuditReceipt]:  # type: ignore[override]  # who awaits a bare ticket gets nothing
         """Wait until the record is durable.
@@ -116,12 +124,12 @@ class PendingReceipt(Ticket):
         try:
             yield from super().__await__()
         except AuditTimeoutError as error:
-            return self._settle(self, error)
-        return self._settle(self, None)
+            return self._provider.settle(self, error)
+        return self._provider.settle(self)
 
     def expire(self, error: AuditTimeoutError | None) -> AuditReceipt:
         """Wait no longer; otherwise like ``await``. ``error`` counts unless it is settled."""
-        return self._settle(self, None if self.settled else error)
+        return self._provider.settle(self, None if self.settled else error)
 
     def __repr__(self) -> str:
         """Show the record and whether its fate is known."""

@@ -9,7 +9,7 @@ from opentelemetry.sdk.resources import SERVICE_NAME
 from opentelemetry.sdk.resources import Resource as OtelResource
 
 from otel_audit.record import coerce
-from otel_audit.trail.ticket import Resource
+from otel_audit.trail.resource import Resource
 
 if TYPE_CHECKING:
     from otel_audit.settings import Settings

@@ -193,7 +193,7 @@ def _resource(reader: TrailReader, fields: dict[str, Any] | None) -> dict[str, A
 
     They are stored once in the trail; None where they are not there, or changed.
     """
-    from otel_audit.trail.ticket import Resource
+    from otel_audit.trail.resource import Resource
 
     name = (fields or {}).get("resource")
     stored = reader.resource(name) if isinstance(name, str) else None

@@ -23,6 +23,7 @@ import time
 import weakref
 from collections import deque
 from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from otel_audit.errors import (
@@ -45,9 +46,9 @@ _QUEUE_BYTES: Final = 64 << 20
 _RETRY_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.001
 
-_WRITER: Final = Ticket(b"", None)
+_WRITER: Final = Ticket(b"")
 """Stands for the writer where a leader is named."""
-_AT_WORK: Final = Ticket(b"", None)
+_AT_WORK: Final = Ticket(b"")
 """Stands for the writer that has noticed."""
 
 _INTERRUPTED: Final = TrailError("the commit was interrupted")
@@ -119,13 +120,16 @@ class Committer:
         *,
         queue_size: int = 65_536,
         timeout: float = 10.0,
+        resources: Mapping[str, bytes] = MappingProxyType({}),
         unattended: Callable[[list[Ticket], Exception], None] | None = None,
     ) -> None:
         """Bound the queue to ``queue_size`` records and each wait to ``timeout`` seconds.
 
-        ``unattended`` is told of failed tickets that nobody waits for.
+        ``resources`` are the OTel Resources (hash to JSON) that the records
+        name. ``unattended`` is told of failed tickets that nobody waits for.
         """
         self._store = store
+        self._resources = resources
         self._queue_size = queue_size
         self._timeout = timeout
         self._unattended = unattended
@@ -306,10 +310,8 @@ class Committer:
         """Commit one group and hand the lead on; True: to the writer."""
         self._take()
         try:
-            commit = self._store.append(
-                [ticket.record for ticket in self._group],
-                {t.resource.hash: t.resource.json for t in self._group if t.resource is not None},
-            )
+            records = [ticket.record for ticket in self._group]
+            commit = self._store.append(records, self._resources)
             self._result = (commit, _INTERRUPTED)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is each caller's answer
             self._result = (None, error)

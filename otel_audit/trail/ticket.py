@@ -8,10 +8,9 @@ how, is the committer's business.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from otel_audit.errors import AuditTimeoutError
@@ -19,18 +18,6 @@ from otel_audit.errors import AuditTimeoutError
 if TYPE_CHECKING:
     import threading
     from collections.abc import Generator, Iterable
-
-
-class Resource(NamedTuple):
-    """An OTel Resource: its hash, which records name, and its JSON, stored once."""
-
-    hash: str
-    json: bytes
-
-    @classmethod
-    def of(cls, json: bytes) -> Resource:
-        """Name a Resource by the first 32 hex digits of the SHA-256 of its JSON."""
-        return cls(hashlib.sha256(json).hexdigest()[:32], json)
 
 
 class Ticket:
@@ -47,24 +34,22 @@ class Ticket:
         "error",
         "leaf_hash",
         "lock",
-        "loops",
         "record",
-        "resource",
         "sequence",
         "settled",
         "timeout",
         "told",
+        "waiters",
     )
 
-    def __init__(self, record: bytes, resource: Resource | None) -> None:
-        """Take a record, and the OTel Resource that it names."""
+    def __init__(self, record: bytes) -> None:
+        """Take a record."""
         self.record = record
-        self.resource = resource
         self.settled = False
         self.told = False
         self.error: Exception | None = None
         self.lock: threading.Lock | None = None
-        self.loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] | None = None
+        self.waiters: list[asyncio.Future[None]] | None = None
         self.sequence = -1
         self.leaf_hash = b""
         self.committed_unix_nano = 0
@@ -89,11 +74,11 @@ class Ticket:
             return None
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        # The committer sets `settled` before it reads `loops`, we the other way
+        # The committer sets `settled` before it reads `waiters`, we the other way
         # round: one of the two sides sees the other, so no wake-up is lost.
-        if self.loops is None:
-            self.loops = []
-        self.loops.append((loop, future))
+        if self.waiters is None:
+            self.waiters = []
+        self.waiters.append(future)
         if self.settled:
             return None  # type: ignore[unreachable] # the committer's thread sets it
         _limit(loop, future, self.timeout)
@@ -104,9 +89,8 @@ class Ticket:
         """Whether somebody waits for it now: not a task that was cancelled, nor a closed loop."""
         if self.lock is not None:
             return True
-        return any(
-            not (future.done() or loop.is_closed()) for loop, future in tuple(self.loops or ())
-        )
+        waiters = tuple(self.waiters or ())
+        return any(not (future.done() or future.get_loop().is_closed()) for future in waiters)
 
 
 def wake(tickets: Iterable[Ticket]) -> None:
@@ -118,9 +102,9 @@ def wake(tickets: Iterable[Ticket]) -> None:
         if lock is not None:
             if lock.locked():
                 lock.release()
-        elif ticket.loops is not None:
-            for loop, future in tuple(ticket.loops):
-                loops.setdefault(loop, []).append(future)
+        elif ticket.waiters is not None:
+            for future in tuple(ticket.waiters):
+                loops.setdefault(future.get_loop(), []).append(future)
     for loop, futures in loops.items():
         # A loop that was closed with receipts pending has nobody left to tell.
         with suppress(RuntimeError):

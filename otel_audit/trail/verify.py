@@ -33,9 +33,9 @@ from otel_audit.trail.judge import Judge
 from otel_audit.trail.merkle import TILE_WIDTH
 from otel_audit.trail.note import ED25519, Verifier
 from otel_audit.trail.reader import StoredCheckpoint, Tree
+from otel_audit.trail.resource import Resource
 from otel_audit.trail.scan import STRETCH, UNREADABLE, Scanner, Stretch, size_of
 from otel_audit.trail.spine import Levels, Spine
-from otel_audit.trail.ticket import Resource
 from otel_audit.trail.workers import scanning
 
 if TYPE_CHECKING:

@@ -113,12 +113,15 @@ async def test_a_barrier_waits_for_each_record_and_not_only_for_the_first(desk: 
 def fate(error: AuditUnavailableError | None = None) -> PendingReceipt:
     """Make a receipt whose record is settled when the test says so."""
 
-    def settle(receipt: PendingReceipt, _: AuditUnavailableError | None) -> AuditReceipt:
-        if error is not None:
-            raise error
-        return AuditReceipt(receipt.record_id, 0, b"", 0)
+    class Fate:
+        def settle(
+            self, ticket: PendingReceipt, _: AuditUnavailableError | None = None
+        ) -> AuditReceipt:
+            if error is not None:
+                raise error
+            return AuditReceipt(ticket.record_id, 0, b"", 0)
 
-    receipt = PendingReceipt(b"", None, "r", "fail", settle)
+    receipt = PendingReceipt(b"", "r", "fail", Fate())
     receipt.timeout = 5.0
     receipt.error = error
     return receipt

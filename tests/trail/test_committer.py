@@ -28,7 +28,7 @@ from otel_audit.trail import merkle
 from otel_audit.trail.committer import Committer
 from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.store import Commit, TrailStore
-from otel_audit.trail.ticket import Resource, Ticket, wake
+from otel_audit.trail.ticket import Ticket, wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,10 +40,6 @@ if TYPE_CHECKING:
 
     Make = Callable[..., Committer]
     Hold = Callable[[], AbstractContextManager[None]]
-
-
-def ticket(record: bytes, resource: Resource | None = None) -> Ticket:
-    return Ticket(record, resource)
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -132,7 +128,7 @@ def test_a_ticket_is_done_when_its_record_can_be_read(
     committer: Committer, directory: Path
 ) -> None:
     for number in range(20):
-        one = ticket(b"%d" % number)
+        one = Ticket(b"%d" % number)
         committer.commit(one)
         assert (one.settled, one.error, one.sequence) == (True, None, number)
         with TrailReader(directory) as reader:
@@ -143,7 +139,7 @@ def test_a_ticket_is_done_when_its_record_can_be_read(
 
 
 def test_nothing_is_done_while_the_lock_is_held(committer: Committer, hold: Hold) -> None:
-    tickets = [ticket(b"%d" % number) for number in range(10)]
+    tickets = [Ticket(b"%d" % number) for number in range(10)]
     with hold():
         threads = [
             threading.Thread(target=committer.commit, args=(one,), daemon=True) for one in tickets
@@ -160,7 +156,7 @@ def test_nothing_is_done_while_the_lock_is_held(committer: Committer, hold: Hold
 def test_records_of_one_thread_keep_their_order(committer: Committer, directory: Path) -> None:
     def emit(name: int) -> None:
         for number in range(50):
-            committer.commit(ticket(b"%d %d" % (name, number)))
+            committer.commit(Ticket(b"%d %d" % (name, number)))
 
     run(*(lambda name=name: emit(name) for name in range(8)))
     numbers: dict[bytes, list[int]] = {}
@@ -174,7 +170,7 @@ def test_records_that_an_event_loop_submits_keep_their_order(
     committer: Committer, directory: Path
 ) -> None:
     for number in range(5_000):
-        committer.submit(ticket(b"%d" % number))
+        committer.submit(Ticket(b"%d" % number))
     assert committer.drain(5.0)
     assert stored(directory) == [b"%d" % number for number in range(5_000)]
 
@@ -182,7 +178,7 @@ def test_records_that_an_event_loop_submits_keep_their_order(
 def test_thirty_two_threads_share_their_syncs(committer: Committer, directory: Path) -> None:
     def emit() -> None:
         for _ in range(30):
-            committer.commit(ticket(b"x"))
+            committer.commit(Ticket(b"x"))
 
     run(*[emit] * 32)
     statistics = committer.statistics
@@ -192,7 +188,7 @@ def test_thirty_two_threads_share_their_syncs(committer: Committer, directory: P
 
 def test_one_thread_waits_for_nobody(committer: Committer) -> None:
     for _ in range(10):
-        committer.commit(ticket(b"x"))
+        committer.commit(Ticket(b"x"))
     assert committer.statistics.groups == 10
 
 
@@ -200,25 +196,23 @@ def test_a_group_has_at_most_512_records_and_about_four_megabytes(
     committer: Committer, hold: Hold
 ) -> None:
     with hold():
-        committer.submit(ticket(b"first"))
+        committer.submit(Ticket(b"first"))
         until(lambda: committer.waiting == 0)
         for _ in range(1_024):
-            committer.submit(ticket(b"x"))
+            committer.submit(Ticket(b"x"))
     assert committer.drain(5.0)
     assert committer.statistics.groups == 3
     with hold():
-        committer.submit(ticket(b"first"))
+        committer.submit(Ticket(b"first"))
         until(lambda: committer.waiting == 0)
         for _ in range(130):
-            committer.submit(ticket(b"x" * 65_535))
+            committer.submit(Ticket(b"x" * 65_535))
     assert committer.drain(5.0)
     assert committer.statistics.groups == 3 + 1 + 2
 
 
-def test_the_resources_that_records_name_are_stored_with_them(
-    committer: Committer, directory: Path
-) -> None:
-    committer.commit(ticket(b"x", Resource("abc", b'{"service.name":"shop"}')))
+def test_the_resources_that_records_name_are_stored_with_them(make: Make, directory: Path) -> None:
+    make(resources={"abc": b'{"service.name":"shop"}'}).commit(Ticket(b"x"))
     with TrailReader(directory) as reader:
         assert reader.resource("abc") == b'{"service.name":"shop"}'
 
@@ -280,7 +274,7 @@ class Stress:
 
     def thread(self) -> None:
         for number in range(1_500):
-            one = ticket(b"%d" % number)
+            one = Ticket(b"%d" % number)
             if random.random() < 0.3:
                 time.sleep(random.uniform(0, 2e-4))
             try:
@@ -291,7 +285,7 @@ class Stress:
                 self.settle(one)
 
     async def task(self, number: int) -> None:
-        one = ticket(b"%d" % number)
+        one = Ticket(b"%d" % number)
         self.committer.submit(one)
         try:
             await one
@@ -338,9 +332,9 @@ def test_the_lead_is_handed_over_thousands_of_times_and_nobody_hangs(
 def test_a_follower_waits_no_longer_than_the_time_out(make: Make, hold: Hold) -> None:
     committer = make(timeout=0.2)
     with hold():
-        committer.submit(ticket(b"leads"))
+        committer.submit(Ticket(b"leads"))
         began = time.monotonic()
-        one = ticket(b"follows")
+        one = Ticket(b"follows")
         with pytest.raises(AuditTimeoutError, match=r"within 0\.2 s \(OTEL_AUDIT_TIMEOUT\)"):
             committer.commit(one)
         assert 0.15 < time.monotonic() - began < 1.0
@@ -351,7 +345,7 @@ def test_a_follower_waits_no_longer_than_the_time_out(make: Make, hold: Hold) ->
 
 async def test_a_task_waits_no_longer_than_the_time_out(make: Make, hold: Hold) -> None:
     committer = make(timeout=0.2)
-    one = ticket(b"x")
+    one = Ticket(b"x")
     with hold():
         committer.submit(one)
         began = time.monotonic()
@@ -366,9 +360,9 @@ def test_a_leader_that_gave_up_is_replaced(make: Make, hold: Hold) -> None:
     """Followers time out one after the other; whoever is named next may be gone already."""
     committer = make(timeout=0.05)
     with hold():
-        committer.submit(ticket(b"first"))
+        committer.submit(Ticket(b"first"))
         run(*[lambda: _expect_timeout(committer)] * 8)
-        later = ticket(b"later")
+        later = Ticket(b"later")
         committer.submit(later)
     until(lambda: later.settled)
     assert later.sequence == 9
@@ -376,22 +370,22 @@ def test_a_leader_that_gave_up_is_replaced(make: Make, hold: Hold) -> None:
 
 def _expect_timeout(committer: Committer) -> None:
     with pytest.raises(AuditTimeoutError):
-        committer.commit(ticket(b"x"))
+        committer.commit(Ticket(b"x"))
 
 
 def test_too_many_records_are_refused_at_once(make: Make, hold: Hold) -> None:
     committer = make(queue_size=10)
     with hold():
-        committer.submit(ticket(b"first"))
+        committer.submit(Ticket(b"first"))
         until(lambda: committer.waiting == 0)
         for _ in range(10):
-            committer.submit(ticket(b"x"))
+            committer.submit(Ticket(b"x"))
         began = time.monotonic()
         for put in (committer.submit, committer.commit):
             with pytest.raises(
                 AuditBackpressureError, match=r"10 records .* OTEL_AUDIT_QUEUE_SIZE"
             ):
-                put(ticket(b"x"))
+                put(Ticket(b"x"))
         assert time.monotonic() - began < 0.5
     assert committer.drain(5.0)
     assert (committer.statistics.refused, committer.statistics.committed) == (2, 11)
@@ -400,16 +394,16 @@ def test_too_many_records_are_refused_at_once(make: Make, hold: Hold) -> None:
 def test_too_many_bytes_are_refused_at_once(make: Make, hold: Hold) -> None:
     committer = make()
     with hold():
-        committer.submit(ticket(b"first"))
+        committer.submit(Ticket(b"first"))
         until(lambda: committer.waiting == 0)
         big = b"x" * 65_535
         for _ in range(1_024):
-            committer.submit(Ticket(big, None))
+            committer.submit(Ticket(big))
         with pytest.raises(AuditBackpressureError, match=r"1024 records \(67107840 bytes\)"):
-            committer.submit(Ticket(big, None))
-        committer.submit(ticket(b"a small one still fits"))
+            committer.submit(Ticket(big))
+        committer.submit(Ticket(b"a small one still fits"))
     assert committer.drain(20.0)
-    committer.submit(ticket(big))
+    committer.submit(Ticket(big))
     assert committer.drain(5.0)
 
 
@@ -418,13 +412,13 @@ def test_a_closed_committer_refuses_and_finishes_what_it_has(
 ) -> None:
     with hold():
         for number in range(50):
-            committer.submit(ticket(b"%d" % number))
+            committer.submit(Ticket(b"%d" % number))
         closing = threading.Thread(target=committer.close, args=(5.0,))
         closing.start()
         until(lambda: committer._closed)
         for put in (committer.submit, committer.commit):
             with pytest.raises(AuditClosedError, match=r"configure\(\) a new one"):
-                put(ticket(b"x"))
+                put(Ticket(b"x"))
     closing.join(5)
     assert not closing.is_alive()
     assert len(stored(directory)) == 50
@@ -436,7 +430,7 @@ def test_a_closed_committer_refuses_and_finishes_what_it_has(
 def test_close_says_when_records_remain(make: Make, hold: Hold) -> None:
     committer = make()
     with hold():
-        committer.submit(ticket(b"x"))
+        committer.submit(Ticket(b"x"))
         began = time.monotonic()
         assert not committer.close(0.2)
         assert time.monotonic() - began < 1.0
@@ -448,7 +442,7 @@ def test_drain_does_not_wait_for_what_comes_later(committer: Committer) -> None:
 
     def emit() -> None:
         while not stop.is_set():
-            committer.commit(ticket(b"x"))
+            committer.commit(Ticket(b"x"))
 
     threads = [threading.Thread(target=emit) for _ in range(4)]
     for thread in threads:
@@ -464,7 +458,7 @@ def test_drain_does_not_wait_for_what_comes_later(committer: Committer) -> None:
 
 def test_drain_says_when_time_is_up(committer: Committer, hold: Hold) -> None:
     with hold():
-        committer.submit(ticket(b"x"))
+        committer.submit(Ticket(b"x"))
         assert not committer.drain(0.1)
     assert committer.drain(5.0)
 
@@ -505,13 +499,13 @@ def failing(store: TrailStore) -> Iterator[Failing]:
 def test_a_failure_reaches_everybody_in_the_group_and_nobody_else(
     committer: Committer, failing: Failing, directory: Path
 ) -> None:
-    committer.commit(ticket(b"before"))
+    committer.commit(Ticket(b"before"))
     failing.begin()
-    tickets = [ticket(b"%d" % number) for number in range(16)]
+    tickets = [Ticket(b"%d" % number) for number in range(16)]
     run(*(lambda one=one: committer.commit(one) for one in tickets))
     assert all("no room" in str(one.error) for one in tickets)
     failing.end()
-    after = ticket(b"after")
+    after = Ticket(b"after")
     committer.commit(after)
     assert (after.error, after.sequence) == (None, 1)
     assert committer.statistics.failed == 16
@@ -522,7 +516,7 @@ def test_broken_heals_by_itself_once_the_trail_takes_records_again(
     committer: Committer, failing: Failing, caplog: pytest.LogCaptureFixture
 ) -> None:
     failing.begin()
-    committer.commit(ticket(b"x"))
+    committer.commit(Ticket(b"x"))
     assert "no room" in str(committer.broken)
     until(lambda: committer.broken is not None and committer._probe_due > time.monotonic() + 0.9)
     time.sleep(0.2)
@@ -538,7 +532,7 @@ def test_broken_is_logged_once_and_not_for_each_group(
 ) -> None:
     failing.begin()
     for _ in range(5):
-        committer.commit(ticket(b"x"))
+        committer.commit(Ticket(b"x"))
     assert caplog.text.count("does not take records (1 not confirmed)") == 1
     failing.end()
 
@@ -549,7 +543,7 @@ def test_a_commit_that_does_not_end_counts_as_broken_and_asking_does_not_block(
     disk = threading.Event()
     memory.inside = lambda: assert_true(disk.wait(10))
     committer = Committer(memory, timeout=0.1)
-    committer.submit(ticket(b"x"))
+    committer.submit(Ticket(b"x"))
     time.sleep(0.15)
     began = time.monotonic()
     assert "under way for 0 s; the disk may hang" in str(committer.broken)
@@ -567,11 +561,11 @@ def assert_true(value: object) -> None:
 def test_the_store_may_raise_anything(memory: Memory) -> None:
     committer = Committer(memory)
     memory.failure = ZeroDivisionError("what")
-    one = ticket(b"x")
+    one = Ticket(b"x")
     committer.commit(one)
     assert one.error is memory.failure
     memory.failure = None
-    committer.commit(ticket(b"x"))
+    committer.commit(Ticket(b"x"))
     assert committer.close(5.0)
 
 
@@ -581,9 +575,9 @@ def test_failures_that_nobody_waits_for_are_reported_with_their_tickets(
     reported: list[Ticket] = []
     committer = make(unattended=lambda tickets, _: reported.extend(tickets))
     failing.begin()
-    attended = ticket(b"attended")
+    attended = Ticket(b"attended")
     committer.commit(attended)
-    forgotten = [ticket(b"%d" % number) for number in range(5)]
+    forgotten = [Ticket(b"%d" % number) for number in range(5)]
     for one in forgotten:
         committer.submit(one)
     assert committer.drain(5.0)
@@ -598,7 +592,7 @@ async def test_a_task_that_was_cancelled_does_not_attend_to_its_ticket(
     reported: list[Ticket] = []
     committer = make(unattended=lambda tickets, _: reported.extend(tickets))
     failing.begin()
-    cancelled, awaited = ticket(b"cancelled"), ticket(b"awaited")
+    cancelled, awaited = Ticket(b"cancelled"), Ticket(b"awaited")
     with hold():
         tasks = []
         for one in (cancelled, awaited):
@@ -625,7 +619,7 @@ def test_who_timed_out_is_not_reported_a_second_time(memory: Memory) -> None:
     committer = Committer(
         memory, timeout=0.05, unattended=lambda tickets, _: reported.extend(tickets)
     )
-    committer.submit(ticket(b"first"))
+    committer.submit(Ticket(b"first"))
     _expect_timeout(committer)
     disk.set()
     assert committer.drain(5.0)
@@ -639,10 +633,10 @@ def test_a_report_that_raises_keeps_nobody_waiting(memory: Memory) -> None:
 
     committer = Committer(memory, unattended=raises)
     memory.failure = TrailError("no")
-    committer.submit(ticket(b"x"))
+    committer.submit(Ticket(b"x"))
     assert committer.drain(5.0)
     memory.failure = None
-    after = ticket(b"after")
+    after = Ticket(b"after")
     run(lambda: committer.commit(after))
     assert after.sequence == 0
     assert committer.close(5.0)
@@ -653,11 +647,11 @@ def test_a_lock_held_elsewhere_fails_the_group_after_the_stores_time_out(directo
     committer = Committer(store)
     with (directory / "lock").open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        one = ticket(b"x")
+        one = Ticket(b"x")
         committer.commit(one)
         assert isinstance(one.error, TrailLockedError)
         assert str(committer.broken) == str(one.error)
-    committer.commit(ticket(b"y"))
+    committer.commit(Ticket(b"y"))
     assert committer.broken is None
     assert committer.close(5.0)
     store.close()
@@ -668,7 +662,7 @@ def test_a_lock_held_elsewhere_fails_the_group_after_the_stores_time_out(directo
 
 async def test_many_tasks_of_one_loop_share_groups(committer: Committer) -> None:
     async def emit() -> int:
-        one = ticket(b"x")
+        one = Ticket(b"x")
         committer.submit(one)
         await one
         return one.sequence
@@ -681,7 +675,7 @@ async def test_many_tasks_of_one_loop_share_groups(committer: Committer) -> None
 async def test_submitting_never_blocks_the_loop(committer: Committer, hold: Hold) -> None:
     with hold():
         began = time.monotonic()
-        tickets = [ticket(b"%d" % number) for number in range(1_000)]
+        tickets = [Ticket(b"%d" % number) for number in range(1_000)]
         for one in tickets:
             committer.submit(one)
         assert time.monotonic() - began < 0.5
@@ -695,7 +689,7 @@ async def test_submitting_never_blocks_the_loop(committer: Committer, hold: Hold
 async def test_a_ticket_may_be_awaited_by_several_tasks_and_again(
     committer: Committer, hold: Hold
 ) -> None:
-    one = ticket(b"x")
+    one = Ticket(b"x")
     with hold():
         committer.submit(one)
         tasks = [asyncio.ensure_future(_wait_for(one)) for _ in range(5)]
@@ -708,7 +702,7 @@ async def test_a_ticket_may_be_awaited_by_several_tasks_and_again(
 def test_several_loops_await_the_same_committer(committer: Committer, directory: Path) -> None:
     async def emit() -> None:
         for _ in range(50):
-            one = ticket(b"x")
+            one = Ticket(b"x")
             committer.submit(one)
             await one
 
@@ -732,7 +726,7 @@ class Hasty(asyncio.SelectorEventLoop):
 
 
 def test_a_ticket_that_is_done_at_the_worst_moment_wakes_its_task() -> None:
-    one = ticket(b"x")
+    one = Ticket(b"x")
     one.timeout = 5.0
     loop = Hasty()
 
@@ -762,10 +756,10 @@ def test_a_loop_closed_with_pending_tickets_harms_nobody(
         task._log_destroy_pending = False  # type: ignore[attr-defined] # the test is about this
         loop.close()
 
-    stays, fails = ticket(b"stays"), ticket(b"fails")
+    stays, fails = Ticket(b"stays"), Ticket(b"fails")
     with hold():
         abandon(stays)
-    committer.commit(ticket(b"next"))
+    committer.commit(Ticket(b"next"))
     assert stored(directory) == [b"stays", b"next"]
     failing.begin()
     with hold():
@@ -847,7 +841,7 @@ def test_an_exception_from_a_signal_handler_leaves_all_in_order_wherever_it_stri
     tickets: list[Ticket] = []
 
     def emit(record: bytes = b"main") -> None:
-        one = ticket(record)
+        one = Ticket(record)
         committer.commit(one)
         tickets.append(one)
 
@@ -865,7 +859,7 @@ def test_an_exception_from_a_signal_handler_leaves_all_in_order_wherever_it_stri
         thread.join(3.0)
         assert not thread.is_alive(), "a thread hangs"
     assert len(kept) > 100
-    last = ticket(b"last")
+    last = Ticket(b"last")
     committer.commit(last)
     assert last.error is None
     errors = {str(one.error) for one in tickets if one.error is not None}
@@ -877,12 +871,12 @@ def test_an_exception_from_a_signal_handler_leaves_all_in_order_wherever_it_stri
 @pytest.mark.usefixtures("unmeasured")
 def test_an_interrupted_loop_thread_leaves_the_writer_in_charge(memory: Memory) -> None:
     committer = Committer(memory, timeout=2.0)
-    committer.submit(ticket(b"starts the writer"))
+    committer.submit(Ticket(b"starts the writer"))
     with Shots(interrupt) as shots:
-        kept = interrupted(shots, lambda: committer.submit(ticket(b"x")), 1.0)
+        kept = interrupted(shots, lambda: committer.submit(Ticket(b"x")), 1.0)
     assert kept
     assert committer.drain(5.0)
-    one = ticket(b"last")
+    one = Ticket(b"last")
     run(lambda: committer.commit(one))
     assert one.error is None
     assert committer.close(5.0)
@@ -897,7 +891,7 @@ def test_a_writer_thread_left_by_an_interrupted_start_never_leads_beside_the_oth
     assert committer._start_writer()
     memory.inside = lambda: time.sleep(2e-4)
     for _ in range(2_000):
-        committer.submit(ticket(b"x"))
+        committer.submit(Ticket(b"x"))
         committer._nudge()
     assert committer.drain(5.0)
     assert memory.most == 1
@@ -916,15 +910,15 @@ def test_a_follower_that_is_interrupted_does_not_take_the_lead_with_it(
     shot = threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGUSR1))
     try:
         with hold():
-            committer.submit(ticket(b"leads"))
+            committer.submit(Ticket(b"leads"))
             until(lambda: committer.waiting == 0)
             shot.start()
             with pytest.raises(Interrupt):
-                committer.commit(ticket(b"is interrupted"))
+                committer.commit(Ticket(b"is interrupted"))
     finally:
         shot.join()
         signal.signal(signal.SIGUSR1, before)
-    after = ticket(b"after")
+    after = Ticket(b"after")
     committer.commit(after)
     assert after.sequence == 2
 
@@ -937,7 +931,7 @@ def test_a_signal_handler_may_emit_in_the_middle_of_a_commit(
     emitted: list[Ticket] = []
 
     def emit() -> None:
-        one = ticket(b"handler")
+        one = Ticket(b"handler")
         committer.commit(one)
         emitted.append(one)
 
@@ -945,7 +939,7 @@ def test_a_signal_handler_may_emit_in_the_middle_of_a_commit(
         deadline = time.monotonic() + 2.0
         while len(emitted) < 300 and time.monotonic() < deadline:
             shots.armed = True
-            one = ticket(b"main")
+            one = Ticket(b"main")
             committer.commit(one)
             assert one.error is None
             assert one.settled
@@ -967,7 +961,7 @@ def test_a_mark_that_an_exception_left_behind_is_not_believed(
     me = threading.get_ident()
     committer._inside.add(me)
     store._handle.writer = me, TrailStore._transact.__code__
-    one = ticket(b"one")
+    one = Ticket(b"one")
     committer.commit(one)
     assert one.settled, "it was not postponed"
     assert committer.drain(5.0)
@@ -979,7 +973,7 @@ def test_a_mark_that_an_exception_left_behind_is_not_believed(
 def test_what_a_signal_handler_emits_after_close_is_reported(memory: Memory) -> None:
     reported: list[Ticket] = []
     committer = Committer(memory, unattended=lambda tickets, _: reported.extend(tickets))
-    nested = ticket(b"nested")
+    nested = Ticket(b"nested")
 
     def inside() -> None:
         memory.inside = lambda: None
@@ -988,7 +982,7 @@ def test_what_a_signal_handler_emits_after_close_is_reported(memory: Memory) -> 
         committer._closed = True
 
     memory.inside = inside
-    committer.commit(ticket(b"outer"))
+    committer.commit(Ticket(b"outer"))
     assert reported == [nested]
     assert isinstance(nested.error, AuditClosedError)
 
@@ -1002,12 +996,12 @@ def test_where_no_thread_can_be_started_the_caller_commits_itself(
         with pytest.raises(RuntimeError, match="can't start new thread"):
             threading.Thread(target=print).start()
         for number in range(3):
-            one = ticket(b"%d" % number)
+            one = Ticket(b"%d" % number)
             committer.submit(one)
             assert one.settled
     finally:
         threading.stack_size(before)
-    committer.submit(ticket(b"by the writer again"))
+    committer.submit(Ticket(b"by the writer again"))
     assert committer.drain(5.0)
     assert len(stored(directory)) == 4
 
@@ -1038,7 +1032,7 @@ def test_forks_in_the_middle_of_traffic(committer: Committer, directory: Path) -
 
     def emit(name: int) -> None:
         while not stop.is_set():
-            one = ticket(b"parent %d %d" % (name, emitted[name]))
+            one = Ticket(b"parent %d %d" % (name, emitted[name]))
             committer.commit(one)
             if one.error is not None:
                 failed.append(one.error)
@@ -1048,10 +1042,10 @@ def test_forks_in_the_middle_of_traffic(committer: Committer, directory: Path) -
         assert committer.waiting == 0
         assert committer.statistics.committed == 0
         for _ in range(10):
-            one = ticket(b"child")
+            one = Ticket(b"child")
             committer.commit(one)
             assert one.error is None
-        committer.submit(ticket(b"child"))
+        committer.submit(Ticket(b"child"))
         assert committer.drain(5.0)
         assert committer.statistics.committed == 11
 
@@ -1076,7 +1070,7 @@ def test_a_child_does_not_inherit_the_queue(
 ) -> None:
     with hold():
         for _ in range(10):
-            committer.submit(ticket(b"parent"))
+            committer.submit(Ticket(b"parent"))
 
         def child() -> None:
             assert committer.waiting == 0

@@ -29,8 +29,8 @@ from otel_audit.trail.checkpoint import Checkpoint, sign
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.note import sign_note
 from otel_audit.trail.reader import TrailReader
+from otel_audit.trail.resource import Resource
 from otel_audit.trail.store import TrailStore
-from otel_audit.trail.ticket import Resource
 from tests.trail import btree
 
 if TYPE_CHECKING:
