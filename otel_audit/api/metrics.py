@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 import weakref
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import metrics
@@ -22,11 +20,9 @@ from opentelemetry.metrics import CallbackOptions, Meter, NoOpMeter, Observation
 from otel_audit._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
     from otel_audit.api.provider import AuditProvider
-    from otel_audit.trail.committer import Appender
-    from otel_audit.trail.store import Commit
 
 _DROPPED: Final = ("failed", "refused")
 """Of `AuditProvider.statistics`: not confirmed by the disk; not let into the queue."""
@@ -60,30 +56,12 @@ _commit = _meter.create_histogram(
 _providers: weakref.WeakSet[AuditProvider] = weakref.WeakSet()
 
 
-class MeasuredStore:
-    """A store whose commits are timed."""
-
-    def __init__(self, store: Appender) -> None:
-        """Take the store that does the work."""
-        self._store = store
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether this thread is in the middle of writing."""
-        return self._store.interrupted
-
-    def append(self, records: Sequence[bytes], resources: Mapping[str, bytes]) -> Commit:
-        """Commit a group durably or raise `TrailError`."""
-        began = time.perf_counter()
-        commit = self._store.append(records, resources)
-        # Whatever somebody's MeterProvider raises: the records are committed.
-        with suppress(Exception):
-            _commit.record(time.perf_counter() - began)
-        return commit
-
-    def probe(self) -> None:
-        """Commit something harmless or raise `TrailError`."""
-        self._store.probe()
+def committed(seconds: float) -> None:
+    """Report how long a group commit took, in the context of who led it."""
+    try:
+        _commit.record(seconds)
+    except Exception:  # noqa: BLE001 - whatever somebody's MeterProvider raises
+        return
 
 
 def watch(provider: AuditProvider) -> None:

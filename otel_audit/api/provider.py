@@ -97,11 +97,12 @@ class AuditProvider:
         else:
             self._trail = self._open(keys, clock, vfs)
             self._committer = Committer(
-                metrics.MeasuredStore(self._trail.store),
+                self._trail.store,
                 queue_size=self.settings.queue_size,
                 timeout=self.settings.timeout,
                 resources={self.resource.hash: self.resource.json},
                 unattended=self._unattended,
+                committed=metrics.committed,
             )
             try:
                 self._accompany()

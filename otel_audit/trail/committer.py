@@ -122,17 +122,20 @@ class Committer:
         timeout: float = 10.0,
         resources: Mapping[str, bytes] = MappingProxyType({}),
         unattended: Callable[[list[Ticket], Exception], None] | None = None,
+        committed: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Bound the queue to ``queue_size`` records and each wait to ``timeout`` seconds.
 
         ``resources`` are the OTel Resources (hash to JSON) that the records
-        name. ``unattended`` is told of failed tickets that nobody waits for.
+        name. ``unattended`` is told of failed tickets that nobody waits for,
+        ``committed`` how many seconds each group took; it must not raise.
         """
         self._store = store
         self._resources = resources
         self._queue_size = queue_size
         self._timeout = timeout
         self._unattended = unattended
+        self._committed = committed
         self._closed = False
         self._start_empty()
         _committers.add(self)
@@ -353,23 +356,21 @@ class Committer:
                         ticket.told = True
                         unattended.append(ticket)
         wake(group)
+        statistics, now = self.statistics, time.monotonic()
         with self._mutex:
-            self._since = 0.0
+            took, self._since = now - (self._since or now), 0.0
             self._group = []
             self._settled = self._enqueued - len(self._queue)
-            self._count(len(group), failed=commit is None)
-        if commit is not None:
-            self._broken = None
-        else:
+            statistics.groups += 1
+            if commit is None:
+                statistics.failed += len(group)
+            else:
+                statistics.committed += len(group)
+        if commit is None:
             self._report(failure, len(group), unattended)
-
-    def _count(self, records: int, *, failed: bool) -> None:
-        statistics = self.statistics
-        statistics.groups += 1
-        if failed:
-            statistics.failed += records
-        else:
-            statistics.committed += records
+            return
+        self._broken = None
+        self._committed(took)
 
     def _report(self, failure: Exception, count: int, unattended: list[Ticket]) -> None:
         """Log a failure; what logging raises must not keep the others waiting."""
