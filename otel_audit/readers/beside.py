@@ -18,8 +18,8 @@ from otel_audit.readers.pace import Pace
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SHARE: Final = 0.05
-"""Of one processor's time, beside an application that works: nothing waits for this."""
+SHARE: Final = 0.02
+"""Of one processor's time, beside an application that takes all of it: nothing waits for this."""
 
 _TICK: Final = 0.2
 _RETRY_SECONDS: Final = 1.0
@@ -40,7 +40,7 @@ class Beside:
         share: float = SHARE,
         rest: Callable[[], None] = lambda: None,
     ) -> None:
-        """``share``: of one processor's time, what ``work`` may take through `breathe`.
+        """``share``: of one processor's time, what ``work`` may take at least through `breathe`.
 
         ``rest`` is called in the thread before it ends, to let go of files.
         """

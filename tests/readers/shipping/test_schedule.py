@@ -236,7 +236,7 @@ def test_a_forked_child_ships_when_it_serves_the_trail(
     assert far_end.records == stored(provider)
 
 
-def test_catching_up_takes_a_tenth_beside_an_application_that_works() -> None:
+def test_catching_up_takes_its_share_or_half_of_what_the_application_leaves() -> None:
     now = [0.0, 0.0, 1_000.0]
 
     def goes_by(own: float, others: float, wall: float) -> None:
@@ -251,8 +251,10 @@ def test_catching_up_takes_a_tenth_beside_an_application_that_works() -> None:
         goes_by(0.01, others, 0.05)
         return rest.due()
 
-    assert rested(0.1, others=0.5) == pytest.approx(0.09)
-    assert rested(0.1, others=0.1) == pytest.approx(0.01)
+    assert rested(0.1, others=1.0) == pytest.approx(0.09)
+    assert rested(0.1, others=1.7) == pytest.approx(0.09)
+    assert rested(0.1, others=0.5) == pytest.approx(0.03)
+    assert rested(0.1, others=0.0) == pytest.approx(0.01)
     assert rested(1.0, others=0.5) == 0.0
     real = Pace(0.1)
     real.begin()
