@@ -28,6 +28,7 @@ from otel_audit.record.encode import members
 from otel_audit.trail.ticket import timed_out
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterator, Mapping
     from contextvars import Token
 
@@ -106,6 +107,32 @@ class RequestScope:
         """Restore what was before `attach`."""
         otel_context.detach(token)
 
+    def settling(self) -> asyncio.Future[None] | None:
+        """Return what can be awaited before `barrier`, which then need not wait; None if nothing.
+
+        While it waits, nothing of ours is suspended. What it raises is for `expire`.
+        """
+        return self.pending[-1].settling() if self.pending else None
+
+    def expire(self, error: AuditTimeoutError) -> None:
+        """Wait no longer for what is not durable by now: `barrier` raises what that means."""
+        pending = tuple(self.pending)
+        for receipt in pending:
+            self._expired(receipt, error)
+        del self.pending[: len(pending)]
+
+    def durable(self) -> bool:
+        """Whether `barrier` has nothing to wait for and nothing to raise."""
+        pending = self.pending
+        count = len(pending)
+        for receipt in pending:
+            if not receipt.settled or receipt.error is not None:
+                return False
+        if self.failure is not None:
+            return False
+        del pending[:count]
+        return True
+
     async def barrier(self, last: PendingReceipt | None = None) -> None:
         """Wait until all that was emitted in this scope is durable; given ``last``, up to that.
 
@@ -138,14 +165,23 @@ class RequestScope:
         self, receipt: PendingReceipt, expired: AuditTimeoutError | None
     ) -> AuditUnavailableError | None:
         """Tell how one record went; its failure must not keep us from the others."""
+        if receipt.settled or expired is not None:
+            return self._expired(receipt, expired)
         try:
-            if receipt.settled or expired is not None:
-                receipt.expire(expired)
-            else:
-                await receipt
+            await receipt
         except AuditUnavailableError as error:
             self.failure = self.failure or error
             return error
+        return None
+
+    def _expired(
+        self, receipt: PendingReceipt, error: AuditTimeoutError | None
+    ) -> AuditUnavailableError | None:
+        try:
+            receipt.expire(error)
+        except AuditUnavailableError as failure:
+            self.failure = self.failure or failure
+            return failure
         return None
 
     def in_session(self, session_id: str) -> None:

@@ -144,8 +144,10 @@ class HttpExchange(Exchange):
     async def _release(self, last: PendingReceipt | None = None) -> None:
         """Send what is held when it is durable, or a 503 in its place."""
         held, self._held = self._held, []
+        request = self._request
         try:
-            await self._request.barrier(last)
+            if not request.durable():
+                await request.barrier(last)
         except AuditUnavailableError as error:
             await self._fail(error, held[0].get("headers") or ())
             return
@@ -206,9 +208,12 @@ class HttpExchange(Exchange):
         await self._send({"type": _START, "status": problem.STATUS, "headers": headers})
         await self._send({"type": _BODY, "body": body, "more_body": False})
 
+    def _settling(self) -> asyncio.Future[None] | None:
+        self._returned = True
+        return self._request.settling() if self._held and self._releasing is None else None
+
     async def _finish(self) -> None:
         """Settle what background tasks emitted, and responses that never began."""
-        self._returned = True
         await self._let_go()
         if self._failure is not None:
             if self._started:
@@ -224,6 +229,8 @@ class HttpExchange(Exchange):
             await self._fail(error)
 
     async def _settle(self, error: BaseException) -> None:
+        if self._returned:  # so that it was us who were given up, while the answer waited
+            self._held.clear()
         self._returned = True
         await self._let_go()
         if self._failure is not None:

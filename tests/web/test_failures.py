@@ -96,6 +96,26 @@ async def test_a_response_that_is_not_confirmed_becomes_a_503(
     assert "not recorded" not in said["detail"]
 
 
+async def test_an_answer_waits_for_one_time_out(
+    make_provider: Callable[..., AuditProvider], hold: Hold
+) -> None:
+    """Whoever waits first, and however many records it is for."""
+    provider = make_provider(timeout=1.0)
+    audit = AuditLogger(provider=provider)
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        for _ in range(3):
+            audit.audit_event("order", "place")
+        await send(START)
+        await send(BODY)
+
+    audited = AuditMiddleware(app, provider=provider, http_activity="off")
+    with hold():
+        began = asyncio.get_running_loop().time()
+        assert (await request(audited)).status == 503
+        assert 0.9 < asyncio.get_running_loop().time() - began < 1.9
+
+
 async def test_the_reason_stays_in_the_log(
     wrap: Wrap, audit: AuditLogger, hold: Hold, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
