@@ -155,6 +155,7 @@ def _wait_for_trail(settings: Settings, stop: _Stop) -> bool:
 def _agent(trail: Trail, settings: Settings) -> Agent:
     from otel_audit.readers.agent import Agent
     from otel_audit.readers.attendants import attendants
+    from otel_audit.readers.pace import ALL
     from otel_audit.trail.reader import TrailReader
 
     directory = settings.trail_directory
@@ -171,7 +172,7 @@ def _agent(trail: Trail, settings: Settings) -> Agent:
         mirror_max_bytes=settings.mirror_max_bytes,
         mirror_backups=settings.mirror_backups,
         # Nobody else needs the processor of this process.
-        attendants=attendants(settings, read, lambda event: _record(settings, event), share=1.0),
+        attendants=attendants(settings, read, lambda event: _record(settings, event), share=ALL),
     )
 
 

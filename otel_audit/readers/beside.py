@@ -13,13 +13,13 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.readers.failures import Failures
-from otel_audit.readers.pace import Pace
+from otel_audit.readers.pace import Pace, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SHARE: Final = 0.02
-"""Of one processor's time, beside an application that takes all of it: nothing waits for this."""
+SHARE: Final = Share(0.05, least=0.02)
+"""Nothing waits for this."""
 
 _TICK: Final = 0.2
 _RETRY_SECONDS: Final = 1.0
@@ -37,10 +37,10 @@ class Beside:
         name: str,
         work: Callable[[], bool],
         *,
-        share: float = SHARE,
+        share: Share = SHARE,
         rest: Callable[[], None] = lambda: None,
     ) -> None:
-        """``share``: of one processor's time, what ``work`` may take at least through `breathe`.
+        """``share`` is what ``work`` may take of a processor, through `breathe`.
 
         ``rest`` is called in the thread before it ends, to let go of files.
         """

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from otel_audit.readers.index.segments import Rows
     from otel_audit.readers.index.tables import Segment
+    from otel_audit.readers.pace import Share
     from otel_audit.trail.reader import TrailReader
 
 RESERVE: Final = 64 << 20
@@ -256,11 +257,11 @@ def following(
     reader_factory: Callable[[], TrailReader],
     *,
     full_text: bool = True,
-    share: float = SHARE,
+    share: Share = SHARE,
 ) -> Beside:
     """Return the thread that keeps a trail's index, for the agent to start and stop.
 
-    ``share`` is what it takes of one processor at most while it catches up.
+    ``share`` is what it may take of a processor while it catches up.
     """
     reader: TrailReader | None = None
 

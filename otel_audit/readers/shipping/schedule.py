@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from otel_audit.readers.cursors import Cursors
 from otel_audit.readers.failures import Failures
-from otel_audit.readers.pace import Pace
+from otel_audit.readers.pace import Pace, Share
 from otel_audit.readers.shipping import instruments
 from otel_audit.readers.shipping.otlp.sender import sender
 from otel_audit.readers.shipping.shipper import Shipper
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _TICK: Final = 0.2
 _POLL_SECONDS: Final = 0.01
-SHARE: Final = 0.1
+SHARE: Final = Share(0.1, least=0.1)
 """Of one processor's time: what a destination takes at most beside an application that works."""
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 60.0
@@ -72,12 +72,11 @@ class Shipping:
         destinations: Iterable[Destination],
         reader_factory: Callable[[], TrailReader],
         *,
-        share: float = SHARE,
+        share: Share = SHARE,
     ) -> None:
         """Remember where to and from; nothing is opened and nothing runs yet.
 
-        ``share`` is the part of one processor that each destination may take
-        to catch up while the rest of the process works; 1 is all, always.
+        ``share`` is what each destination may take of a processor to catch up.
         """
         self._make = partial(_Worker, directory, reader_factory, share)
         self._destinations = tuple(destinations)
@@ -129,7 +128,7 @@ class _Worker:
         self,
         directory: Path,
         reader_factory: Callable[[], TrailReader],
-        share: float,
+        share: Share,
         destination: Destination,
     ) -> None:
         self._destination = destination

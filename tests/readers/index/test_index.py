@@ -31,6 +31,7 @@ from otel_audit.readers.index.segments import (
 )
 from otel_audit.readers.index.tables import DATABASE
 from otel_audit.readers.index.writer import QueryIndex, following
+from otel_audit.readers.pace import ALL
 from otel_audit.readers.query.parameters import parse
 from otel_audit.readers.query.words import TIMESTAMP, moment_of, searchable, texts_of
 from otel_audit.readers.search.trail import TrailSearch
@@ -359,7 +360,7 @@ def test_a_thread_that_fails_says_so_tries_again_and_rests(
 ) -> None:
     monkeypatch.setattr("otel_audit.readers.beside._RETRY_SECONDS", 0.01)
     ledger.fill(SMALL)
-    thread = following(ledger.directory, ledger.reader_of, share=0.9)
+    thread = following(ledger.directory, ledger.reader_of, share=ALL)
     thread.start()
     thread.start()
     wait_for(lambda: indexed(ledger) == SMALL)

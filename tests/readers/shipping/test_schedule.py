@@ -10,7 +10,7 @@ import pytest
 
 from otel_audit import AuditLogger, AuditProvider, Settings
 from otel_audit.destinations import Destination
-from otel_audit.readers.pace import Pace
+from otel_audit.readers.pace import ALL, Pace, Share
 from otel_audit.readers.shipping import instruments, schedule
 from otel_audit.readers.shipping.schedule import Backoff, Shipping
 from otel_audit.readers.shipping.standing import standing
@@ -236,14 +236,14 @@ def test_a_forked_child_ships_when_it_serves_the_trail(
     assert far_end.records == stored(provider)
 
 
-def test_catching_up_takes_its_share_or_half_of_what_the_application_leaves() -> None:
+def test_catching_up_takes_a_tenth_beside_an_application_that_works() -> None:
     now = [0.0, 0.0, 1_000.0]
 
     def goes_by(own: float, others: float, wall: float) -> None:
         for index, seconds in enumerate((own, own + others, wall)):
             now[index] += seconds
 
-    def rested(share: float, others: float) -> float:
+    def rested(share: Share, others: float) -> float:
         rest = Pace(share, lambda: (now[0], now[1], now[2]))
         rest.begin()
         goes_by(0.0, others, 1.0)
@@ -251,11 +251,13 @@ def test_catching_up_takes_its_share_or_half_of_what_the_application_leaves() ->
         goes_by(0.01, others, 0.05)
         return rest.due()
 
-    assert rested(0.1, others=1.0) == pytest.approx(0.09)
-    assert rested(0.1, others=1.7) == pytest.approx(0.09)
-    assert rested(0.1, others=0.5) == pytest.approx(0.03)
-    assert rested(0.1, others=0.0) == pytest.approx(0.01)
-    assert rested(1.0, others=0.5) == 0.0
-    real = Pace(0.1)
+    tenth = Share(0.1, least=0.02)
+    assert rested(tenth, others=0.5) == pytest.approx(0.09)
+    assert rested(tenth, others=0.1) == pytest.approx(0.01)
+    # Where it takes nearly all of a processor: half of the rest, and more than that at least.
+    assert rested(tenth, others=0.9) == pytest.approx(0.01 * 0.95 / 0.05)
+    assert rested(tenth, others=1.7) == pytest.approx(0.01 * 0.98 / 0.02)
+    assert rested(ALL, others=0.5) == 0.0
+    real = Pace(tenth)
     real.begin()
     assert 0 <= real.due() < 1
