@@ -115,7 +115,7 @@ class RecordWriter:
         ):
             return None
         said = orjson.dumps(fields)
-        if len(said) > _ROOM or (b"null" in said and not _finite(fields)):
+        if len(said) > _ROOM:
             return None
         scope = current_scope(context)
         actor = actor_in(scope, context)
@@ -215,11 +215,6 @@ class RecordWriter:
             # One tuple, replaced whole, so that threads cannot mix it up.
             self._span = (here, trace)
         return trace
-
-
-def _finite(fields: dict[str, object]) -> bool:
-    """Whether each null is a None: NaN and infinities are what JSON cannot hold of plain values."""
-    return all(value - value == 0.0 for value in fields.values() if type(value) is float)
 
 
 def _acts(actor: Actor) -> str:

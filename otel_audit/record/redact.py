@@ -26,7 +26,7 @@ REDACTED: Final = "[REDACTED]"
 
 _SEEN: Final = 4_096
 _SHOWING: Final = frozenset({Verdict.INNOCENT, Verdict.REVEALING})
-_HARMLESS: Final = frozenset({int, float, bool, type(None)})
+_HARMLESS: Final = frozenset({int, bool, type(None)})
 
 
 class Redactor:
@@ -79,6 +79,9 @@ class Redactor:
             kind = type(value)
             if kind is str:
                 texts.append(value)  # type: ignore[arg-type] # a call of cast() for each would be felt
+            elif kind is float:
+                if value - value:  # type: ignore[operator] # NaN, as of infinities, which JSON cannot hold
+                    return False
             elif kind not in _HARMLESS:
                 return False
         # One search over everything: the call costs more than the characters.

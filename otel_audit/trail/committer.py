@@ -285,15 +285,13 @@ class Committer:
 
     def _enqueue(self, ticket: Ticket) -> bool:
         """Queue the ticket; True makes the caller, or for it the writer, the leader."""
+        size = len(ticket.record)
         with self._mutex:
             if self._closed:
                 self.statistics.refused += 1
                 message = "the audit provider is closed; configure() a new one before emitting"
                 raise AuditClosedError(message)
-            if (
-                len(self._queue) >= self._queue_size
-                or self._queued_bytes + len(ticket.record) > _QUEUE_BYTES
-            ):
+            if len(self._queue) >= self._queue_size or self._queued_bytes + size > _QUEUE_BYTES:
                 self.statistics.refused += 1
                 message = (
                     f"{len(self._queue)} records ({self._queued_bytes} bytes) wait for the disk "
@@ -303,7 +301,7 @@ class Committer:
                 raise AuditBackpressureError(message)
             self._queue.append(ticket)
             self._enqueued += 1
-            self._queued_bytes += len(ticket.record)
+            self._queued_bytes += size
             leads = self._leader is None
             if leads:
                 self._leader = _WRITER if ticket.lock is None else ticket
