@@ -100,7 +100,7 @@ class RequestScope:
         attach = otel_context._RUNTIME_CONTEXT.attach  # noqa: SLF001 - see stay_in_requests()
         # The code that does this is in the request.
         original = attach.original if isinstance(attach, _Attach) else attach
-        return original(otel_context.set_value(_SCOPE, self))
+        return original(Context({**otel_context.get_current(), _SCOPE: self}))
 
     @staticmethod
     def detach(token: Token[Context]) -> None:
