@@ -16,7 +16,7 @@ Context, and its instrumentations of Flask, Django, WSGI and ASGI attach that.
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -25,10 +25,8 @@ from opentelemetry.context import Context
 
 from otel_audit.errors import AuditEventError, AuditTimeoutError, AuditUnavailableError
 from otel_audit.record.encode import members
-from otel_audit.trail.ticket import timed_out
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Iterator, Mapping
     from contextvars import Token
 
@@ -107,55 +105,50 @@ class RequestScope:
         """Restore what was before `attach`."""
         otel_context.detach(token)
 
-    def settling(self) -> asyncio.Future[None] | None:
-        """Return what can be awaited before `barrier`, which then need not wait; None if nothing.
+    @property
+    def newest(self) -> PendingReceipt | None:
+        """What was emitted last of all that is pending. Once it is settled, so are those before."""
+        return self.pending[-1] if self.pending else None
 
-        While it waits, nothing of ours is suspended. What it raises is for `expire`.
-        """
-        return self.pending[-1].settling() if self.pending else None
-
-    def expire(self, error: AuditTimeoutError) -> None:
-        """Wait no longer for what is not durable by now: `barrier` raises what that means."""
-        pending = tuple(self.pending)
-        for receipt in pending:
-            self._expired(receipt, error)
-        del self.pending[: len(pending)]
-
-    def durable(self) -> bool:
-        """Whether `barrier` has nothing to wait for and nothing to raise."""
-        pending = self.pending
-        count = len(pending)
-        for receipt in pending:
+    def confirmed(self, last: PendingReceipt | None) -> bool:
+        """Do what `barrier` does if that need not wait, nor raise; else say no."""
+        batch = _up_to(last, self.pending)
+        for receipt in batch:
             if not receipt.settled or receipt.error is not None:
                 return False
         if self.failure is not None:
             return False
-        del pending[:count]
+        del self.pending[: len(batch)]
         return True
 
-    async def barrier(self, last: PendingReceipt | None = None) -> None:
+    async def barrier(
+        self, last: PendingReceipt | None = None, expired: AuditTimeoutError | None = None
+    ) -> None:
         """Wait until all that was emitted in this scope is durable; given ``last``, up to that.
 
         Raises `AuditUnavailableError` when a record is not confirmed whose
         policy is to fail, also when the code that emitted it swallowed the
-        error. It waits for one time-out at most, however many records there are.
+        error. It waits for one time-out at most, however many records there
+        are, unless more come meanwhile and there is no ``last``. ``expired``
+        says that ``last`` has been waited for, in vain.
         """
         failure = None
         pending = self.pending
         while batch := _up_to(last, pending):
             newest = batch[-1]
-            # Once it is settled, so are those before it: one wait is enough.
-            settling = newest.settling()
+            settling = None if expired else newest.settling()
             if settling is not None:
-                with suppress(AuditTimeoutError):
+                try:
                     await settling
-            expired = None if newest.settled else timed_out(newest.timeout)
+                except AuditTimeoutError as error:
+                    expired = error
             for receipt in batch:
                 if not receipt.settled or receipt.error is not None:
                     failure = await self._failure_of(receipt, expired) or failure
                 # Only now: who comes meanwhile, or after we were cancelled, must wait as well.
                 if pending and pending[0] is receipt:
                     del pending[0]
+            expired = None
         known, self.failure = self.failure, None
         failure = known or failure
         if failure is not None:
@@ -165,23 +158,14 @@ class RequestScope:
         self, receipt: PendingReceipt, expired: AuditTimeoutError | None
     ) -> AuditUnavailableError | None:
         """Tell how one record went; its failure must not keep us from the others."""
-        if receipt.settled or expired is not None:
-            return self._expired(receipt, expired)
         try:
-            await receipt
+            if receipt.settled or expired is not None:
+                receipt.expire(expired)
+            else:
+                await receipt
         except AuditUnavailableError as error:
             self.failure = self.failure or error
             return error
-        return None
-
-    def _expired(
-        self, receipt: PendingReceipt, error: AuditTimeoutError | None
-    ) -> AuditUnavailableError | None:
-        try:
-            receipt.expire(error)
-        except AuditUnavailableError as failure:
-            self.failure = self.failure or failure
-            return failure
         return None
 
     def in_session(self, session_id: str) -> None:

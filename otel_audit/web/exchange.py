@@ -11,7 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.errors import AuditTimeoutError, AuditUnavailableError
+from otel_audit.errors import AuditUnavailableError
 
 if TYPE_CHECKING:
     from otel_audit.api.context import RequestScope
@@ -65,13 +65,6 @@ class Exchange(ABC):
             if identify is not None:
                 await identify(self._scope, request)
             await app(self._scope, self.receive, self.send)
-            settling = self._settling()
-            if settling is not None:
-                # Here, where nothing but this frame is left of us. See http.py.
-                try:
-                    await settling
-                except AuditTimeoutError as error:
-                    request.expire(error)
             await self._finish()
         except (Exception, asyncio.CancelledError) as error:
             if not await self._replaces(error):
@@ -91,10 +84,6 @@ class Exchange(ABC):
     @abstractmethod
     async def send(self, message: Message) -> None:
         """Pass the application's message on, once what it answers for is durable."""
-
-    def _settling(self) -> asyncio.Future[None] | None:
-        """Return what has to be awaited before `_finish`, now that the application has returned."""
-        return None
 
     @abstractmethod
     async def _finish(self) -> None:

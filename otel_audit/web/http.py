@@ -17,7 +17,7 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.errors import AuditUnavailableError
+from otel_audit.errors import AuditTimeoutError, AuditUnavailableError
 from otel_audit.web import problem
 from otel_audit.web.activity import named
 from otel_audit.web.exchange import Exchange, GoneError, logger
@@ -80,7 +80,7 @@ class HttpExchange(Exchange):
 
     async def send(self, message: Message) -> None:
         """Pass the application's message on, once what it answers for is durable."""
-        if self._held and self._releasing is None and self._completes(message):
+        if self._holds and self._completes(message):
             self._held.append(dict(message))
             asyncio.get_running_loop().call_soon(self._go_on)
             return
@@ -95,7 +95,7 @@ class HttpExchange(Exchange):
         request = self._request
         if (request.pending or request.failure) and kind in _GUARDED:
             try:
-                await request.barrier()
+                await request.barrier(request.newest)
             except AuditUnavailableError as error:
                 await self._fail(error)
                 return
@@ -131,23 +131,26 @@ class HttpExchange(Exchange):
 
     def _go_on(self) -> None:
         """Answer while the application goes on: its background tasks may take long."""
-        if self._held and not self._returned and self._releasing is None:
+        if self._holds and not self._returned:
             self._releasing = self._begin_release()
 
     def _begin_release(self) -> asyncio.Task[None]:
         """Let a task of its own send what is held: no cancellation of a sender reaches it."""
-        # Not what the background emits from now on: that might never end.
-        pending = self._request.pending
-        release = self._release(pending[-1] if pending else None)
+        release = self._release(self._request.newest)
         return asyncio.get_running_loop().create_task(release)
 
-    async def _release(self, last: PendingReceipt | None = None) -> None:
-        """Send what is held when it is durable, or a 503 in its place."""
+    async def _release(
+        self, last: PendingReceipt | None, expired: AuditTimeoutError | None = None
+    ) -> None:
+        """Send what is held when all until ``last`` is durable, or a 503 in its place.
+
+        Not what is emitted from now on: that might never end. ``expired``: see `barrier`.
+        """
         held, self._held = self._held, []
         request = self._request
         try:
-            if not request.durable():
-                await request.barrier(last)
+            if not request.confirmed(last):
+                await request.barrier(last, expired)
         except AuditUnavailableError as error:
             await self._fail(error, held[0].get("headers") or ())
             return
@@ -172,14 +175,16 @@ class HttpExchange(Exchange):
             reason = "the response was replaced by a 503: its audit records are not confirmed"
             raise GoneError(reason)
 
+    @property
+    def _holds(self) -> bool:
+        """Whether there is something to send that nobody has begun to."""
+        return bool(self._held) and self._releasing is None
+
     async def _let_go(self) -> None:
         """See to it that nothing is held any more, and that what was held goes first."""
         releasing = self._releasing
         if releasing is None:
             if not self._held:
-                return
-            if self._returned:
-                await self._release()
                 return
             releasing = self._releasing = self._begin_release()
         try:
@@ -208,28 +213,33 @@ class HttpExchange(Exchange):
         await self._send({"type": _START, "status": problem.STATUS, "headers": headers})
         await self._send({"type": _BODY, "body": body, "more_body": False})
 
-    def _settling(self) -> asyncio.Future[None] | None:
-        self._returned = True
-        return self._request.settling() if self._held and self._releasing is None else None
-
     async def _finish(self) -> None:
         """Settle what background tasks emitted, and responses that never began."""
-        await self._let_go()
+        self._returned = True
+        request = self._request
+        last, expired = request.newest, None
+        if last is not None and self._holds and (settling := last.settling()) is not None:
+            # Here, with as few frames of ours suspended as can be.
+            try:
+                await settling
+            except AuditTimeoutError as error:
+                expired = error
+        # A task of the application may have sent something meanwhile.
+        await (self._release(last, expired) if self._holds else self._let_go())
         if self._failure is not None:
             if self._started:
                 raise self._failure
             return
-        request = self._request
         try:
             if self._activity is not None and not self._started:
                 self._activity.request(None, _CLIENT_LEFT if self._disconnected else "no response")
             if request.pending or request.failure:
-                await request.barrier()
+                await request.barrier(request.newest)
         except AuditUnavailableError as error:
             await self._fail(error)
 
     async def _settle(self, error: BaseException) -> None:
-        if self._returned:  # so that it was us who were given up, while the answer waited
+        if self._returned:  # and cancelled since: nobody waits for the answer any more
             self._held.clear()
         self._returned = True
         await self._let_go()

@@ -349,6 +349,70 @@ async def test_an_exception_after_the_answer_does_not_cost_the_answer(
     assert [record["action"] for record in records()] == ["place", "follow_up"]
 
 
+@pytest.mark.parametrize("late", [BODY, DEBUG])
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_what_a_task_sends_late_takes_no_answer_with_it(
+    provider: AuditProvider, audit: AuditLogger, hold: Hold, *, late: Message, cancelled: bool
+) -> None:
+    """The application has returned, its answer waits for the disk, and a task of it goes on."""
+    tasks: list[asyncio.Task[None]] = []
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        audit.audit_event("order", "place")
+        await send(START)
+        await send(BODY)
+
+        async def afterwards() -> None:
+            await asyncio.sleep(0.02)
+            await send(late)
+
+        tasks.append(asyncio.create_task(afterwards()))
+
+    wire = Wire()
+    audited = AuditMiddleware(app, provider=provider, http_activity="off")
+
+    async def served() -> list[str]:
+        await _call(audited, http(), wire)
+        return wire.types
+
+    with hold():
+        task = asyncio.create_task(served())
+        await quiet()
+        assert wire.types == []
+        if cancelled:
+            tasks[0].cancel()
+    at_its_end = await asyncio.wait_for(task, 5)
+    assert at_its_end[:2] == [START["type"], BODY["type"]]
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert wire.types[2:] == ([] if cancelled else [late["type"]])
+
+
+async def test_who_goes_on_emitting_keeps_no_answer(
+    provider: AuditProvider, audit: AuditLogger
+) -> None:
+    """An answer waits for what was emitted until the application returned."""
+    tasks: list[asyncio.Task[None]] = []
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        async def chatter() -> None:
+            while True:
+                audit.audit_event("order", "place")
+                await asyncio.sleep(0)
+
+        tasks.append(asyncio.create_task(chatter()))
+        audit.audit_event("order", "place")
+        await send(START)
+        await send(BODY)
+
+    wire = Wire()
+    audited = AuditMiddleware(app, provider=provider, http_activity="off")
+    try:
+        await asyncio.wait_for(_call(audited, http(), wire), 5)
+    finally:
+        tasks[0].cancel()
+    assert wire.types == [START["type"], BODY["type"]]
+
+
 async def test_who_is_cancelled_while_the_answer_waits_leaves_nothing_unsettled(
     provider: AuditProvider, audit: AuditLogger, hold: Hold, records: Records
 ) -> None:
