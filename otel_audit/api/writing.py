@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import orjson
 from opentelemetry.context import Context, get_current
-from opentelemetry.trace import INVALID_SPAN, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, get_current_span, set_span_in_context
 
 from otel_audit.api.context import actor_in, current_scope
 from otel_audit.api.stages import Stages, ids_of, plain
@@ -73,7 +73,7 @@ class RecordWriter:
         self._passes = stages.redactor.passes
         self._wordings: dict[tuple[object, ...], _Wording] = {}
         self._names: set[str] = set()
-        self._span: tuple[SpanContext | None, str] = (None, "")
+        self._span: tuple[Any, SpanContext | None, str] = (None, None, "")
 
     def write(
         self, event: AuditEvent, logger: str | None = None, context: Context | None = None
@@ -110,7 +110,7 @@ class RecordWriter:
         if not (
             # What an exception says has to be found out, and what an Enum's member means.
             _TEXT.issuperset((type(name), type(error)))
-            and (self._names.issuperset(fields) or self._knows(fields))
+            and (self._names.issuperset(fields) or self._learn(fields))
             and self._passes(fields, name or "", error or "")
         ):
             return None
@@ -190,8 +190,8 @@ class RecordWriter:
             event_class=draft.event_type if draft.event_type in CLASSES else None,
         )
 
-    def _knows(self, fields: dict[str, object]) -> bool:
-        """Whether all names are ordinary: neither the record's own nor possibly secrets'."""
+    def _learn(self, fields: dict[str, object]) -> bool:
+        """Remember the names if all are ordinary, neither the record's own nor possibly secrets'."""
         names = self._names
         if not (RESERVED.isdisjoint(fields) and self._stages.redactor.knows(fields)):
             return False
@@ -203,17 +203,16 @@ class RecordWriter:
     def _trace(self, context: Context) -> str:
         """Write the ids of a span once: its records usually come in a row."""
         span: Any = context.get(_SPAN)
-        if span is None:
-            return ""
-        here: SpanContext = span.get_span_context()
-        known, trace = self._span
-        if here is not known:
-            trace = ""
-            if here.is_valid:
-                ids = zip(("trace_id", "span_id", "trace_flags"), ids_of(here), strict=True)
-                trace = members(dict(ids))
-            # One tuple, replaced whole, so that threads cannot mix it up.
-            self._span = (here, trace)
+        known, there, trace = self._span
+        if span is known and (span is None or span.get_span_context() is there):
+            return trace
+        here = get_current_span(context).get_span_context()
+        trace = ""
+        if here.is_valid:
+            ids = zip(("trace_id", "span_id", "trace_flags"), ids_of(here), strict=True)
+            trace = members(dict(ids))
+        # One tuple, replaced whole, so that threads cannot mix it up.
+        self._span = (span, here, trace)
         return trace
 
 

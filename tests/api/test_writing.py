@@ -334,6 +334,22 @@ def test_a_request_of_which_nothing_is_known_says_nothing(bench: Bench) -> None:
     assert b"actor_verified" not in record
 
 
+def test_what_is_no_span_is_in_no_trace(bench: Bench) -> None:
+    """OpenTelemetry's own functions say so, whatever it can be asked."""
+    here = SpanContext(1, 7, is_remote=False)
+
+    class Disguised:
+        def get_span_context(self) -> SpanContext:
+            return here
+
+    disguised: Any = Disguised()
+    for span in (disguised, NonRecordingSpan(here), disguised):
+        with trace.use_span(span):
+            record = bench.same(AuditEvent("start", "start"))
+        assert record is not None
+        assert (b"trace_id" in record) == (span is not disguised)
+
+
 def test_an_event_of_another_context_is_recorded_as_there(bench: Bench) -> None:
     event = AuditEvent("login", "start", fields={"x": 1})
     with place(RequestScope("r-1"), "u-1", SpanContext(1, 7, is_remote=False)):
