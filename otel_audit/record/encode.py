@@ -95,7 +95,7 @@ def timestamp_of(unix_nano: int) -> str:
     return f"{text}{digits[-9:]}Z"
 
 
-_cached: tuple[str, str] = ("-", "")
+_cached: tuple[str, str] = ("none", "")
 _identifiers: list[str] = []
 
 

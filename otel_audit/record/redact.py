@@ -72,7 +72,7 @@ class Redactor:
     def passes(self, fields: dict[str, JsonValue], *beside: str) -> bool:
         """Whether `fields` would change nothing, given that it `knows` the names.
 
-        Quick, and never wrongly yes. No for whatever is no plain value.
+        Quick, and never wrongly yes. No for whatever is no plain value, nor JSON: NaN.
         """
         texts = list(beside)
         for value in fields.values():

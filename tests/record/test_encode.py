@@ -6,6 +6,8 @@ import enum
 import json
 import os
 import re
+import subprocess
+import sys
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -332,10 +334,18 @@ def test_a_long_request_text_is_cut_like_our_own() -> None:
         (951_782_400_999_999_999, "2000-02-29T00:00:00.999999999Z"),
         (951_782_400_000_000_000, "2000-02-29T00:00:00.000000000Z"),
         (NOW, "2026-01-01T00:00:00.000000042Z"),
+        (999_999_999, "1970-01-01T00:00:00.999999999Z"),
+        (-1, "1969-12-31T23:59:59.999999999Z"),
+        (-123_456_789, "1969-12-31T23:59:59.876543211Z"),
+        (-5_000_000_001, "1969-12-31T23:59:54.999999999Z"),
     ],
 )
 def test_timestamps_are_rfc_3339_with_nine_digits(unix_nano: int, text: str) -> None:
     assert timestamp_of(unix_nano) == text
+    # The first of a process has no second to remember.
+    program = f"from otel_audit.record.encode import timestamp_of; print(timestamp_of({unix_nano}))"
+    first = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert first.stdout.decode() == f"{text}\n"
 
 
 def test_record_ids_are_uuids_of_version_4_and_never_the_same() -> None:
