@@ -128,7 +128,7 @@ class Committer:
 
         ``resources`` are the OTel Resources (hash to JSON) that the records
         name. ``unattended`` is told of failed tickets that nobody waits for,
-        ``committed`` how many seconds each group took; it must not raise.
+        ``committed`` how many seconds each commit took.
         """
         self._store = store
         self._resources = resources
@@ -313,11 +313,22 @@ class Committer:
         try:
             records = [ticket.record for ticket in self._group]
             commit = self._store.append(records, self._resources)
+            took = time.monotonic() - self._since
             self._result = (commit, _INTERRUPTED)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is each caller's answer
+            took = None
             self._result = (None, error)
         self._finish()
+        if took is not None:
+            self._measure(took)
         return self._hand_on()
+
+    def _measure(self, took: float) -> None:
+        """Tell how long a group took, when all are woken; what that raises must not keep others waiting."""
+        try:
+            self._committed(took)
+        except Exception:  # noqa: BLE001 - the records are committed
+            return
 
     def _take(self) -> None:
         """Move the next group out of the queue. Whoever is interrupted has left both in order."""
@@ -354,9 +365,9 @@ class Committer:
                         ticket.told = True
                         unattended.append(ticket)
         wake(group)
-        statistics, now = self.statistics, time.monotonic()
+        statistics = self.statistics
         with self._mutex:
-            took, self._since = now - (self._since or now), 0.0
+            self._since = 0.0
             self._group = []
             self._settled = self._enqueued - len(self._queue)
             statistics.groups += 1
@@ -368,7 +379,6 @@ class Committer:
             self._report(failure, len(group), unattended)
             return
         self._broken = None
-        self._committed(took)
 
     def _report(self, failure: Exception, count: int, unattended: list[Ticket]) -> None:
         """Log a failure; what logging raises must not keep the others waiting."""

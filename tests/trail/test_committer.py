@@ -642,6 +642,29 @@ def test_a_report_that_raises_keeps_nobody_waiting(memory: Memory) -> None:
     assert committer.close(5.0)
 
 
+def test_who_is_told_how_long_it_took_costs_no_record(memory: Memory) -> None:
+    told: list[float] = []
+
+    def raises(seconds: float) -> None:
+        told.append(seconds)
+        raise ValueError
+
+    committer = Committer(memory, committed=raises)
+    for sequence in range(2):
+        led = Ticket(b"led")
+        run(lambda one=led: committer.commit(one))  # type: ignore[misc] # mypy knows no default in a lambda
+        assert led.sequence == 2 * sequence
+        committer.submit(Ticket(b"queued"))
+        assert committer.drain(5.0)
+    assert len(told) == 4
+    assert all(0 <= seconds < 5 for seconds in told)
+    memory.failure = TrailError("no")
+    committer.submit(Ticket(b"x"))
+    assert committer.drain(5.0)
+    assert len(told) == 4
+    assert committer.close(5.0)
+
+
 def test_a_lock_held_elsewhere_fails_the_group_after_the_stores_time_out(directory: Path) -> None:
     store = TrailStore(directory, new_origin=lambda: "test/origin", timeout=0.2)
     committer = Committer(store)
