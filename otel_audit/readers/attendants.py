@@ -31,11 +31,10 @@ def attendants(
     """
     made: list[Attendant] = []
     directory = settings.trail_directory
-    told = {} if share is None else {"share": share}
     if settings.index:
-        made.append(following(directory, reader_factory, full_text=settings.full_text, **told))
+        made.append(following(directory, reader_factory, full_text=settings.full_text, share=share))
     if settings.destinations:
-        made.append(Shipping(directory, settings.destinations, reader_factory, **told))
+        made.append(Shipping(directory, settings.destinations, reader_factory, share=share))
     if settings.reconcile_with is not None:
         names = [destination.name for destination in settings.destinations]
         made.append(

@@ -43,7 +43,7 @@ class Pace:
         self, share: Share, clocks: Callable[[], tuple[float, float, float]] | None = None
     ) -> None:
         """Take clocks for this thread's processor time, the process's, and the wall's."""
-        self._most, self._least = share
+        self._given = share
         self._share = share.most
         self._clocks = clocks or _clocks
         self._own = self._all = self._clock = 0.0
@@ -54,10 +54,10 @@ class Pace:
         others = (everything - self._all) - (own - self._own)
         passed = clock - self._clock
         if others <= _BUSY * passed:
-            self._share = max(self._most, _IDLE_SHARE)
+            self._share = max(self._given.most, _IDLE_SHARE)
         else:
             left = 1 - others / passed if passed else 0.0
-            self._share = max(self._least, min(self._most, _OF_THE_REST * left))
+            self._share = max(self._given.least, min(self._given.most, _OF_THE_REST * left))
         self._own, self._all, self._clock = own, everything, clock
 
     def due(self) -> float:

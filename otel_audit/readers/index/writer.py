@@ -257,11 +257,11 @@ def following(
     reader_factory: Callable[[], TrailReader],
     *,
     full_text: bool = True,
-    share: Share = SHARE,
+    share: Share | None = None,
 ) -> Beside:
     """Return the thread that keeps a trail's index, for the agent to start and stop.
 
-    ``share`` is what it may take of a processor while it catches up.
+    ``share`` is what it may take of a processor while it catches up, if not its own.
     """
     reader: TrailReader | None = None
 
@@ -283,6 +283,6 @@ def following(
             reader = None
         index.close()
 
-    thread = Beside("query index", work, share=share, rest=rest)
+    thread = Beside("query index", work, share=share or SHARE, rest=rest)
     index = QueryIndex(directory, full_text=full_text, breathe=thread.breathe)
     return thread

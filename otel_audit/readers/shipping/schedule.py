@@ -72,13 +72,13 @@ class Shipping:
         destinations: Iterable[Destination],
         reader_factory: Callable[[], TrailReader],
         *,
-        share: Share = SHARE,
+        share: Share | None = None,
     ) -> None:
         """Remember where to and from; nothing is opened and nothing runs yet.
 
-        ``share`` is what each destination may take of a processor to catch up.
+        ``share`` is what each destination may take of a processor to catch up, if not its own.
         """
-        self._make = partial(_Worker, directory, reader_factory, share)
+        self._make = partial(_Worker, directory, reader_factory, share or SHARE)
         self._destinations = tuple(destinations)
         self._workers: list[_Worker] = []
 
