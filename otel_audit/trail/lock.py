@@ -127,16 +127,16 @@ class FileLock:
 
 
 class FairFileLock(FileLock):
-    """A lock that its holder cannot take again while another process waits for it.
+    """A lock that its holder does not take again and again while another process waits for it.
 
     With flock alone, a process that commits one group after the other lets go
     for microseconds only, and one that polls hardly ever meets them. So whoever
     wants the lock first takes a turnstile, a second file, and lets go of that
     once it has the lock: who waits has the turnstile, and the last holder has
-    to queue behind it, if not at once then within a millisecond, which spares
-    nearly all the queueing of a process that is alone. A process that was
-    stopped in the turnstile costs the others a quarter of a second, once, and
-    then the order.
+    to queue behind it. Only within a millisecond of its turn a holder may take
+    the lock again without another one: who is quick and alone would queue
+    behind nobody all the time. A process that was stopped in the turnstile
+    costs the others a quarter of a second, once, and then the order.
     """
 
     def __init__(self, path: Path) -> None:
