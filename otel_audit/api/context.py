@@ -110,17 +110,6 @@ class RequestScope:
         """What was emitted last of all that is pending. Once it is settled, so are those before."""
         return self.pending[-1] if self.pending else None
 
-    def confirmed(self, last: PendingReceipt | None) -> bool:
-        """Do what `barrier` does if that need not wait, nor raise; else say no."""
-        batch = _up_to(last, self.pending)
-        for receipt in batch:
-            if not receipt.settled or receipt.error is not None:
-                return False
-        if self.failure is not None:
-            return False
-        del self.pending[: len(batch)]
-        return True
-
     async def barrier(
         self, last: PendingReceipt | None = None, expired: AuditTimeoutError | None = None
     ) -> None:
@@ -135,8 +124,7 @@ class RequestScope:
         failure = None
         pending = self.pending
         while batch := _up_to(last, pending):
-            newest = batch[-1]
-            settling = None if expired else newest.settling()
+            settling = None if expired else batch[-1].settling()
             if settling is not None:
                 try:
                     await settling

@@ -144,13 +144,11 @@ class HttpExchange(Exchange):
     ) -> None:
         """Send what is held when all until ``last`` is durable, or a 503 in its place.
 
-        Not what is emitted from now on: that might never end. ``expired``: see `barrier`.
+        ``expired``: see `RequestScope.barrier`.
         """
         held, self._held = self._held, []
-        request = self._request
         try:
-            if not request.confirmed(last):
-                await request.barrier(last, expired)
+            await self._request.barrier(last, expired)
         except AuditUnavailableError as error:
             await self._fail(error, held[0].get("headers") or ())
             return
