@@ -310,25 +310,20 @@ class Committer:
     def _lead(self) -> bool:
         """Commit one group and hand the lead on; True: to the writer."""
         self._take()
+        took = None
         try:
             records = [ticket.record for ticket in self._group]
             commit = self._store.append(records, self._resources)
             took = time.monotonic() - self._since
             self._result = (commit, _INTERRUPTED)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is each caller's answer
-            took = None
             self._result = (None, error)
         self._finish()
         if took is not None:
-            self._measure(took)
+            # All are woken; what this raises must not keep the next ones waiting.
+            with suppress(Exception):
+                self._committed(took)
         return self._hand_on()
-
-    def _measure(self, took: float) -> None:
-        """Tell how long a group took, when all are woken; what that raises must not keep others waiting."""
-        try:
-            self._committed(took)
-        except Exception:  # noqa: BLE001 - the records are committed
-            return
 
     def _take(self) -> None:
         """Move the next group out of the queue. Whoever is interrupted has left both in order."""

@@ -122,8 +122,6 @@ class TrailStore:
         self._vfs = vfs
         self._clock = clock
         self._known_resources: set[str] = set()
-        self._moved = ctypes.c_int()
-        self._moved_at = ctypes.addressof(self._moved)
         self._version: int | None = None
         self._tree: _Tree | None = None
         self._side_names = (f"{self.path}-wal", f"{self.path}-shm")
@@ -167,8 +165,7 @@ class TrailStore:
             edge = merkle.extend(edge, size, hashes)
             grown = size + len(records)
             tree = _Tree(grown, edge, now)
-            if size // merkle.TILE_WIDTH != grown // merkle.TILE_WIDTH:
-                _complete_tiles(connection, size, grown)
+            _complete_tiles(connection, size, grown)
             connection.execute(
                 "UPDATE tree SET size = ?, edge = ?, committed_unix_nano = ?",
                 (grown, b"".join(edge), now),
@@ -288,8 +285,7 @@ class TrailStore:
         The commit is the last thing before the lock is let go, and what SQLite
         reports becomes an error that says what to do.
         """
-        if self._handle.writer is not None:
-            refuse(interrupted=self.interrupted)
+        refuse(interrupted=self.interrupted)
         try:
             self._handle.let_forks_pass()
             with self._handle.mutex:
@@ -335,8 +331,9 @@ class TrailStore:
         written since: SQLite counts each connection's changes and what it
         notices of others' (SQLITE_FCNTL_DATA_VERSION).
         """
-        connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, self._moved_at)
-        if self._moved.value or self._side_files_changed():
+        moved = ctypes.c_int()
+        connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(moved))
+        if moved.value or self._side_files_changed():
             message = (
                 f"{self.path}, or the log or index beside it, was removed or replaced while this "
                 "process had it open: find out by whom, put it back, and restart this process"
