@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -143,8 +143,7 @@ async def test_nothing_passes_too_early_and_nobody_goes_without_an_answer(
     loop = asyncio.get_running_loop()
     requests: dict[asyncio.Task[Any], Asked] = {}
     cancelled = set()
-    with ExitStack() as holding:
-        holding.enter_context(hold())
+    with hold():
         for _ in range(40):
             asked = Asked(audit, chance)
             activity = chance.choice(["off", "all"])
