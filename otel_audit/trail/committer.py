@@ -11,7 +11,8 @@ Leader and followers: the first caller that finds nobody committing takes all
 that waits, its own record first, commits it as one group, wakes those who
 waited, and only then names the next leader. A caller inside an event loop
 never leads (it must not block); for it a writer thread does. Groups form by
-themselves while a sync is under way, so there is no lingering.
+themselves while a sync is under way, so there is no lingering; and as a group
+is taken only when the trail is ours, also while another process has it.
 """
 
 from __future__ import annotations
@@ -60,8 +61,10 @@ _logger = logging.getLogger("otel_audit.trail")
 class Appender(Protocol):
     """What the committer needs of a store."""
 
-    def append(self, records: Sequence[bytes], resources: Mapping[str, bytes]) -> Commit:
-        """Commit a group durably or raise `TrailError`."""
+    def append_next(
+        self, take: Callable[[], Sequence[bytes]], resources: Mapping[str, bytes]
+    ) -> Commit:
+        """Commit what ``take`` returns durably or raise `TrailError`."""
         ...
 
     def probe(self) -> None:
@@ -309,14 +312,17 @@ class Committer:
 
     def _lead(self) -> bool:
         """Commit one group and hand the lead on; True: to the writer."""
-        self._take()
         took = None
+        self._since = time.monotonic()
+        there = len(self._queue)
         try:
-            records = [ticket.record for ticket in self._group]
-            commit = self._store.append(records, self._resources)
+            commit = self._store.append_next(self._take, self._resources)
             took = time.monotonic() - self._since
             self._result = (commit, _INTERRUPTED)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is each caller's answer
+            if not self._group:
+                # Who came while we waited for the trail in vain has not waited for it yet.
+                self._take(there)
             self._result = (None, error)
         self._finish()
         if took is not None:
@@ -325,7 +331,7 @@ class Committer:
                 self._committed(took)
         return self._hand_on()
 
-    def _take(self) -> None:
+    def _take(self, most: int = _GROUP_RECORDS) -> list[bytes]:
         """Move the next group out of the queue. Whoever is interrupted has left both in order."""
         group: list[Ticket] = []
         size = 0
@@ -333,14 +339,14 @@ class Committer:
             for ticket in self._queue:
                 group.append(ticket)
                 size += len(ticket.record)
-                if len(group) >= _GROUP_RECORDS or size >= _GROUP_BYTES:
+                if len(group) >= most or size >= _GROUP_BYTES:
                     break
             self._result = (None, _INTERRUPTED)
-            self._since = time.monotonic()
             self._group = group
             for _ in group:
                 del self._queue[0]
             self._queued_bytes -= size
+        return [ticket.record for ticket in group]
 
     def _finish(self) -> None:
         """Tell everybody in the group what became of it. May be repeated."""

@@ -146,12 +146,23 @@ class TrailStore:
         ``resources`` are the OTel Resources (hash to JSON) that the records
         name. Raises `TrailError`; the records are then not confirmed.
         """
-        hashes = merkle.leaf_hashes(records)
-        blobs = tuple(map(operator.add, hashes, records))
+        return self.append_next(lambda: records, resources)
+
+    def append_next(
+        self, take: Callable[[], Sequence[bytes]], resources: Mapping[str, bytes]
+    ) -> Commit:
+        """Do what `append` does with the records that ``take`` returns once the trail is ours.
+
+        While another process writes, more come, and go into the same group.
+        ``take`` is called at most once, and not if the lock cannot be had.
+        """
         tree: _Tree
 
         def work(connection: apsw.Connection) -> Commit:
             nonlocal tree
+            records = take()
+            hashes = merkle.leaf_hashes(records)
+            blobs = tuple(map(operator.add, hashes, records))
             # Forgotten until the commit has succeeded.
             known, self._tree = self._tree, None
             size, edge, last = known or _stored_tree(connection)

@@ -196,19 +196,50 @@ def test_a_group_has_at_most_512_records_and_about_four_megabytes(
     committer: Committer, hold: Hold
 ) -> None:
     with hold():
-        committer.submit(Ticket(b"first"))
-        until(lambda: committer.waiting == 0)
-        for _ in range(1_024):
+        for _ in range(1_025):
             committer.submit(Ticket(b"x"))
     assert committer.drain(5.0)
     assert committer.statistics.groups == 3
     with hold():
-        committer.submit(Ticket(b"first"))
-        until(lambda: committer.waiting == 0)
-        for _ in range(130):
+        for _ in range(131):
             committer.submit(Ticket(b"x" * 65_535))
     assert committer.drain(5.0)
-    assert committer.statistics.groups == 3 + 1 + 2
+    assert committer.statistics.groups == 3 + 3
+
+
+def test_what_comes_while_another_process_has_the_trail_is_one_group(
+    committer: Committer, hold: Hold
+) -> None:
+    with hold():
+        led = threading.Thread(target=committer.commit, args=(Ticket(b"led"),))
+        led.start()
+        until(lambda: committer.waiting == 1)
+        time.sleep(0.05)
+        for _ in range(20):
+            committer.submit(Ticket(b"x"))
+    led.join(5.0)
+    assert committer.drain(5.0)
+    assert (committer.statistics.groups, committer.statistics.committed) == (1, 21)
+
+
+def test_who_comes_while_the_trail_is_waited_for_in_vain_gets_a_turn_of_its_own(
+    directory: Path,
+) -> None:
+    store = TrailStore(directory, new_origin=lambda: "test/origin", timeout=0.4)
+    committer = Committer(store)
+    with (directory / "lock").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        first, second = Ticket(b"first"), Ticket(b"second")
+        committer.submit(first)
+        time.sleep(0.2)
+        committer.submit(second)
+        until(lambda: first.settled)
+        assert isinstance(first.error, TrailLockedError)
+        assert not second.settled
+    assert committer.drain(5.0)
+    assert (second.error, second.sequence) == (None, 0)
+    assert committer.close(5.0)
+    store.close()
 
 
 def test_the_resources_that_records_name_are_stored_with_them(make: Make, directory: Path) -> None:
@@ -228,12 +259,15 @@ class Memory:
         self.failure: Exception | None = None
         self.inside: Callable[[], None] = lambda: None
 
-    def append(self, records: Sequence[bytes], resources: Mapping[str, bytes]) -> Commit:
-        assert records
+    def append_next(
+        self, take: Callable[[], Sequence[bytes]], resources: Mapping[str, bytes]
+    ) -> Commit:
         assert not resources
         self.appending += 1
         self.most = max(self.most, self.appending)
         try:
+            records = take()
+            assert records
             self.inside()
             if self.failure is not None:
                 raise self.failure
@@ -376,8 +410,6 @@ def _expect_timeout(committer: Committer) -> None:
 def test_too_many_records_are_refused_at_once(make: Make, hold: Hold) -> None:
     committer = make(queue_size=10)
     with hold():
-        committer.submit(Ticket(b"first"))
-        until(lambda: committer.waiting == 0)
         for _ in range(10):
             committer.submit(Ticket(b"x"))
         began = time.monotonic()
@@ -388,14 +420,12 @@ def test_too_many_records_are_refused_at_once(make: Make, hold: Hold) -> None:
                 put(Ticket(b"x"))
         assert time.monotonic() - began < 0.5
     assert committer.drain(5.0)
-    assert (committer.statistics.refused, committer.statistics.committed) == (2, 11)
+    assert (committer.statistics.refused, committer.statistics.committed) == (2, 10)
 
 
 def test_too_many_bytes_are_refused_at_once(make: Make, hold: Hold) -> None:
     committer = make()
     with hold():
-        committer.submit(Ticket(b"first"))
-        until(lambda: committer.waiting == 0)
         big = b"x" * 65_535
         for _ in range(1_024):
             committer.submit(Ticket(big))
@@ -934,7 +964,6 @@ def test_a_follower_that_is_interrupted_does_not_take_the_lead_with_it(
     try:
         with hold():
             committer.submit(Ticket(b"leads"))
-            until(lambda: committer.waiting == 0)
             shot.start()
             with pytest.raises(Interrupt):
                 committer.commit(Ticket(b"is interrupted"))
