@@ -1,6 +1,6 @@
 """What one record costs the caller: non-blocking, durable, from threads and from tasks.
 
-    python -m benchmarks.emit [--rounds 9] [--quick]
+    python -m benchmarks.emit [--rounds 9] [--quick] [--slower MICROSECONDS]
 
 A record has about 20 keys, eight of them the caller's, with redaction on, in a
 request and a span. Everything runs in one process and one run; see
@@ -14,6 +14,8 @@ import asyncio
 import gc
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -30,7 +32,7 @@ from opentelemetry.sdk._logs.export import (
 )
 from opentelemetry.sdk.trace import TracerProvider
 
-from benchmarks import sample
+from benchmarks import sample, slower_disk
 from benchmarks.rounds import compare, ratio
 from otel_audit import AuditEvent, AuditLogger, AuditProvider, Settings
 from otel_audit.api.context import RequestScope
@@ -232,7 +234,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="a tenth of the records")
     parser.add_argument("--dir", type=Path, help="a directory on the disk to measure")
+    parser.add_argument("--slower", type=int, default=0, help="microseconds more for each sync")
     options = parser.parse_args()
+    if options.slower and "SLOWER_MICROSECONDS" not in os.environ:
+        command = [sys.executable, "-m", "benchmarks.emit", *sys.argv[1:]]
+        environ = {**os.environ, **slower_disk.environment(options.slower)}
+        raise SystemExit(subprocess.run(command, env=environ, check=False).returncode)
     trace.set_tracer_provider(TracerProvider())
     directory = Path(tempfile.mkdtemp(prefix="otel-audit-bench-", dir=options.dir or Path.cwd()))
     scope = RequestScope("r-1", client_ip="192.0.2.7", user_agent="benchmark/1")
@@ -248,7 +255,11 @@ def main() -> None:
 
 
 def _measure(contenders: Contenders, rounds: int) -> None:
-    print(f"emit: {len(contenders.line)} bytes a record, {rounds} interleaved rounds")
+    slower = os.environ.get("SLOWER_MICROSECONDS", "0")
+    print(
+        f"emit: {len(contenders.line)} bytes a record, {rounds} interleaved rounds, "
+        f"each sync {slower} us slower"
+    )
     figures = compare(
         {
             "non-blocking emit (us)": lambda: contenders.non_blocking(contenders.emit),

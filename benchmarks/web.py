@@ -1,6 +1,6 @@
 """FastAPI under uvicorn, bare and with one durable record a request.
 
-    python -m benchmarks.web [--rounds 9] [--quick]
+    python -m benchmarks.web [--rounds 9] [--quick] [--slower MICROSECONDS]
 
 How the servers are asked stands in `benchmarks/servers.py`.
 """
@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks import slower_disk
 from benchmarks.rounds import ratio
 from benchmarks.servers import (
     CONNECTIONS,
@@ -57,23 +58,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="half a second a measurement")
     parser.add_argument("--dir", type=Path, help="a directory on the disk to measure")
+    parser.add_argument("--slower", type=int, default=0, help="microseconds more for each sync")
     options = parser.parse_args()
+    disk = slower_disk.environment(options.slower)
     directory = Path(tempfile.mkdtemp(prefix="otel-audit-bench-", dir=options.dir or Path.cwd()))
     try:
-        _measure(directory, options.rounds, 0.5 if options.quick else 2.0)
+        _measure(directory, options.rounds, 0.5 if options.quick else 2.0, disk)
     finally:
         shutil.rmtree(directory)
 
 
-def _measure(directory: Path, rounds: int, seconds: float) -> None:
+def _measure(directory: Path, rounds: int, seconds: float, disk: Mapping[str, str]) -> None:
     for workers, goal in ((1, "at least 0.70, aim 0.85"), (2, "at least 0.60")):
         servers = {
-            "bare FastAPI": serve("", directory, workers=workers),
-            "one durable record": serve("record", directory, workers=workers),
-            "... and the mirror": serve("record", directory, workers=workers, mirror=True),
-            "... and http.request activity": serve("activity", directory, workers=workers),
+            name: serve(kind, directory, workers=workers, mirror=mirror, environment=disk)
+            for name, kind, mirror in (
+                ("bare FastAPI", "", False),
+                ("one durable record", "record", False),
+                ("... and the mirror", "record", True),
+                ("... and http.request activity", "activity", False),
+            )
         }
-        print(f"{workers} worker(s), {CONNECTIONS} connections, answers a second")
+        slower = disk.get("SLOWER_MICROSECONDS", "0")
+        print(
+            f"{workers} worker(s), {CONNECTIONS} connections, each sync {slower} us slower, "
+            "answers a second"
+        )
         figures = compare_servers(servers, rounds=rounds, seconds=seconds)
         bare, *others = servers
         for name in others:
