@@ -211,7 +211,7 @@ class Contenders:
 
     def empty_log(self) -> float:
         """Do between the rounds what the agent does beside them."""
-        self.provider.trail.store.empty_wal()
+        self.provider.trail.store.wal.empty()
         return 0.0
 
     def _count(self, count: int) -> int:

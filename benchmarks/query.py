@@ -159,10 +159,10 @@ def fill(directory: Path, count: int) -> None:
         if len(group) == _GROUP:
             store.append(group, {})
             group = []
-            store.empty_wal(above=64 << 20)
+            store.wal.empty(above=64 << 20)
     if group:
         store.append(group, {})
-    store.empty_wal(reset=True)
+    store.wal.empty(reset=True)
     store.close()
 
 

@@ -203,7 +203,7 @@ def _agent(provider: AuditProvider) -> Companion | None:
         provider.directory,
         reader_factory=provider.reader,
         sign_checkpoint=provider.checkpoint,
-        empty_wal=lambda: store.empty_wal(above=_WAL_LIMIT),
+        empty_wal=lambda: store.wal.empty(above=_WAL_LIMIT),
         mirror_path=mirror,
         mirror_max_bytes=settings.mirror_max_bytes,
         mirror_backups=settings.mirror_backups,

@@ -277,7 +277,7 @@ class AuditProvider:
             self.flush(_CLOSE_SECONDS)
             for companion in self._companions:
                 companion.hand_over(_HAND_OVER_SECONDS)
-            self.trail.store.empty_wal(reset=True)
+            self.trail.store.wal.empty(reset=True)
         except Exception:
             _logger.exception("the last checkpoint could not be signed; the next start will")
 

@@ -167,7 +167,7 @@ def _agent(trail: Trail, settings: Settings) -> Agent:
         directory,
         reader_factory=read,
         sign_checkpoint=trail.signer.sign,
-        empty_wal=lambda: trail.store.empty_wal(above=_WAL_LIMIT),
+        empty_wal=lambda: trail.store.wal.empty(above=_WAL_LIMIT),
         mirror_path=settings.mirror_file,
         mirror_max_bytes=settings.mirror_max_bytes,
         mirror_backups=settings.mirror_backups,

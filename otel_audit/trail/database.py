@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _MINIMUM: Final = 3_051_003
 """SQLite 3.51.3: the first release without the WAL-reset defect."""
 
+BUSY_MILLISECONDS: Final = 5_000
+"""How long SQLite waits for somebody else's lock."""
+
 _PATIENCE: Final = 5.0
 """Seconds that a fork or a close waits for a transaction under way in another thread."""
 

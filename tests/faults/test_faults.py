@@ -154,14 +154,14 @@ def test_a_full_disk_only_delays_the_emptying_of_the_log(
     ballast = fill(disk)
     confirmed = [emit(provider, text="x" * 30_000).record_id for _ in range(20)]
     for _ in range(3):
-        store.empty_wal()
+        store.wal.empty()
     assert [line.levelname for line in caplog.records if "the disk is full" in line.message] == [
         "ERROR"
     ]
     assert store.path.stat().st_size < 20 * 30_000
     ballast.unlink()
-    store.empty_wal()
-    assert not store.wal_stuck
+    store.wal.empty()
+    assert not store.wal.stuck
     assert "log is copied again" in caplog.text
     assert store.path.stat().st_size > 20 * 30_000
     provider.close()

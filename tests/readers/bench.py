@@ -80,7 +80,7 @@ class Bench:
         parts: dict[str, Any] = {
             "reader_factory": lambda: TrailReader(self.directory),
             "sign_checkpoint": self.trail.signer.sign,
-            "empty_wal": self.trail.store.empty_wal,
+            "empty_wal": self.trail.store.wal.empty,
             "mirror_path": self.path,
         }
         agent = Agent(self.directory, **(parts | options))

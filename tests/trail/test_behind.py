@@ -27,7 +27,7 @@ for number in range(50):
     record = b'{"record_id":"00000000-0000-4000-8000-0000000000%02d"}' % number
     trail.store.append([record], {})
 trail.signer.sign()
-trail.store.empty_wal()
+trail.store.wal.empty()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -69,7 +69,7 @@ def test_a_busy_trail_is_not_suspected(tmp_path: Path) -> None:
         for number in range(3_000):
             store.append([b'{"record_id":"%d"}' % number], {})
             if number % 50 == 0:
-                store.empty_wal()
+                store.wal.empty()
         os._exit(0)
     suspected: list[object] = []
     while os.waitpid(pid, os.WNOHANG) == (0, 0):

@@ -119,7 +119,7 @@ def test_a_log_that_is_removed_under_a_running_process_takes_no_more_records(
     with pytest.raises(TrailMismatchError, match="removed or replaced while this process had"):
         append(trail, b"b")
     (directory / name).touch()
-    trail.store.empty_wal(reset=True)
+    trail.store.wal.empty(reset=True)
     with pytest.raises(TrailMismatchError, match="removed or replaced while this process had"):
         append(trail, b"b")
     (directory / "moved").rename(directory / name)

@@ -266,12 +266,12 @@ def test_after_a_failed_sync_of_the_database_the_log_is_never_reused(
     vfs, store = faulty
     store.append(records(0, 10), {})
     vfs.failing.add("sync")
-    store.empty_wal()
+    store.wal.empty()
     assert "restart" in caplog.text
-    assert store.wal_stuck
+    assert store.wal.stuck
     vfs.failing.clear()
     store.append(records(10, 10), {})
-    store.empty_wal()
+    store.wal.empty()
     with store._handle.use() as connection:
         total, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
         assert connection.pragma("wal_autocheckpoint") == 0, "nor does SQLite by itself"
@@ -292,7 +292,7 @@ def test_emptying_the_log_keeps_its_length_bounded(store: TrailStore) -> None:
     assert preallocated >= 8 << 20
     for number in range(60):
         store.append(records(number * 1_000, 1_000), {})
-        store.empty_wal(above=1 << 20)
+        store.wal.empty(above=1 << 20)
     assert wal.stat().st_size <= preallocated * 2
 
 
@@ -301,7 +301,7 @@ def test_commits_go_on_while_the_log_is_emptied(store: TrailStore) -> None:
 
     def empty() -> None:
         while not stop.is_set():
-            store.empty_wal()
+            store.wal.empty()
 
     emptier = threading.Thread(target=empty)
     emptier.start()
@@ -424,9 +424,9 @@ def test_nothing_stays_in_the_log_at_close_nor_when_it_is_idle(store: TrailStore
     """Or a change made to the database's file would hide behind the log."""
     log, record = store.directory / "trail.db-wal", b'{"record_id":"3"}'
     store.append(records(0, 10), {})
-    store.empty_wal(above=1 << 20)
+    store.wal.empty(above=1 << 20)
     assert copies(log, record) == 1
-    store.empty_wal(above=1 << 20)
+    store.wal.empty(above=1 << 20)
     assert copies(log, record) == 0
     assert copies(store.path, record) == 1
     assert log.stat().st_size >= 8 << 20, "and the log is as long as before"
@@ -440,7 +440,7 @@ def test_emptying_an_idle_log_lets_other_writers_go_on(store: TrailStore) -> Non
     other = open_store(store.directory)
     for number in range(100):
         (store if number % 2 else other).append(records(number, 1), {})
-        store.empty_wal(reset=True)
+        store.wal.empty(reset=True)
     with TrailReader(store.directory) as reader:
         assert merkle.edge_root(merkle.edge_at(100, reader.hash_at)) == reader.tree().root
     other.close()

@@ -174,7 +174,7 @@ def test_a_file_put_in_the_place_of_an_open_one_takes_no_records(
     trail: Trail, directory: Path, tmp_path: Path
 ) -> None:
     append(trail, b"a")
-    trail.store.empty_wal(reset=True)
+    trail.store.wal.empty(reset=True)
     shutil.copy(directory / "trail.db", tmp_path / "copy.db")
     (tmp_path / "copy.db").replace(directory / "trail.db")
     with pytest.raises(TrailMismatchError, match="removed or replaced while this process"):

@@ -136,7 +136,7 @@ class TrailProbe:
 
 def _log(provider: AuditProvider) -> str:
     """Return what is wrong with the write-ahead log, or nothing."""
-    if not provider.trail.store.wal_stuck:
+    if not provider.trail.store.wal.stuck:
         return ""
     return (
         "the write-ahead log grows, since it could not be copied into the database: repair the "

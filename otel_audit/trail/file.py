@@ -1,0 +1,180 @@
+"""The file of a trail: how it is made, opened to be written, and known again.
+
+Promises: a trail is made whole or not at all; what is none, is newer than this
+software, or has lost everything is refused and left alone; a file that was
+replaced while it is open is noticed at the next transaction, a log or an index
+of the log within a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+import apsw
+
+from otel_audit.errors import TrailMismatchError
+from otel_audit.trail import filesystem, wal
+from otel_audit.trail.database import BUSY_MILLISECONDS
+from otel_audit.trail.reader import APPLICATION_ID, SCHEMA_VERSION, check_version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE leaf (
+  seq INTEGER PRIMARY KEY, committed_unix_nano INTEGER NOT NULL,
+  hash BLOB NOT NULL, record BLOB NOT NULL);
+CREATE TABLE tile (
+  level INTEGER NOT NULL, idx INTEGER NOT NULL, hashes BLOB NOT NULL,
+  PRIMARY KEY (level, idx)) WITHOUT ROWID;
+CREATE TABLE tree (
+  id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL, edge BLOB NOT NULL,
+  committed_unix_nano INTEGER NOT NULL);
+CREATE TABLE checkpoint (
+  id INTEGER PRIMARY KEY, size INTEGER NOT NULL, unix_nano INTEGER NOT NULL, note TEXT NOT NULL);
+CREATE TABLE resource (hash TEXT PRIMARY KEY, json BLOB NOT NULL) WITHOUT ROWID;
+INSERT INTO tree VALUES (0, 0, x'', 0);
+"""
+
+_LOOK_SECONDS: Final = 0.1
+"""How long the files beside the database are believed to be the same: after a look at a file's
+times Linux writes them anew with the next write, which costs a fifth of a commit."""
+
+
+class TrailFile:
+    """The database file of one trail, for who writes it."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        new_origin: Callable[[], str],
+        clock: Callable[[], int],
+        vfs: str | None,
+    ) -> None:
+        """Remember the path; a new trail is named by ``new_origin()``."""
+        self.path = path
+        self._new_origin = new_origin
+        self._clock = clock
+        self._vfs = vfs
+        self._side_names = (f"{path}-wal", f"{path}-shm")
+        self._beside: tuple[int, ...] = ()
+        self._look_again = 0.0
+
+    def open(self, *, leave_log: bool) -> apsw.Connection:
+        """Open it to write, and make the trail if there is none; hold the lock of all writers.
+
+        ``leave_log``: SQLite must not empty the log. Raises `TrailMismatchError`
+        and `TrailVersionError`.
+        """
+        self._make_file()
+        connection = apsw.Connection(str(self.path), vfs=self._vfs)
+        try:
+            self._prepare(connection)
+            if leave_log:
+                wal.leave(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def remember(self) -> None:
+        """Take the log and its index for those that belong to the file."""
+        self._beside = self._side_files()
+
+    def recognise(self, connection: apsw.Connection) -> None:
+        """Refuse a file that is not where it was opened, or has lost what is beside it.
+
+        Raises `TrailMismatchError`: what is written there nobody would find again.
+        """
+        moved = ctypes.c_int()
+        connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(moved))
+        if moved.value or self._side_files_changed():
+            message = (
+                f"{self.path}, or the log or index beside it, was removed or replaced while this "
+                "process had it open: find out by whom, put it back, and restart this process"
+            )
+            raise TrailMismatchError(message)
+
+    def _side_files_changed(self) -> bool:
+        """Whether the log or its index is another file, as of the last tenth of a second."""
+        now = time.monotonic()
+        if now < self._look_again:
+            return False
+        if self._side_files() != self._beside:
+            return True
+        self._look_again = now + _LOOK_SECONDS
+        return False
+
+    def _side_files(self) -> tuple[int, ...]:
+        """Return which files the log and its index are: without them nothing would be kept."""
+        try:
+            return tuple(os.stat(name).st_ino for name in self._side_names)  # noqa: PTH116 - a third of the time
+        except FileNotFoundError:
+            return ()
+
+    def _make_file(self) -> None:
+        """Make an empty file of mode 0600, whose mode SQLite's side files inherit.
+
+        Never opens one that exists: to close it would let go of the POSIX
+        locks of this process's other connections.
+        """
+        if self.path.exists():
+            return
+        self._refuse_orphans("no")
+        os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+    def _refuse_orphans(self, what: str) -> None:
+        """Do not replace a database that went missing, or has lost everything, by a new one."""
+        directory = self.path.parent
+        for name in ("signing.key", "signed"):
+            if (directory / name).exists():
+                message = (
+                    f"{directory} has {name} but {what} {self.path.name}: the trail was removed or "
+                    f"not restored. Restore {self.path.name}, or move {name} away to begin a new "
+                    "trail under a new origin"
+                )
+                raise TrailMismatchError(message)
+
+    def _prepare(self, connection: apsw.Connection) -> None:
+        connection.set_busy_timeout(BUSY_MILLISECONDS)
+        fresh = connection.pragma("application_id") == 0
+        if fresh:
+            self._refuse_foreign(connection)
+            # Its log may have been lost, with all that there was.
+            self._refuse_orphans("an empty")
+            connection.pragma("page_size", 4096)
+            connection.pragma("auto_vacuum", 2)
+        else:
+            check_version(connection, self.path)
+        connection.pragma("journal_mode", "wal")
+        connection.pragma("synchronous", "full")
+        connection.pragma("secure_delete", "on")
+        connection.pragma("trusted_schema", "off")
+        connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+        wal.keep(connection)
+        if fresh:
+            self._create(connection)
+        wal.preallocate(self.path)
+
+    def _refuse_foreign(self, connection: apsw.Connection) -> None:
+        if connection.execute("SELECT count(*) FROM sqlite_schema").get:
+            message = f"{self.path} is a database, but not an audit trail; nothing was changed"
+            raise TrailMismatchError(message)
+
+    def _create(self, connection: apsw.Connection) -> None:
+        """Make the schema in one transaction: a crash leaves all of it or nothing."""
+        with connection:
+            connection.execute(_SCHEMA)
+            connection.execute(
+                "INSERT INTO meta VALUES ('origin', ?), ('created_unix_nano', ?)",
+                (self._new_origin(), str(self._clock())),
+            )
+            connection.pragma("application_id", APPLICATION_ID)
+            connection.pragma("user_version", SCHEMA_VERSION)
+        filesystem.sync(self.path.parent)
