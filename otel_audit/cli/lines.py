@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _OUTCOMES: Final = {"success": "green", "failure": "red"}
 _LEVELS: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
-_BRIEF: Final = {"success": "ok", "failure": "fail", "unknown": "?"}
+_BRIEF: Final = {"success": "ok", "failure": "fail", "initiated": "init"}
 _WIDEST: Final = {"actor": 24, "event": 28, "action": 20}
 """What these columns have where nothing else limits them; a longer text runs over, whole."""
 
@@ -151,14 +151,18 @@ def _columns(entry: Entry, elapsed: _Elapsed | None) -> dict[str, str]:
     if fields.get("actor_verified") is False and actor != "anonymous":
         actor += "?"
     said = [say("resource_type"), say("resource_name")]
-    if fields.get("resource_name") == UNMATCHED:
-        said.append(say("path"))  # which is all that such a request has to tell it by
+    if fields.get("resource_type") == "route":
+        # What tells requests apart that are alike otherwise.
+        said.insert(0, say("status_code"))
+        if fields.get("resource_name") == UNMATCHED:
+            said[1:] = [say("path"), "(no route)"]
     target = " ".join(filter(None, said))
     error = say("error")
     return {
         "sequence": str(entry.sequence),
         "time": elapsed(entry) if elapsed else say("timestamp")[:19].replace("T", " "),
-        "outcome": say("outcome"),
+        # Not known is what a block that has begun will do: its own word says more.
+        "outcome": say("status" if fields.get("outcome") == "unknown" else "outcome"),
         "actor": actor,
         "event": say("event"),
         "action": say("action"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import signal
-import time
+import sys
 from array import array
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -44,7 +45,7 @@ def tail(
             "-n",
             min=0,
             metavar="N",
-            help="How many records to begin with.",
+            help="How many records to begin with; 0 for none.",
         ),
     ] = 10,
     follow: Annotated[
@@ -127,7 +128,18 @@ def _tail(
             stop = min(grown, size + _CHUNK)
             write(search.between(query, size, stop))
             size = stop
-        time.sleep(_POLL_SECONDS)
+        _wait_while_read()
+
+
+def _wait_while_read() -> None:
+    """Wait for what may come next. Raises `BrokenPipeError` when nobody reads it any more.
+
+    Writing would say so as well, but the next record may come in an hour.
+    """
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # what ends a pipe is told without being asked for
+    if poll.poll(_POLL_SECONDS * 1_000):
+        raise BrokenPipeError
 
 
 # show

@@ -33,12 +33,19 @@ def test_the_newest_ten_are_shown_in_columns(cli: Cli) -> None:
 def test_a_request_that_no_route_matched_is_told_by_its_path(directory: Path, fresh: Cli) -> None:
     where = {"resource_type": "route", "event": "http.request", "method": "GET"}
     requests = (
-        {**where, "resource_name": "unmatched", "route": "unmatched", "path": "/.env"},
+        {
+            **where,
+            "resource_name": "unmatched",
+            "route": "unmatched",
+            "path": "/.env",
+            "status_code": 404,
+        },
         {
             **where,
             "resource_name": "/orders/{order}",
             "route": "/orders/{order}",
             "path": "/orders/7",
+            "status_code": 409,
         },
     )
     store = Trail.open(directory)
@@ -46,8 +53,16 @@ def test_a_request_that_no_route_matched_is_told_by_its_path(directory: Path, fr
     store.store.append(stored, {})
     store.close()
     first, second = fresh("tail").out.splitlines()
-    assert first.endswith("route unmatched /.env")
-    assert second.endswith("route /orders/{order}")
+    assert first.endswith("404 /.env (no route)")
+    assert second.endswith("409 route /orders/{order}")
+
+
+def test_what_has_begun_is_told_by_its_own_word(directory: Path, fresh: Cli) -> None:
+    store = Trail.open(directory)
+    begun = {"event": "server.start", "status": "initiated", "outcome": "unknown"}
+    store.store.append([orjson.dumps(begun)], {})
+    store.close()
+    assert fresh("tail").out.split() == ["0", "initiated", "server.start"]
 
 
 def test_an_actor_whom_nobody_verified_is_marked(cli: Cli) -> None:
@@ -147,6 +162,18 @@ def test_following_ends_quietly_when_its_reader_goes_away(
     os.read(reading, 10)
     os.close(reading)
     record(trail, 1)
+    _, err = child.communicate(timeout=10)
+    assert (child.returncode, err) == (0, "")
+
+
+def test_following_ends_when_its_reader_goes_away_though_nothing_comes(
+    trail: Path, spawn: Callable[..., subprocess.Popen[str]]
+) -> None:
+    reading, writing = os.pipe()
+    child = spawn("tail", "-f", "--dir", str(trail), stdout=writing)
+    os.close(writing)
+    os.read(reading, 10)
+    os.close(reading)
     _, err = child.communicate(timeout=10)
     assert (child.returncode, err) == (0, "")
 
