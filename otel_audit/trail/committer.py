@@ -32,6 +32,7 @@ from otel_audit.errors import (
     AuditClosedError,
     AuditUnavailableError,
     TrailError,
+    TrailLockedError,
 )
 from otel_audit.trail.interruption import on_the_stack
 from otel_audit.trail.ticket import Ticket, timed_out, wake
@@ -64,7 +65,7 @@ class Appender(Protocol):
     def append_next(
         self, take: Callable[[], Sequence[bytes]], resources: Mapping[str, bytes]
     ) -> Commit:
-        """Commit what ``take`` returns durably or raise `TrailError`."""
+        """Commit durably what ``take`` returns, once, when it is our turn, or raise `TrailError`."""
         ...
 
     def probe(self) -> None:
@@ -320,9 +321,9 @@ class Committer:
             took = time.monotonic() - self._since
             self._result = (commit, _INTERRUPTED)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is each caller's answer
+            self._part()
             if not self._group:
-                # Who came while we waited for the trail in vain has not waited for it yet.
-                self._take(there)
+                self._take_failed(error, there)
             self._result = (None, error)
         self._finish()
         if took is not None:
@@ -331,22 +332,37 @@ class Committer:
                 self._committed(took)
         return self._hand_on()
 
-    def _take(self, most: int = _GROUP_RECORDS) -> list[bytes]:
-        """Move the next group out of the queue. Whoever is interrupted has left both in order."""
+    def _take(self, most: int = _GROUP_RECORDS, most_bytes: int = _GROUP_BYTES) -> list[bytes]:
+        """Move the next group out of the queue; see `_part` for who is interrupted.
+
+        Without the mutex: the trail is held meanwhile, and who has the mutex
+        may be in a signal handler that waits for the trail. Nobody but the
+        leader takes anything out of the queue.
+        """
+        queue = self._queue
         group: list[Ticket] = []
         size = 0
-        with self._mutex:
-            for ticket in self._queue:
-                group.append(ticket)
-                size += len(ticket.record)
-                if len(group) >= most or size >= _GROUP_BYTES:
-                    break
-            self._result = (None, _INTERRUPTED)
-            self._group = group
-            for _ in group:
-                del self._queue[0]
-            self._queued_bytes -= size
+        self._result = (None, _INTERRUPTED)
+        self._group = group
+        while queue and len(group) < most and size < most_bytes:
+            ticket = queue[0]
+            group.append(ticket)
+            del queue[0]
+            size += len(ticket.record)
         return [ticket.record for ticket in group]
+
+    def _take_failed(self, error: Exception, there: int) -> None:
+        """Take those whose attempt has failed before there was a group."""
+        if isinstance(error, TrailLockedError):
+            # All of them have waited for as long as one may, and who came since has not.
+            self._take(there, _QUEUE_BYTES)
+        else:
+            self._take(min(there, _GROUP_RECORDS))
+
+    def _part(self) -> None:
+        """Take out of the queue what is in the group already, where `_take` was interrupted."""
+        if self._group and self._queue and self._queue[0] is self._group[-1]:
+            del self._queue[0]
 
     def _finish(self) -> None:
         """Tell everybody in the group what became of it. May be repeated."""
@@ -370,6 +386,7 @@ class Committer:
         with self._mutex:
             self._since = 0.0
             self._group = []
+            self._queued_bytes -= sum(len(ticket.record) for ticket in group)
             self._settled = self._enqueued - len(self._queue)
             statistics.groups += 1
             if commit is None:
@@ -489,7 +506,13 @@ class Committer:
         while True:
             wake.acquire()
             self._inside.add(me)
-            self._stand_in()
+            try:
+                self._stand_in()
+            except Exception:  # the next ones must be served, whatever has struck: MemoryError
+                with suppress(Exception):
+                    _logger.exception("the writer was interrupted, and goes on")
+                time.sleep(_POLL_SECONDS)
+                self._nudge()
             self._inside.discard(me)
             if self._late:
                 self._queue_late()
@@ -524,10 +547,7 @@ class Committer:
 
     def _recover(self) -> None:
         """Finish for a leader that an exception from a signal handler took away."""
-        with self._mutex:
-            taken = set(map(id, self._group))
-            while self._queue and id(self._queue[0]) in taken:
-                del self._queue[0]
+        self._part()
         self._finish()
 
     def _probe(self) -> None:

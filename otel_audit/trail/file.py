@@ -69,15 +69,13 @@ class TrailFile:
     def open(self, *, leave_log: bool) -> apsw.Connection:
         """Open it to write, and make the trail if there is none; hold the lock of all writers.
 
-        ``leave_log``: SQLite must not empty the log. Raises `TrailMismatchError`
-        and `TrailVersionError`.
+        ``leave_log``: SQLite must not empty the log. Raises `TrailError` and its
+        kinds, `apsw.Error` and `OSError`.
         """
         self._make_file()
         connection = apsw.Connection(str(self.path), vfs=self._vfs)
         try:
-            self._prepare(connection)
-            if leave_log:
-                wal.leave(connection)
+            self._prepare(connection, leave_log=leave_log)
         except BaseException:
             connection.close()
             raise
@@ -141,7 +139,7 @@ class TrailFile:
                 )
                 raise TrailMismatchError(message)
 
-    def _prepare(self, connection: apsw.Connection) -> None:
+    def _prepare(self, connection: apsw.Connection, *, leave_log: bool) -> None:
         connection.set_busy_timeout(BUSY_MILLISECONDS)
         fresh = connection.pragma("application_id") == 0
         if fresh:
@@ -158,6 +156,9 @@ class TrailFile:
         connection.pragma("trusted_schema", "off")
         connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         wal.keep(connection)
+        if leave_log:
+            # At once: to close it after an error further down would empty the log, too.
+            wal.leave(connection)
         if fresh:
             self._create(connection)
         wal.preallocate(self.path)

@@ -1,4 +1,4 @@
-"""The only place that writes into a trail's tables.
+"""The only place that writes into a trail's tables once they are made.
 
 `TrailStore.append` promises: when it returns, the whole group is synced to the
 disk, in order, without gaps, the tree is that of RFC 6962 over all records,
@@ -83,6 +83,9 @@ class TrailStore:
         self._known_resources: set[str] = set()
         self._version: int | None = None
         self._tree: _Tree | None = None
+        """What is known to be stored: as of `_version`, hence set with it, before the lock goes."""
+        self._grown: _Tree | None = None
+        """What the transaction under way makes of it."""
         filesystem.prepare(directory)
         self._file = TrailFile(self.path, new_origin=new_origin, clock=clock, vfs=vfs)
         self._lock = FairFileLock(directory / "lock")
@@ -104,12 +107,12 @@ class TrailStore:
         """Do what `append` does with the records that ``take`` returns once the trail is ours.
 
         While another process writes, more come, and go into the same group.
-        ``take`` is called at most once, and not if the lock cannot be had.
+        ``take`` is called at most once, and not if the lock cannot be had; it
+        must not wait for anybody, as all writers wait for it. What it raises
+        ends the attempt.
         """
-        tree: _Tree
 
         def work(connection: apsw.Connection) -> Commit:
-            nonlocal tree
             records = take()
             hashes = merkle.leaf_hashes(records)
             blobs = tuple(map(operator.add, hashes, records))
@@ -125,7 +128,7 @@ class TrailStore:
                     )
             edge = merkle.extend(edge, size, hashes)
             grown = size + len(records)
-            tree = _Tree(grown, edge, now)
+            self._grown = _Tree(grown, edge, now)
             _complete_tiles(connection, size, grown)
             connection.execute(
                 "UPDATE tree SET size = ?, edge = ?, committed_unix_nano = ?",
@@ -134,7 +137,6 @@ class TrailStore:
             return Commit(size, now, hashes)
 
         commit = self._write(work)
-        self._tree = tree
         self._known_resources.update(resources)
         return commit
 
@@ -194,9 +196,11 @@ class TrailStore:
                 self._lock.acquire(self.timeout)
                 connection.execute("BEGIN IMMEDIATE")
                 self._recognise(connection)
+                self._grown = self._tree
                 done = work(connection)
                 connection.execute("COMMIT")
                 self._version = connection.data_version()
+                self._tree = self._grown
                 return done
             finally:
                 if connection.in_transaction:

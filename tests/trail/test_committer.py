@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -246,6 +247,24 @@ def test_the_resources_that_records_name_are_stored_with_them(make: Make, direct
     make(resources={"abc": b'{"service.name":"shop"}'}).commit(Ticket(b"x"))
     with TrailReader(directory) as reader:
         assert reader.resource("abc") == b'{"service.name":"shop"}'
+
+
+def test_all_that_waited_for_the_trail_in_vain_are_told_at_once(directory: Path) -> None:
+    """Not 512 or four megabytes a time-out: they have waited for as long as one may."""
+    store = TrailStore(directory, new_origin=lambda: "test/origin", timeout=0.5)
+    committer = Committer(store)
+    with (directory / "lock").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # Held up until all are queued, so that all are there when the lock is asked for.
+        with store._handle.mutex:
+            tickets = [Ticket(b"x" * 9_000) for _ in range(600)]
+            with committer._mutex:
+                for one in tickets:
+                    committer.submit(one)
+        until(lambda: tickets[0].settled)
+        assert all(isinstance(one.error, TrailLockedError) for one in tickets)
+    assert committer.close(5.0)
+    store.close()
 
 
 class Memory:
@@ -949,6 +968,84 @@ def test_a_writer_thread_left_by_an_interrupted_start_never_leads_beside_the_oth
     assert committer.drain(5.0)
     assert memory.most == 1
     assert committer.close(5.0)
+
+
+class Struck(Ticket):
+    """A record that is looked at when a signal handler's exception strikes."""
+
+    def __init__(self, record: bytes, error: Exception) -> None:
+        self.strikes = error
+        super().__init__(record)
+
+    @property
+    def record(self) -> bytes:
+        if sys._getframe(1).f_code is Committer._take.__code__:
+            raise self.strikes
+        return self._record
+
+    @record.setter
+    def record(self, record: bytes) -> None:
+        self._record = record
+
+
+def test_an_error_while_a_group_is_taken_fails_what_was_taken_and_nothing_else(
+    committer: Committer, hold: Hold, directory: Path
+) -> None:
+    """A worker's time limit is an ordinary exception, raised by a signal handler."""
+    limit = ValueError("time is up")
+    before, struck, after = Ticket(b"before"), Struck(b"struck", limit), Ticket(b"after")
+    with hold():
+        for one in (before, struck, after):
+            committer.submit(one)
+    assert committer.drain(5.0)
+    assert (before.error, struck.error, after.error) == (limit, limit, None)
+    assert stored(directory) == [b"after"]
+    statistics = committer.statistics
+    assert (statistics.failed, statistics.committed) == (2, 1)
+    last = Ticket(b"last")
+    run(lambda: committer.commit(last))
+    assert last.sequence == 1
+
+
+def test_a_signal_handler_may_write_into_the_trail_wherever_it_interrupts_the_committer(
+    committer: Committer, store: TrailStore, hold: Hold
+) -> None:
+    """As it signs a checkpoint while this thread has the mutex and the writer has the trail."""
+    queued = Ticket(b"queued")
+
+    def interrupted() -> None:
+        with contextlib.ExitStack() as held:
+            held.enter_context(hold())
+            committer.submit(queued)
+            until(lambda: store._handle.writer is not None)
+            with committer._mutex:
+                held.close()
+                store.describe({"handler": "was here"})
+
+    run(interrupted)
+    until(lambda: queued.settled)
+    assert queued.sequence == 0
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_writer_outlives_whatever_strikes_it(
+    committer: Committer, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    take, left = committer._take, [MemoryError()] * times
+
+    def taken(*bounds: int) -> list[bytes]:
+        if left:
+            raise left.pop()
+        return take(*bounds)
+
+    monkeypatch.setattr(committer, "_take", taken)
+    first = Ticket(b"first")
+    committer.submit(first)
+    until(lambda: first.settled)
+    next_one = Ticket(b"next")
+    committer.submit(next_one)
+    assert committer.drain(5.0)
+    assert next_one.error is None
 
 
 def test_a_follower_that_is_interrupted_does_not_take_the_lead_with_it(

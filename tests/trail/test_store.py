@@ -57,6 +57,8 @@ def test_the_promised_pragmas_are_in_force(store: TrailStore) -> None:
         assert connection.pragma("synchronous") == 2
         assert connection.pragma("secure_delete") == 1
         assert connection.pragma("auto_vacuum") == 2
+        assert connection.pragma("trusted_schema") == 0
+        assert connection.pragma("wal_autocheckpoint") == 50_000
 
 
 @pytest.mark.parametrize(
@@ -284,6 +286,49 @@ def test_after_a_failed_sync_of_the_database_the_log_is_never_reused(
     again = open_store(store.directory)
     assert again.append(records(30, 1), {}).first == 30
     again.close()
+
+
+def test_a_stuck_log_is_left_alone_also_when_the_database_cannot_be_opened_again(
+    faulty: tuple[Faulty, TrailStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vfs, store = faulty
+    store.append(records(0, 10), {})
+    vfs.failing.add("sync")
+    store.wal.empty()
+    vfs.failing.clear()
+    before = store.path.read_bytes()
+    store.wal._handle.close()
+    store._handle.close()
+
+    def fails(_: Path) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("otel_audit.trail.wal.preallocate", fails)
+        with pytest.raises(MemoryError):
+            store.append(records(10, 1), {})
+    assert store.path.read_bytes() == before
+    assert store.append(records(10, 1), {}).first == 10
+
+
+def test_what_is_known_of_the_tree_is_never_older_than_what_was_written_since(
+    store: TrailStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between our commit and the next, another process commits, and then we sign."""
+    other = open_store(store.directory)
+    write = store._write
+
+    def written(work: Callable[[apsw.Connection], Any]) -> Any:
+        done = write(work)
+        monkeypatch.undo()
+        other.append(records(100, 1), {})
+        store.probe()
+        return done
+
+    monkeypatch.setattr(store, "_write", written)
+    assert store.append(records(0, 1), {}).first == 0
+    assert store.append(records(1, 1), {}).first == 2
+    other.close()
 
 
 def test_emptying_the_log_keeps_its_length_bounded(store: TrailStore) -> None:
