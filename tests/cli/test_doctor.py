@@ -279,6 +279,92 @@ def test_a_damaged_trail(trail: Path, cli: Cli) -> None:
     assert "otel-audit new-origin" in check["remedy"]
 
 
+def swollen(trail: Path) -> Path:
+    """Give the trail more records, a complete tile among them, and empty its log."""
+    record(trail, 406)
+    database = sqlite3.connect(trail / "trail.db")
+    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.close()
+    return trail / "trail.db"
+
+
+def changed(trail: Path, statement: str) -> None:
+    database = sqlite3.connect(trail / "trail.db")
+    with database:
+        database.execute(statement)
+    database.close()
+
+
+def test_a_part_of_the_trail_is_read(trail: Path, cli: Cli) -> None:
+    swollen(trail)
+    check = outcome(cli, "trail")
+    assert re.search(r"418 records, the newest at .*; \d+ were read and fit", check["message"])
+    assert check["message"].endswith("; all else: otel-audit verify")
+
+
+def test_pages_that_were_overwritten(trail: Path, cli: Cli) -> None:
+    path = swollen(trail)
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2 - 50_000)
+        file.write(b"\xa5" * 100_000)
+    checks = {check["name"]: check for check in report(cli, 1)["checks"]}
+    assert checks["trail"]["state"] == "fail"
+    assert "418 records, but not all can be read: " in checks["trail"]["message"]
+    assert "malformed" in checks["trail"]["message"]
+    assert checks["trail"]["remedy"] == "keep everything; otel-audit verify says what else"
+    assert not any("cannot be checked" in check["message"] for check in checks.values())
+
+
+def test_last_records_that_were_removed(trail: Path, cli: Cli) -> None:
+    swollen(trail)
+    changed(trail, "DELETE FROM leaf WHERE seq > 400")
+    checks = {check["name"]: check for check in report(cli, 1)["checks"]}
+    assert checks["trail"]["message"].endswith("records 401 to 417, the last ones, are missing")
+    assert checks["signed"]["state"] == "fail"
+    assert "its own check says" in checks["signed"]["message"]
+    assert "ProofError" not in str(checks)
+    changed(trail, "DELETE FROM leaf")
+    assert "records 0 to 417, the" in outcome(cli, "trail", 1)["message"]
+    assert cli("new-origin", "--yes", "--reason", "a test").code == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("DELETE FROM leaf WHERE seq = 417", "the last one, record 417, is missing"),
+        ("DELETE FROM leaf WHERE seq BETWEEN 200 AND 209", "are missing, the first of them record 20"),
+        ("UPDATE leaf SET record = x'7b7d' WHERE seq = 3", "record 3 does not fit its hash"),
+        ("UPDATE leaf SET record = 'text' WHERE seq = 3", "not all can be read: "),
+        ("UPDATE tile SET hashes = zeroblob(8192) WHERE level = 0", "tile 0/0 does not fit the tree"),
+        ("UPDATE tree SET edge = zeroblob(length(edge))", "do not lead to the tree that it states"),
+        ("UPDATE tree SET size = 1 << 40", "records 418 to 1099511627775, the last ones, are missing"),
+        ("DELETE FROM tree", "cannot be read: "),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_fit(trail: Path, cli: Cli, statement: str, said: str) -> None:
+    swollen(trail)
+    changed(trail, statement)
+    check = outcome(cli, "trail", 1)
+    assert said in check["message"]
+    assert check["remedy"].startswith("keep everything; otel-audit verify")
+
+
+def test_a_part_of_the_database_that_another_check_needs(trail: Path, cli: Cli) -> None:
+    changed(trail, "DROP TABLE checkpoint")
+    check = outcome(cli, "checkpoint", 1)
+    assert check["message"].startswith("a part of the database that this needs cannot be read: ")
+
+
+def test_what_was_signed_is_compared_by_hashes_and_says_so(trail: Path, cli: Cli) -> None:
+    changed(trail, "UPDATE leaf SET record = x'7b7d' WHERE seq = 3")
+    check = outcome(cli, "signed", 1)
+    assert check["state"] == "ok"
+    assert check["message"] == (
+        "12 records at last, whose hashes the trail has; whether all records fit them: "
+        "otel-audit verify"
+    )
+
+
 def test_a_trail_that_went_missing(trail: Path, cli: Cli) -> None:
     (trail / "trail.db").unlink()
     check = outcome(cli, "trail", 1)

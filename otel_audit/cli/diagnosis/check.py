@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import apsw
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
@@ -78,6 +80,9 @@ def examine(subject: Subject, examinations: Iterable[tuple[str, Examination]]) -
 def _survive(name: str, examination: Examination, subject: Subject) -> list[Check]:
     try:
         return list(examination(subject))
+    except apsw.Error as error:
+        message = f"a part of the database that this needs cannot be read: {error}"
+        return [fail(name, message, "keep everything; otel-audit verify")]
     except Exception as error:  # noqa: BLE001 - a doctor must not faint
         message = f"cannot be checked: {type(error).__name__}: {error}"
         return [fail(name, message, "the other checks may tell the cause")]

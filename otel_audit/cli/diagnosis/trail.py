@@ -8,6 +8,7 @@ import re
 import stat
 from typing import TYPE_CHECKING, Final
 
+from otel_audit.cli.diagnosis import rows
 from otel_audit.cli.diagnosis.check import Check, Subject, fail, ok, warn
 from otel_audit.cli.output import count, moment, span, visible
 from otel_audit.errors import ProofError, TrailKeyError, TrailVersionError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from otel_audit.errors import AuditSettingsError
     from otel_audit.settings import Settings
+    from otel_audit.trail.checkpoint import Checkpoint
 
 _SECOND: Final = 1_000_000_000
 _SLACK: Final = 2 * _SECOND
@@ -39,6 +41,7 @@ _UNSYNCHRONISED: Final = 5
 
 _TIMEX_SIZE: Final = 512
 _REMEDY: Final = re.compile(r": (?=run |put back )")
+_VERIFY: Final = "keep everything; otel-audit verify says what else"
 _NEW_ORIGIN: Final = "keep everything; otel-audit verify; then otel-audit new-origin"
 
 
@@ -63,14 +66,10 @@ def refusals(settings: Settings) -> list[str]:
 
 
 def opens(subject: Subject) -> Iterator[Check]:
-    """Whether there is a trail, and this version can read it."""
-    reader, path = subject.reader, subject.directory / DATABASE
-    if reader is not None:
-        tree = reader.tree()
-        newest = f", the newest at {moment(tree.committed_unix_nano / 1e9)}" if tree.size else ""
-        earlier = _earlier(subject)
-        records = count(tree.size, "record")
-        yield ok("trail", f"{visible(reader.origin)}: {records}{newest}{earlier}")
+    """Whether there is a trail, this version can read it, and what is read of it fits."""
+    path = subject.directory / DATABASE
+    if subject.reader is not None:
+        yield _rows(subject, subject.reader)
     elif isinstance(subject.refusal, TrailVersionError):
         message, _, remedy = str(subject.refusal).partition(": ")
         yield fail("trail", message, remedy)
@@ -91,6 +90,21 @@ def opens(subject: Subject) -> Iterator[Check]:
             f"there is none in {subject.directory} yet",
             "it is made when the application first starts; is this the right directory?",
         )
+
+
+def _rows(subject: Subject, reader: TrailReader) -> Check:
+    try:
+        tree = reader.tree()
+    except rows.UNREADABLE as error:
+        return fail("trail", f"{reader.path} cannot be read: {error}", _VERIFY)
+    said = f"{visible(reader.origin)}: {count(tree.size, 'record')}"
+    found = rows.look(reader, tree)
+    if found.trouble:
+        return fail("trail", f"{said}, but {found.trouble}", _VERIFY)
+    if tree.size:
+        said += f", the newest at {moment(tree.committed_unix_nano / 1e9)}"
+        said += f"; {found.read:,} were read and fit their hashes; all else: otel-audit verify"
+    return ok("trail", said + _earlier(subject))
 
 
 def _earlier(subject: Subject) -> str:
@@ -170,17 +184,31 @@ def memory(subject: Subject) -> Iterator[Check]:
     except (ProofError, UnicodeDecodeError) as error:
         yield fail("signed", f"{path} is damaged: {error}", _NEW_ORIGIN)
         return
-    tree = reader.tree()
-    if signed.size > tree.size:
-        message = f"it has {count(tree.size, 'record')}, but {signed.size:,} were signed"
-    elif merkle.edge_root(merkle.edge_at(signed.size, reader.hash_at)) != signed.root:
-        message = f"its first {signed.size:,} records are not those that were signed"
-    else:
-        yield ok("signed", f"{count(signed.size, 'record')} at last, which the trail has unchanged")
+    try:
+        message = _unlike(signed, reader)
+    except rows.UNREADABLE:
+        told = f"{count(signed.size, 'record')} at last, which the trail cannot be compared with"
+        yield fail("signed", f"{told}: what is missing or damaged, its own check says", _VERIFY)
         return
-    yield fail(
-        "signed", f"{message}: an older copy was restored, or records were changed", _NEW_ORIGIN
+    if message:
+        shown = f"{message}: an older copy was restored, or records were changed"
+        yield fail("signed", shown, _NEW_ORIGIN)
+        return
+    yield ok(
+        "signed",
+        f"{count(signed.size, 'record')} at last, whose hashes the trail has; whether all records "
+        "fit them: otel-audit verify",
     )
+
+
+def _unlike(signed: Checkpoint, reader: TrailReader) -> str:
+    """Return how the trail differs from what was signed, or nothing."""
+    size = reader.tree().size
+    if signed.size > size:
+        return f"it has {count(size, 'record')}, but {signed.size:,} were signed"
+    if merkle.edge_root(merkle.edge_at(signed.size, reader.hash_at)) != signed.root:
+        return f"its first {signed.size:,} records are not those that were signed"
+    return ""
 
 
 def checkpoint(subject: Subject) -> Iterator[Check]:
