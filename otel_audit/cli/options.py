@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from otel_audit.cli.access import account, as_user, closed
 from otel_audit.cli.outcome import UsageError
 from otel_audit.errors import TrailError, TrailFileSystemError
 
@@ -82,6 +83,7 @@ def check_there(settings: Settings) -> None:
     """Raise `TrailError` unless there is a trail, whatever state it is in."""
     from otel_audit.trail.reader import DATABASE
 
+    _check_access(settings.trail_directory)
     if not (settings.trail_directory / DATABASE).is_file():
         open_reader(settings).close()
 
@@ -123,20 +125,11 @@ def own(directory: Path) -> None:
     if owner != os.geteuid():
         message = (
             f"the trail in {directory} belongs to the user {account(owner)}, and this is "
-            f"{account(os.geteuid())}: run it as {account(owner)} (sudo -u), because files made "
-            "by another user would lock its owner out"
+            f"{account(os.geteuid())}: run it as {account(owner)} "
+            f"({as_user(owner, '...', directory)}), because files made by another user would lock "
+            "its owner out"
         )
         raise TrailFileSystemError(message)
-
-
-def account(uid: int) -> str:
-    """Return the name of a user, or its number when it has no name."""
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def read_bytes(name: str) -> bytes:
@@ -194,17 +187,15 @@ def _lines(key: str) -> list[str]:
 
 
 def _check_access(directory: Path) -> None:
-    """Tell a directory that cannot be looked into from one without a trail."""
-    try:
-        if not directory.is_dir() or os.access(directory, os.R_OK | os.X_OK):
-            return
+    """Tell what cannot be looked into from a directory without a trail."""
+    barrier = closed(directory)
+    if barrier is not None:
+        owner = barrier.stat().st_uid
         message = (
-            f"{directory} cannot be read by this user: run it as "
-            f"{account(directory.stat().st_uid)} (sudo -u)"
+            f"{barrier} cannot be read by this user: run it as {account(owner)} "
+            f"({as_user(owner, '...', directory)})"
         )
-    except PermissionError as error:
-        message = f"{directory} cannot be reached by this user: {error.strerror}"
-    raise TrailError(message)
+        raise TrailError(message)
 
 
 def _others(settings: Settings, database: str) -> list[Path]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from otel_audit.cli import output
-from otel_audit.cli.options import Directory, Json, account, opened_trail, own, settings_for
+from otel_audit.cli.access import account
+from otel_audit.cli.options import Directory, Json, opened_trail, own, settings_for
 from otel_audit.cli.outcome import UsageError
 
 if TYPE_CHECKING:

@@ -76,6 +76,20 @@ def process(
     )
 
 
+def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as the user nobody, from a process of root."""
+    program = (
+        "import os, sys; from otel_audit.cli.app import run; kept = sys.stdout, sys.stderr; "
+        # The first run imports what the other user may not be allowed to read.
+        "sys.stdout = sys.stderr = open(os.devnull, 'w'); run(sys.argv[1:]); "
+        "sys.stdout, sys.stderr = kept; os.setgroups([]); os.setgid(65534); os.setuid(65534); "
+        # Without what runs at exit: coverage could not write its file any more.
+        "code = run(sys.argv[1:]); sys.stdout.flush(); sys.stderr.flush(); os._exit(code)"
+    )
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def on_terminal(*arguments: str, columns: int) -> list[str]:
     """Return the lines that a command shows on a terminal of so many columns, without colours."""
     controller, terminal = pty.openpty()

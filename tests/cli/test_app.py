@@ -16,7 +16,7 @@ from otel_audit import TrailReader, __version__
 from otel_audit.cli.app import app, run
 from otel_audit.cli.output import moment, span, stamp, visible
 from otel_audit.readers.cursors import Cursors
-from tests.cli.conftest import Cli, process, record
+from tests.cli.conftest import Cli, as_nobody, process, record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,18 +128,16 @@ def test_other_trails_are_named_when_the_one_is_missing(fresh: Cli, isolated: Pa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_directory_that_cannot_be_looked_into(reachable: Path) -> None:
-    program = (
-        "import os, sys; from otel_audit.cli.app import run; run(['tail', '--dir', '.']); "
-        # Without what runs at exit: coverage could not write its file any more.
-        "os.setuid(65534); code = run(['tail', '--dir', sys.argv[1]]); sys.stderr.flush(); "
-        "os._exit(code)"
-    )
-    command = [sys.executable, "-c", program, str(reachable)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("command", ["tail", "token list", "verify", "checkpoint"])
+@pytest.mark.parametrize("what", [".", "trail.db"])
+def test_a_trail_that_cannot_be_looked_into(reachable: Path, command: str, what: str) -> None:
+    closed = (reachable / what).resolve()
+    reachable.chmod(0o755 if closed.is_file() else 0o700)
+    done = as_nobody(*command.split(), "--dir", str(reachable))
     assert done.returncode == 3
-    assert done.stderr.endswith(
-        f"{reachable} cannot be read by this user: run it as root (sudo -u)\n"
+    assert done.stderr == (
+        f"otel-audit: {closed} cannot be read by this user: run it as root "
+        f"(sudo -u root otel-audit ... --dir {reachable})\n"
     )
 
 

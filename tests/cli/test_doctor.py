@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from otel_audit.cli.access import as_user
 from otel_audit.cli.diagnosis import place, processes, setup
 from otel_audit.cli.diagnosis import trail as examined
 from otel_audit.cli.diagnosis.check import Subject, examine
@@ -23,7 +24,7 @@ from otel_audit.settings import Settings
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.lock import FileLock
 from otel_audit.trail.trail import Trail
-from tests.cli.conftest import Cli, record
+from tests.cli.conftest import Cli, as_nobody, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -217,18 +218,37 @@ def test_a_directory_that_cannot_be_written(reachable: Path) -> None:
     for path in (reachable, *reachable.iterdir()):
         os.chown(path, 65_534, 65_534)
     reachable.chmod(0o500)
-    program = (
-        "import os, sys; from otel_audit.cli.app import run; stdout, sys.stdout = sys.stdout, "
-        # The first run imports what the other user may not be allowed to read.
-        "open(os.devnull, 'w'); run(sys.argv[1:]); sys.stdout = stdout; os.setgid(65534); "
-        # Without what runs at exit: coverage could not write its file any more.
-        "os.setuid(65534); code = run(sys.argv[1:]); sys.stdout.flush(); os._exit(code)"
-    )
-    command = [sys.executable, "-c", program, "doctor", "--json", "--dir", str(reachable)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = as_nobody("doctor", "--json", "--dir", str(reachable))
     assert done.returncode == 1, done.stderr
     (check,) = [item for item in json.loads(done.stdout)["checks"] if item["name"] == "user"]
     assert "no record can be stored" in check["message"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("what", ["trail.db", "trail.db-wal", ".", ".."])
+def test_what_another_user_may_not_read_is_one_failure(reachable: Path, what: str) -> None:
+    """What is not allowed is no damage: it needs another user, not another trail."""
+    for path in (reachable, *reachable.iterdir()):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    (reachable / "signing.key").chmod(0o600)
+    place = (reachable / what).resolve()
+    place.chmod(0o700 if place.is_dir() else 0o600)
+    done = as_nobody("doctor", "--json", "--dir", str(reachable))
+    assert done.returncode == 1, done.stderr
+    checks = json.loads(done.stdout)["checks"]
+    (failed,) = (check for check in checks if check["state"] == "fail")
+    mode = "0700" if place.is_dir() else "0600"
+    assert failed["name"] == "user"
+    assert failed["message"].startswith(f"{place} (mode {mode}, of root) cannot be read by nobody")
+    assert failed["remedy"].startswith(f"sudo -u root otel-audit doctor --dir {reachable}; ")
+    (trail,) = (check for check in checks if check["name"] == "trail")
+    assert trail["message"] == f"not looked at: {place} is closed to this user"
+    assert not any(raw in done.stdout for raw in ("Errno", "cannot be checked", "new-origin"))
+
+
+def test_a_user_without_a_name(tmp_path: Path) -> None:
+    said = as_user(4_000_000, "doctor", tmp_path / "a trail")
+    assert said == f"sudo -u '#4000000' otel-audit doctor --dir '{tmp_path}/a trail'"
 
 
 def test_file_systems(trail: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -272,11 +292,22 @@ def test_a_newer_trail(trail: Path, cli: Cli) -> None:
 
 
 def test_a_damaged_trail(trail: Path, cli: Cli) -> None:
-    (trail / "trail.db").write_bytes(b"rubbish" * 1_000)
-    (trail / "trail.db-wal").unlink()
+    with swollen(trail).open("r+b") as file:
+        file.seek(100)
+        file.write(b"rubbish" * 500)
     check = outcome(cli, "trail", 1)
     assert "cannot be read" in check["message"]
     assert "otel-audit new-origin" in check["remedy"]
+
+
+@pytest.mark.parametrize("text", [b"hello\n", b"rubbish" * 1_000, b""])
+def test_a_file_that_is_no_trail(trail: Path, cli: Cli, text: bytes) -> None:
+    """It is no evidence that somebody damaged: the right one may be somewhere."""
+    (trail / "trail.db").write_bytes(text)
+    (trail / "trail.db-wal").unlink()
+    check = outcome(cli, "trail", 1)
+    assert re.search("is no database, and so no trail|but not an audit trail", check["message"])
+    assert check["remedy"] == "put the right file in its place, from the backup, and keep this one"
 
 
 def swollen(trail: Path) -> Path:

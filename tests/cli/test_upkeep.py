@@ -287,4 +287,4 @@ def test_without_a_trail_there_is_nothing_to_succeed(directory: Path, fresh: Cli
 def test_only_the_owner_writes(trail: Path, cli: Cli, command: tuple[str, ...]) -> None:
     os.chown(trail, 65_534, 65_534)
     err = cli(*command, code=3).err
-    assert "belongs to the user nobody, and this is root: run it as nobody (sudo -u)" in err
+    assert "belongs to the user nobody, and this is root: run it as nobody (sudo -u nobody " in err

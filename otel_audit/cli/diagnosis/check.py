@@ -33,13 +33,15 @@ class Check:
 class Subject:
     """What is examined.
 
-    ``reader`` is None when the trail cannot be opened; ``refusal`` says why.
+    ``reader`` is None when the trail cannot be opened; ``refusal`` says why, and
+    ``closed`` names what this user may not read, which one check tells for all.
     """
 
     settings: Settings
     unusable: tuple[AuditSettingsError, ...] = ()
     reader: TrailReader | None = None
     refusal: Exception | None = None
+    closed: Path | None = None
     now: int = field(default_factory=time.time_ns)
 
     @property
@@ -71,6 +73,11 @@ def fail(name: str, message: str, remedy: str) -> Check:
     return Check(name, "fail", message, remedy)
 
 
+def unseen(name: str, path: object) -> Check:
+    """Return the outcome of something that this user may not look at."""
+    return Check(name, "warn", f"not looked at: {path} is closed to this user")
+
+
 def examine(subject: Subject, examinations: Iterable[tuple[str, Examination]]) -> Iterator[Check]:
     """Make all checks, whatever happens to one of them."""
     for name, examination in examinations:
@@ -80,6 +87,8 @@ def examine(subject: Subject, examinations: Iterable[tuple[str, Examination]]) -
 def _survive(name: str, examination: Examination, subject: Subject) -> list[Check]:
     try:
         return list(examination(subject))
+    except PermissionError as error:
+        return [unseen(name, error.filename)]
     except apsw.Error as error:
         message = f"a part of the database that this needs cannot be read: {error}"
         return [fail(name, message, "keep everything; otel-audit verify")]

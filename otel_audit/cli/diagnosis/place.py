@@ -8,8 +8,8 @@ import shutil
 import stat
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from otel_audit.cli.access import account, as_user, described
 from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
-from otel_audit.cli.options import account
 from otel_audit.errors import TrailFileSystemError
 from otel_audit.trail import filesystem
 
@@ -35,38 +35,53 @@ _NAMED: Final = 3
 def directory(subject: Subject) -> Iterator[Check]:
     """Whether the directory is there, private, and ours to write."""
     path = subject.directory
+    if subject.closed is not None:
+        yield _closed(subject.closed, path)
+        if subject.closed in path.absolute().parents:
+            return
     if not path.is_dir():
-        if path.exists():
-            yield fail("directory", f"{path} is not a directory", "set OTEL_AUDIT_DIR to another")
-        elif subject.named:
-            yield fail("directory", f"{path} does not exist", "name the trail's with --dir")
-        else:
-            yield warn(
-                "directory",
-                f"{path} does not exist",
-                "it is made on first use; if a trail should be there, name it with --dir",
-            )
+        yield _absent(subject)
         return
+    yield _private(path)
+    if subject.closed is None:
+        yield from _writable(path, path.stat().st_uid)
+
+
+def _absent(subject: Subject) -> Check:
+    path = subject.directory
+    if path.exists():
+        return fail("directory", f"{path} is not a directory", "set OTEL_AUDIT_DIR to another")
+    if subject.named:
+        return fail("directory", f"{path} does not exist", "name the trail's with --dir")
+    return warn(
+        "directory",
+        f"{path} does not exist",
+        "it is made on first use; if a trail should be there, name it with --dir",
+    )
+
+
+def _private(path: Path) -> Check:
     status = path.stat()
     mode = stat.S_IMODE(status.st_mode)
     shown = f"{path}, mode {mode:04o}, of {account(status.st_uid)}"
     if mode & _OTHERS_WRITE:
-        yield fail("directory", f"{shown}: others can replace the trail", f"chmod 700 {path}")
-    elif mode & _OTHERS:
-        yield warn("directory", f"{shown}: others can look into it", f"chmod 700 {path}")
-    else:
-        yield ok("directory", shown)
-    yield from _writable(path, status.st_uid)
+        return fail("directory", f"{shown}: others can replace the trail", f"chmod 700 {path}")
+    if mode & _OTHERS:
+        return warn("directory", f"{shown}: others can look into it", f"chmod 700 {path}")
+    return ok("directory", shown)
+
+
+def _closed(barrier: Path, path: Path) -> Check:
+    me = account(os.geteuid())
+    return fail(
+        "user",
+        f"{described(barrier)} cannot be read by {me}, so little can be checked",
+        f"{as_user(barrier.stat().st_uid, 'doctor', path)}; or chown it, if it should be {me}'s",
+    )
 
 
 def _writable(path: Path, owner: int) -> Iterator[Check]:
-    if not os.access(path, os.R_OK | os.X_OK):
-        yield fail(
-            "user",
-            f"{path} cannot be read by {account(os.geteuid())}, so little of it can be checked",
-            f"run it as {account(owner)} (sudo -u)",
-        )
-    elif owner != os.geteuid():
+    if owner != os.geteuid():
         yield warn(
             "user",
             f"this is {account(os.geteuid())}, the trail belongs to {account(owner)}",

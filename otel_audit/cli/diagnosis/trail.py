@@ -8,8 +8,11 @@ import re
 import stat
 from typing import TYPE_CHECKING, Final
 
+import apsw
+
+from otel_audit.cli.access import closed
 from otel_audit.cli.diagnosis import rows
-from otel_audit.cli.diagnosis.check import Check, Subject, fail, ok, warn
+from otel_audit.cli.diagnosis.check import Check, Subject, fail, ok, unseen, warn
 from otel_audit.cli.output import count, moment, span, visible
 from otel_audit.errors import ProofError, TrailKeyError, TrailVersionError
 from otel_audit.trail import merkle
@@ -23,6 +26,7 @@ from otel_audit.trail.trail import KEY_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from otel_audit.errors import AuditSettingsError
     from otel_audit.settings import Settings
@@ -42,6 +46,7 @@ _UNSYNCHRONISED: Final = 5
 _TIMEX_SIZE: Final = 512
 _REMEDY: Final = re.compile(r": (?=run |put back )")
 _VERIFY: Final = "keep everything; otel-audit verify says what else"
+_RIGHT_ONE: Final = "put the right file in its place, from the backup, and keep this one"
 _NEW_ORIGIN: Final = "keep everything; otel-audit verify; then otel-audit new-origin"
 
 
@@ -50,7 +55,8 @@ def subject_of(settings: Settings, unusable: tuple[AuditSettingsError, ...] = ()
     try:
         reader = TrailReader(settings.trail_directory)
     except Exception as error:  # noqa: BLE001 - why it cannot be opened is the first finding
-        return Subject(settings, unusable, refusal=error)
+        barrier = closed(settings.trail_directory)
+        return Subject(settings, unusable, refusal=error, closed=barrier)
     return Subject(settings, unusable, reader)
 
 
@@ -70,11 +76,13 @@ def opens(subject: Subject) -> Iterator[Check]:
     path = subject.directory / DATABASE
     if subject.reader is not None:
         yield _rows(subject, subject.reader)
+    elif subject.closed is not None:
+        yield unseen("trail", subject.closed)
     elif isinstance(subject.refusal, TrailVersionError):
         message, _, remedy = str(subject.refusal).partition(": ")
         yield fail("trail", message, remedy)
     elif path.exists():
-        yield fail("trail", str(subject.refusal), _NEW_ORIGIN)
+        yield _refused(path, subject.refusal)
     elif left := [name for name in (KEY_FILE, MEMORY) if (subject.directory / name).exists()]:
         yield fail(
             "trail",
@@ -90,6 +98,16 @@ def opens(subject: Subject) -> Iterator[Check]:
             f"there is none in {subject.directory} yet",
             "it is made when the application first starts; is this the right directory?",
         )
+
+
+def _refused(path: Path, refusal: Exception | None) -> Check:
+    """Tell a file that is no trail, which is no evidence of anything, from one that is damaged."""
+    cause = None if refusal is None else refusal.__cause__
+    if isinstance(cause, apsw.NotADBError):
+        return fail("trail", f"{path} is no database, and so no trail", _RIGHT_ONE)
+    if cause is None:
+        return fail("trail", str(refusal), _RIGHT_ONE)
+    return fail("trail", str(refusal), _NEW_ORIGIN)
 
 
 def _rows(subject: Subject, reader: TrailReader) -> Check:
