@@ -69,14 +69,22 @@ def open_reader(settings: Settings) -> TrailReader:
     directory = settings.trail_directory
     _check_access(directory)
     if directory.is_file():
-        message = f"{directory} is a file; name the trail's directory: --dir {directory.parent}"
-        raise TrailError(message)
+        raise TrailError(_of_file(directory, DATABASE))
     if not (directory / DATABASE).is_file():
         others = ", ".join(map(str, _others(settings, DATABASE)))
         if others:
             message = f"there is no trail in {directory}; there is one in {others}: use --dir"
             raise TrailError(message)
     return TrailReader(directory)
+
+
+def _of_file(path: Path, database: str) -> str:
+    parent = path.parent
+    if (parent / database).is_file():
+        return f"{path} is a file; name the trail's directory: --dir {parent}"
+    return (
+        f"{path} is a file, and there is no trail in {parent}; name the trail's directory by --dir"
+    )
 
 
 def check_there(settings: Settings) -> None:

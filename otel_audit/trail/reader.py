@@ -17,6 +17,7 @@ import orjson
 from otel_audit.errors import ProofError, TrailError, TrailVersionError
 from otel_audit.trail import merkle
 from otel_audit.trail.database import Handle, fetch
+from otel_audit.trail.nearby import nearby
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -342,9 +343,8 @@ class TrailReader:
 
     def _connect(self) -> apsw.Connection:
         if not self.path.is_file():
-            # LOG_DIR holds the trail in a directory of its own.
-            below = self.directory / "trail"
-            hint = f"; there is one in {below}" if (below / DATABASE).is_file() else ""
+            there = ", ".join(map(str, nearby(self.directory)))
+            hint = f"; there is one in {there}" if there else ""
             message = (
                 f"there is no trail in {self.directory} ({DATABASE} is missing); name its "
                 f"directory with --dir or OTEL_AUDIT_DIR{hint}"

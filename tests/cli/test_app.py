@@ -119,6 +119,16 @@ def test_the_file_of_a_trail_is_no_directory(trail: Path, cli: Cli) -> None:
     )
 
 
+def test_a_file_beside_which_there_is_no_trail(tmp_path: Path, fresh: Cli) -> None:
+    path = tmp_path / "hostname"
+    path.write_text("shop\n", encoding="utf-8")
+    err = fresh.bare("verify", "--dir", str(path), code=3).err
+    assert err == (
+        f"otel-audit: {path} is a file, and there is no trail in {tmp_path}; name the trail's "
+        "directory by --dir\n"
+    )
+
+
 def test_other_trails_are_named_when_the_one_is_missing(fresh: Cli, isolated: Path) -> None:
     assert "use --dir" not in fresh.bare("tail", code=3).err
     there = isolated / "state" / "otel-audit" / "hub"

@@ -171,6 +171,34 @@ def test_a_directory_one_level_too_high(
         assert check["remedy"].endswith(f"there is one in {trail}")
 
 
+def test_a_directory_one_level_too_low(
+    trail: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOG_DIR", str(trail))
+    found = json.loads(cli.bare("doctor", "--json", code=1).out)["checks"]
+    (check,) = (check for check in found if check["name"] == "trail")
+    assert check["remedy"].endswith(f"there is one in {trail}")
+    assert cli.bare("tail", code=3).err.endswith(f"there is one in {trail}\n")
+
+
+@pytest.mark.parametrize("above", [1, 2])
+def test_a_directory_that_is_not_the_trails_may_be_open(
+    tmp_path: Path, fresh: Cli, above: int
+) -> None:
+    trail = tmp_path / "data" / "logs" / "trail"
+    trail.parent.mkdir(parents=True)
+    record(trail, 1)
+    wrong = trail.parents[above - 1]
+    wrong.chmod(0o777)
+    (wrong / "notes").touch()
+    (wrong / "notes").chmod(0o666)
+    found = json.loads(fresh.bare("doctor", "--json", "--dir", str(wrong), code=1).out)["checks"]
+    checks = {check["name"]: check for check in found}
+    assert checks["directory"]["message"] == f"{wrong} is there, and holds no trail"
+    assert "files" not in checks
+    assert checks["trail"]["remedy"].endswith(f"there is one in {trail}")
+
+
 def test_a_file_in_place_of_the_directory(directory: Path, fresh: Cli) -> None:
     directory.write_text("", encoding="utf-8")
     assert "is not a directory" in outcome(fresh, "directory", 1)["message"]

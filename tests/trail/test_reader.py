@@ -12,6 +12,7 @@ import pytest
 
 from otel_audit.errors import ProofError, TrailError, TrailVersionError
 from otel_audit.trail import merkle
+from otel_audit.trail.nearby import nearby
 from otel_audit.trail.reader import APPLICATION_ID, SCHEMA_VERSION, TrailReader
 from otel_audit.trail.store import TrailStore
 
@@ -250,6 +251,18 @@ def test_who_names_the_log_directory_is_told_where_the_trail_is(tmp_path: Path) 
     TrailStore(tmp_path / "trail", new_origin=lambda: "x/y").close()
     with pytest.raises(TrailError, match=f"; there is one in {tmp_path / 'trail'}$"):
         TrailReader(tmp_path)
+
+
+def test_who_names_a_directory_too_deep_or_two_too_high_is_told_as_well(tmp_path: Path) -> None:
+    trail = tmp_path / "data" / "logs" / "trail"
+    trail.parent.mkdir(parents=True)
+    TrailStore(trail, new_origin=lambda: "x/y").close()
+    for wrong in (trail / "trail", trail.parent, tmp_path / "data"):
+        with pytest.raises(TrailError, match=f"; there is one in {trail}$"):
+            TrailReader(wrong)
+    with pytest.raises(TrailError, match=r"with --dir or OTEL_AUDIT_DIR$"):
+        TrailReader(tmp_path)
+    assert nearby(tmp_path / ("x" * 300) / "y") == []
 
 
 def test_what_is_no_trail_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,10 @@ from otel_audit.cli.access import account, as_user, described
 from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
 from otel_audit.errors import TrailFileSystemError
 from otel_audit.trail import filesystem
+from otel_audit.trail.nearby import nearby
+from otel_audit.trail.reader import DATABASE
+from otel_audit.trail.signer import MEMORY
+from otel_audit.trail.trail import KEY_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,6 +46,9 @@ def directory(subject: Subject) -> Iterator[Check]:
     if not path.is_dir():
         yield _absent(subject)
         return
+    if not _is_of_trail(subject):
+        yield ok("directory", f"{path} is there, and holds no trail")
+        return
     yield _private(path)
     if subject.closed is None:
         yield from _writable(path, path.stat().st_uid)
@@ -58,6 +65,14 @@ def _absent(subject: Subject) -> Check:
         f"{path} does not exist",
         "it is made on first use; if a trail should be there, name it with --dir",
     )
+
+
+def _is_of_trail(subject: Subject) -> bool:
+    """Whether a trail is in the directory, or may be made there; else it is none of our business."""
+    path = subject.directory
+    if subject.closed or any((path / name).exists() for name in (DATABASE, KEY_FILE, MEMORY)):
+        return True
+    return not subject.named and not nearby(path)
 
 
 def _private(path: Path) -> Check:
@@ -98,7 +113,7 @@ def _writable(path: Path, owner: int) -> Iterator[Check]:
 def files(subject: Subject) -> Iterator[Check]:
     """Whether every file of the trail belongs to one user and is closed to others."""
     path = subject.directory
-    if not path.is_dir():
+    if not path.is_dir() or not _is_of_trail(subject):
         return
     owner = path.stat().st_uid
     found = sorted(item for item in path.iterdir() if item.is_file())

@@ -18,6 +18,7 @@ from otel_audit.errors import ProofError, TrailKeyError, TrailVersionError
 from otel_audit.trail import merkle
 from otel_audit.trail.checkpoint import open_checkpoint, read_checkpoint
 from otel_audit.trail.keys import TrailKeys
+from otel_audit.trail.nearby import nearby
 from otel_audit.trail.note import Verifier
 from otel_audit.trail.reader import DATABASE, TrailReader
 from otel_audit.trail.signer import MEMORY
@@ -89,7 +90,7 @@ def opens(subject: Subject) -> Iterator[Check]:
             f"{path} is missing, but {' and '.join(left)} are there: it was removed or not restored",
             f"restore {DATABASE}, or begin a new origin: otel-audit new-origin",
         )
-    elif subject.named or (subject.directory / "trail" / DATABASE).is_file():
+    elif subject.named or nearby(subject.directory):
         message, _, remedy = str(subject.refusal).partition("; ")
         yield fail("trail", message, remedy)
     else:
