@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -22,7 +22,14 @@ _JUDGED: Final = "of this environment; a service has those that it was started w
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
-def doctor(directory: Directory = None, *, as_json: Json = False) -> None:
+def doctor(
+    directory: Directory = None,
+    *,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Show the settings that have their defaults, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Look at settings, policy, files, key, clock, agent, mirror and shipping, and say what to do.
 
     Writes nothing and works on a trail that is broken or not there. Fails when
@@ -53,7 +60,7 @@ def doctor(directory: Directory = None, *, as_json: Json = False) -> None:
             }
         )
     else:
-        _print(settings.describe(), checks, versions)
+        _print(settings.describe(), checks, versions, show_all=show_all)
     if failed:
         raise typer.Exit(ExitCode.FOUND)
 
@@ -97,15 +104,24 @@ def _examine(subject: Subject) -> list[Check]:
 
 
 def _print(
-    settings: Sequence[dict[str, str]], checks: Sequence[Check], versions: dict[str, str]
+    settings: Sequence[dict[str, str]],
+    checks: Sequence[Check],
+    versions: dict[str, str],
+    *,
+    show_all: bool,
 ) -> None:
     target = output.console()
-    target.print("Settings", style="bold")
-    target.print(f"  {_JUDGED}", style="dim")
-    _print_settings(target, settings)
-    target.print()
     target.print("Checks", style="bold")
     _print_checks(target, checks)
+    target.print()
+    target.print("Settings", style="bold")
+    target.print(f"  {_JUDGED}", style="dim")
+    shown = [row for row in settings if show_all or row["origin"] != "default"]
+    _print_settings(target, shown)
+    left = len(settings) - len(shown)
+    if left:
+        more = f"{left} more have" if shown else f"all {left} have"
+        target.print(f"  {more} their defaults (--all shows them)", style="dim")
     target.print()
     target.print("Versions", style="bold")
     output.write_facts(target, [(f"  {name}", number) for name, number in versions.items()])
@@ -117,8 +133,8 @@ def _print_settings(target: Console, settings: Sequence[dict[str, str]]) -> None
     """Print the variables; those that nobody set are dim."""
     from rich.text import Text
 
-    names = max(len(row["variable"]) for row in settings)
-    values = max(len(output.visible(row["value"]) or "-") for row in settings)
+    names = max((len(row["variable"]) for row in settings), default=0)
+    values = max((len(output.visible(row["value"]) or "-") for row in settings), default=0)
     for row in settings:
         value = output.visible(row["value"]) or "-"
         # Only --dir can be an argument here, and the variable's name is in the first column.
@@ -130,15 +146,15 @@ def _print_settings(target: Console, settings: Sequence[dict[str, str]]) -> None
 def _print_checks(target: Console, checks: Sequence[Check]) -> None:
     from rich.text import Text
 
-    rows: list[tuple[str, Text]] = []
+    rows: list[tuple[str | Text, str | Text]] = []
     names = max(len(check.name) for check in checks)
     for check in checks:
-        text = Text.assemble(
-            (f"{check.state:<4}", _STYLES[check.state]), "  ", output.visible(check.message)
+        label = Text.assemble(
+            (f"  {check.name:<{names}}  ", "dim"), (f"{check.state:<4}", _STYLES[check.state])
         )
-        rows.append((f"  {check.name:<{names}}", text))
+        rows.append((label, output.visible(check.message)))
         if check.remedy:
-            rows.append(("", Text.assemble("      to do: ", output.visible(check.remedy))))
+            rows.append(("", f"to do: {output.visible(check.remedy)}"))
     output.write_facts(target, rows)
 
 

@@ -45,8 +45,11 @@ def write_json(value: object) -> None:
     sys.stdout.flush()
 
 
-def write_facts(target: Console, rows: Iterable[tuple[str, str | Text]]) -> None:
-    """Print labels and values in two columns; on a terminal, long values are wrapped."""
+def write_facts(target: Console, rows: Iterable[tuple[str | Text, str | Text]]) -> None:
+    """Print labels and values in two columns; on a terminal, long values are wrapped.
+
+    A label that is a text of Rich keeps its style.
+    """
     from rich.text import Text
 
     rows = list(rows)
@@ -58,7 +61,8 @@ def write_facts(target: Console, rows: Iterable[tuple[str, str | Text]]) -> None
             lines = wrapped(text, target.width - indent)
         for number, line in enumerate(lines):
             head = label if number == 0 else ""
-            target.print(Text.assemble((f"{head:<{indent}}", "dim"), line))
+            dim = Text(head, style="dim") if isinstance(head, str) else head
+            target.print(Text.assemble(dim, " " * (indent - len(head)), line))
 
 
 def wrapped(text: Text, width: int) -> list[Text]:

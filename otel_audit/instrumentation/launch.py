@@ -113,7 +113,7 @@ def _refuse(error: Exception) -> None:
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(
             f"otel-audit: the audit trail cannot be used, so the application is not started: {what}\n"
-            "otel-audit: correct it (`otel-audit doctor` shows all settings), or set "
+            "otel-audit: correct it (`otel-audit doctor --all` shows all settings), or set "
             "OTEL_AUDIT_ON_FAILURE=continue to run unaudited\n"
         )
         sys.stderr.flush()

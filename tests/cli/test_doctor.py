@@ -24,7 +24,7 @@ from otel_audit.settings import Settings
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.lock import FileLock
 from otel_audit.trail.trail import Trail
-from tests.cli.conftest import Cli, as_nobody, record
+from tests.cli.conftest import Cli, as_nobody, on_terminal, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,12 +75,44 @@ def test_a_trail_in_order(trail: Path, cli: Cli) -> None:
 def test_for_people(trail: Path, cli: Cli) -> None:
     shown = cli("doctor").out
     assert [line for line in shown.splitlines() if line and line[0] != " "][:3] == [
-        "Settings",
         "Checks",
+        "Settings",
         "Versions",
     ]
     assert re.search(rf"^  OTEL_AUDIT_DIR +{re.escape(str(trail))} +--dir$", shown, re.MULTILINE)
     assert f"  trail        ok    otel-audit.local/hub/" in shown  # noqa: F541 - reads as its neighbours
+
+
+def test_settings_that_nobody_set_are_counted_unless_all_are_wanted(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_AUDIT_TIMEOUT", "7")
+    number = len(Settings.from_env({}).describe())
+    shown = cli("doctor").out
+    assert re.search("^  OTEL_AUDIT_TIMEOUT +7.0 ", shown, re.MULTILINE)
+    assert not re.search(r" default$", shown, re.MULTILINE)
+    assert f"\n  {number - 2} more have their defaults (--all shows them)\n" in shown
+    everything = cli("doctor", "--all").out
+    assert len(re.findall(r" default$", everything, re.MULTILINE)) == number - 2
+    assert "--all shows them" not in everything
+    monkeypatch.delenv("OTEL_AUDIT_TIMEOUT")
+    assert f"\n  all {number} have their defaults (" in cli.bare("doctor").out
+
+
+def test_a_narrow_terminal_has_one_column_for_what_is_said(trail: Path) -> None:
+    """The state stands by itself, and what is to do begins where the finding does."""
+    place = trail.rename(trail.parent / ("long-" * 12))
+    place.chmod(0o755)
+    shown = on_terminal("doctor", "--dir", str(place), columns=80)
+    checks = shown[shown.index("Checks") + 1 : shown.index("Settings") - 1]
+    indent = checks[0].index("every variable")
+    (first,) = (line for line in checks if line.startswith("  directory"))
+    assert first[:indent].split() == ["directory", "warn"]
+    assert first[indent:].startswith(str(place))
+    others = [line for line in checks if not line[:indent].strip()]
+    assert {len(line) - len(line.lstrip()) for line in others} == {indent}
+    assert any(line[indent:].startswith("to do: chmod 700") for line in others)
+    assert all(line[indent:].strip() for line in checks)
 
 
 def test_every_setting_is_listed_with_value_and_origin(cli: Cli) -> None:
