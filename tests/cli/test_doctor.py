@@ -324,7 +324,13 @@ def test_file_systems(trail: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_little_space(trail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = Subject(Settings.from_env({}, directory=trail))
     (check,) = place.space(subject)
-    assert "the trail has 8." in check.message
+    assert re.search(r"; the trail has [\d.]+ KiB and a log of 8\.\d MiB$", check.message)
+    (trail / "trail.db-wal").unlink()
+    (check,) = place.space(subject)
+    assert re.search(r"; the trail has [\d.]+ KiB$", check.message)
+    (trail / "trail.db").unlink()
+    (check,) = place.space(subject)
+    assert "the trail has" not in check.message
     monkeypatch.setattr(place, "_TIGHT", 1 << 60)
     assert [check.state for check in place.space(subject)] == ["warn"]
     monkeypatch.setattr(place, "_FEW_FILES", 1 << 60)
@@ -717,6 +723,18 @@ def test_the_mirror(trail: Path, caplog: pytest.LogCaptureFixture) -> None:
     (check,) = processes.mirror(subject)
     assert "how far it is cannot be read" in check.message
     subject.reader.close()
+
+
+def test_a_mirror_that_another_environment_writes(
+    trail: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert outcome(cli, "mirror")["message"].endswith("(LOG_DIR or AUDIT_LOG_LOCAL_FILE)")
+    for path in (trail / "audit.log", trail.parent / "audit.log"):
+        path.touch(0o640)
+        said = f", but {path} is there: AUDIT_LOG_LOCAL_FILE={path} has doctor look at it"
+        assert outcome(cli, "mirror")["message"].endswith(said)
+    monkeypatch.setenv("AUDIT_LOG_LOCAL_FILE", str(path))
+    assert outcome(cli, "mirror")["message"].startswith(f"{path}, mode 0640, 12 records behind")
 
 
 def test_a_mirror_of_a_trail_that_cannot_be_opened(directory: Path) -> None:

@@ -183,8 +183,7 @@ def space(subject: Subject) -> Iterator[Check]:
     """Whether there is room for more records."""
     path = _existing(subject.directory)
     usage = shutil.disk_usage(path)
-    used = sum(item.stat().st_size for item in subject.directory.glob("trail.db*"))
-    shown = f"{_size(usage.free)} free of {_size(usage.total)}; the trail has {_size(used)}"
+    shown = f"{_size(usage.free)} free of {_size(usage.total)}{_used(subject.directory)}"
     more = "make room, or move the trail (OTEL_AUDIT_DIR)"
     nodes = os.statvfs(path)
     if usage.free < _FULL:
@@ -195,6 +194,16 @@ def space(subject: Subject) -> Iterator[Check]:
         yield warn("disk space", shown, more)
     else:
         yield ok("disk space", shown)
+
+
+def _used(directory: Path) -> str:
+    """Return what the trail takes; the log is made in advance, and no measure of what is recorded."""
+    try:
+        trail = (directory / DATABASE).stat().st_size
+        log = sum(path.stat().st_size for path in directory.glob(f"{DATABASE}-wal"))
+    except OSError:
+        return ""
+    return f"; the trail has {_size(trail)}" + (f" and a log of {_size(log)}" if log else "")
 
 
 def _existing(path: Path) -> Path:

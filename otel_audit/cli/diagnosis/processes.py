@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import time
 from typing import TYPE_CHECKING, Final
@@ -73,7 +74,8 @@ def mirror(subject: Subject) -> Iterator[Check]:
     """Whether the JSON lines copy is there and follows."""
     path, reader = subject.settings.mirror_file, subject.reader
     if path is None:
-        yield ok("mirror", "none is configured here (LOG_DIR or AUDIT_LOG_LOCAL_FILE)")
+        none = "none is configured here (LOG_DIR or AUDIT_LOG_LOCAL_FILE)"
+        yield ok("mirror", none + _left(subject.directory))
         return
     if not path.exists():
         yield warn("mirror", f"{path} does not exist", "the application makes it when it starts")
@@ -104,6 +106,15 @@ def mirror(subject: Subject) -> Iterator[Check]:
         f"{shown}, {count(behind, 'record')} behind, the first since {since}",
         "the agent writes it: see the agent's check, and its log",
     )
+
+
+def _left(directory: Path) -> str:
+    """Return which mirror a service with other settings may write, where its file is there."""
+    for place in (directory.absolute().parent, directory.absolute()):
+        path = place / "audit.log"
+        if os.access(path, os.F_OK):
+            return f", but {path} is there: AUDIT_LOG_LOCAL_FILE={path} has doctor look at it"
+    return ""
 
 
 def _row(directory: Path, path: Path) -> cursors.Cursor | None:
