@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -40,6 +42,10 @@ _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off", ""})
 _SIZE: Final = re.compile(r"(\d+)\s*([kmg]?)i?b?", re.IGNORECASE)
 
+
+_OURS: Final = "OTEL_AUDIT_"
+_SAID: Final = "_OTEL_AUDIT_SAID"
+"""What was said, for the processes that this one starts. It is no setting, so not named like one."""
 
 _EXPORTER: Final = "OTEL_EXPORTER_OTLP_"
 _ABOUT_SHIPPING: Final = frozenset({"OTEL_AUDIT_DESTINATIONS", "LOKI_ENABLED"})
@@ -312,7 +318,7 @@ class Settings:
         if said:
             message = f"unknown setting {min(said)!r}; known are {', '.join(sorted(origins))}"
             raise AuditSettingsError(message)
-        unknown = {name for name in environ if name.startswith("OTEL_AUDIT_")} - known
+        unknown = {name for name in environ if name.startswith(_OURS)} - known
         return cls(
             **values,
             destinations=destinations(environ, values),
@@ -401,6 +407,18 @@ class Settings:
         return rows
 
 
+def nearest(variable: str) -> str | None:
+    """Return the setting that a variable of ours may have meant, which is none."""
+    # Compared without what all of them begin with, which would make all of them look alike.
+    known = [
+        str(spec.metadata["variable"]).removeprefix(_OURS)
+        for spec in fields(Settings)
+        if str(spec.metadata.get("variable")).startswith(_OURS)
+    ]
+    close = get_close_matches(variable.removeprefix(_OURS), known, n=1)
+    return f"{_OURS}{close[0]}" if close else None
+
+
 def give_defaults(**defaults: str) -> None:
     """Set variables of the environment that are not set, for OpenTelemetry to read.
 
@@ -408,6 +426,20 @@ def give_defaults(**defaults: str) -> None:
     """
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def first_to_say(text: str) -> bool:
+    """Whether neither this process nor one that started it has said this; now it counts as said.
+
+    Workers and a supervisor that starts them anew inherit the environment: what is wrong with a
+    service is read once, not once a process.
+    """
+    mark = f"{zlib.crc32(text.encode(errors='replace')):08x}"
+    said = os.environ.get(_SAID, "").split()
+    if mark in said:
+        return False
+    os.environ[_SAID] = " ".join([*said, mark])
+    return True
 
 
 def _folder(name: str) -> str:

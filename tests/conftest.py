@@ -42,6 +42,8 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.delenv(name)
         patch.setenv("HOME", str(home))
         patch.setenv("XDG_STATE_HOME", str(home / "state"))
+        # Said in one test is not said in the next one.
+        patch.setenv("_OTEL_AUDIT_SAID", "")
         # Outside a request set_actor() stays in force, which is right for a program and not here.
         token = attach(Context())
         try:

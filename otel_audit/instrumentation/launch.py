@@ -5,7 +5,7 @@ Promises: an audit trail that cannot be used ends the process with code 78
 launcher would swallow the exception and run it unaudited; with
 OTEL_AUDIT_ON_FAILURE=continue it runs unaudited, and the log says so. Neither
 OTEL_SDK_DISABLED nor OTEL_PYTHON_DISABLED_INSTRUMENTATIONS keeps it from
-starting.
+starting. What is wrong with the rules is said once, not by each worker.
 
 Importing this module needs nothing but Python and the settings: what else is
 ours is imported where a failure counts as one of the trail.
@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import Final
 
 from otel_audit.errors import OtelAuditError
-from otel_audit.settings import Settings
+from otel_audit.settings import Settings, first_to_say
 
 EX_CONFIG: Final = 78
 
@@ -42,6 +42,9 @@ left_out: Final[set[str]] = set()
 
 _started = False
 
+_TRACKER: Final = "from multiprocessing.resource_tracker import "
+"""How the command of multiprocessing's helper begins, which runs nothing of the application."""
+
 
 def start() -> None:
     """Open the trail and instrument what is there, once a process.
@@ -53,6 +56,9 @@ def start() -> None:
     if _started:
         return
     _started = True
+    if any(word.startswith(_TRACKER) for word in sys.orig_argv):
+        left_out.update(INSTRUMENTORS)
+        return
     try:
         _start()
     except Exception as error:  # noqa: BLE001 - whatever it is, the launcher would swallow it
@@ -82,10 +88,9 @@ def _start() -> None:
     left_out.update(off)
     unknown = sorted(set(off) - set(INSTRUMENTORS))
     if unknown:
-        _logger.warning(
-            "OTEL_AUDIT_DISABLED_INSTRUMENTATIONS names %r; known are %s",
-            unknown[0],
-            ", ".join(INSTRUMENTORS),
+        _warn(
+            f"OTEL_AUDIT_DISABLED_INSTRUMENTATIONS names {unknown[0]!r}; known are "
+            f"{', '.join(INSTRUMENTORS)}"
         )
     for name, where in INSTRUMENTORS.items():
         if name not in off:
@@ -93,7 +98,13 @@ def _start() -> None:
             getattr(import_module(f"otel_audit.instrumentation.{module}"), kind)().instrument()
     if "spans" not in off:
         for silent in silent_rules(provider.policy.spans):
-            _logger.warning("%s, so there is no record of them: %s", silent.finding, silent.remedy)
+            _warn(f"{silent.finding}, so there is no record of them: {silent.remedy}")
+
+
+def _warn(text: str) -> None:
+    """Log a warning, unless the process that started this one has."""
+    if first_to_say(text):
+        _logger.warning("%s", text)
 
 
 def _refuse(error: Exception) -> None:

@@ -182,8 +182,13 @@ def test_a_setting_that_does_not_exist_is_warned_about(
     directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OTEL_AUDIT_ON_FAILUER", "shutdown")
-    configure(directory=directory, agent="off")
-    assert "OTEL_AUDIT_ON_FAILUER is not a setting of otel-audit; is it misspelt?" in caplog.text
+    monkeypatch.setenv("OTEL_AUDIT_ZZZZZ", "1")
+    for _ in range(2):  # as an application that makes another provider for its start
+        configure(directory=directory, agent="off")
+    misspelt, unlike = (record.message for record in caplog.records)
+    what = "is not a setting of otel-audit"
+    assert misspelt == f"OTEL_AUDIT_ON_FAILUER {what}; did you mean OTEL_AUDIT_ON_FAILURE?"
+    assert unlike == f"OTEL_AUDIT_ZZZZZ {what}; unset it, if nothing else reads it"
 
 
 # What a failure does

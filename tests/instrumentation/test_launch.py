@@ -146,8 +146,7 @@ def test_an_application_without_a_line_of_ours_is_audited(tmp_path: Path) -> Non
     try:
         trace_id = asked(f"http://127.0.0.1:{port}/items/7", server)
     finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(30)
+        end(server)
     (record,) = records(tmp_path / "logs")
     assert record["event"] == "http.request"
     assert record["route"] == "/items/{item}"
@@ -320,6 +319,53 @@ def test_rules_for_spans_that_nothing_here_makes_are_said(tmp_path: Path) -> Non
     assert "opentelemetry-instrumentation-sqlite3" in ended.stderr
     off = {"OTEL_AUDIT_RULE_SETS": "sql", "OTEL_AUDIT_DISABLED_INSTRUMENTATIONS": "spans"}
     assert launched(code, tmp_path, **off).stderr == ""
+
+
+def end(server: subprocess.Popen[bytes]) -> None:
+    server.send_signal(signal.SIGTERM)
+    server.wait(30)
+
+
+def test_what_is_wrong_is_said_once_by_a_service_with_workers(tmp_path: Path) -> None:
+    """Not by its parent, two workers and a helper of multiprocessing; and the helper is not audited."""
+    (tmp_path / "app.py").write_text(SERVES)
+    log = tmp_path / "server.log"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    wrong = {
+        "OTEL_AUDIT_RULE_SETS": "logins,sql",
+        "OTEL_AUDIT_DIRR": "nowhere",
+        "OTEL_AUDIT_DISABLED_INSTRUMENTATIONS": "guitar",
+    }
+    with log.open("wb") as written:
+        server = subprocess.Popen(
+            [BIN / "opentelemetry-instrument", sys.executable, "-m", "uvicorn", "app:app",
+             "--port", str(port), "--workers", "2"],
+            cwd=tmp_path,
+            env={**os.environ, **QUIET, **wrong, "LOG_DIR": str(tmp_path / "logs")},
+            stdout=written,
+            stderr=written,
+        )  # fmt: skip
+    try:
+        asked(f"http://127.0.0.1:{port}/items/7", server)
+        deadline = time.monotonic() + 30
+        while log.read_text().count("Application startup complete") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        end(server)
+    said = log.read_text()
+    assert said.count("rule set sql: no instrumentation") == 1, said
+    assert said.count("names 'guitar'") == 1, said
+    assert said.count("OTEL_AUDIT_DIRR is not a setting of otel-audit; did you mean") == 1, said
+
+
+def test_a_helper_of_multiprocessing_has_no_trail(tmp_path: Path) -> None:
+    """It would wait for the trail's lock and warn, and runs nothing of the application."""
+    code = "from multiprocessing.resource_tracker import main; print('it tracks')"
+    done = launched(code, tmp_path, OTEL_AUDIT_DIR=unusable(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "it tracks\n", "")
 
 
 def test_instrumentations_can_be_left_out_by_name(tmp_path: Path) -> None:

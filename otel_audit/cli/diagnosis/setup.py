@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import platform
-from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from otel_audit._version import __version__
 from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
+from otel_audit.settings import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from otel_audit.cli.diagnosis.check import Subject
-
-_PREFIX: Final = "OTEL_AUDIT_"
 
 
 def settings(subject: Subject) -> Iterator[Check]:
@@ -23,14 +21,9 @@ def settings(subject: Subject) -> Iterator[Check]:
     for error in subject.unusable:
         message, _, remedy = str(error).partition("; ")
         yield fail("settings", message, remedy)
-    # Compared without what all of them begin with, which would make all of them look alike.
-    variables = [row["variable"] for row in subject.settings.describe()]
-    known = [name.removeprefix(_PREFIX) for name in variables if name.startswith(_PREFIX)]
     for name in subject.settings.unknown:
-        close = get_close_matches(name.removeprefix(_PREFIX), known, n=1)
-        remedy = "unset it, if nothing else reads it"
-        if close:
-            remedy = f"did you mean {_PREFIX}{close[0]}?"
+        meant = nearest(name)
+        remedy = f"did you mean {meant}?" if meant else "unset it, if nothing else reads it"
         yield warn("settings", f"{name} is not a setting of otel-audit", remedy)
     if subject.settings.disabled:
         yield fail(
