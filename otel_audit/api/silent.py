@@ -52,10 +52,21 @@ def silent_rules(rules: Iterable[SpanRule]) -> list[Silent]:
 def _remedy(makers: tuple[str, ...]) -> str:
     """Name those whose library is here, else the one that is used most."""
     of_libraries = [name for name in makers if _is_of_a_library_here(name)]
-    if len(of_libraries) > 1:
-        return f"pip install one of {', '.join(of_libraries)}"
-    (name,) = of_libraries or makers[:1]
-    return f"pip install {name}"
+    fitting = _fitting()
+    named = [fitting.get(name, name) for name in of_libraries or makers[:1]]
+    return f"pip install {'one of ' if len(named) > 1 else ''}{', '.join(named)}"
+
+
+def _fitting() -> dict[str, str]:
+    """Return what to install of each instrumentation that works beside one exact version only.
+
+    Of any other, pip would take apart the OpenTelemetry that is installed.
+    """
+    from opentelemetry.instrumentation import bootstrap_gen  # noqa: PLC0415 - doctor answers without
+
+    said = [each["instrumentation"] for each in bootstrap_gen.libraries]
+    said += bootstrap_gen.default_instrumentations
+    return {each.partition("==")[0]: each for each in said if "==" in each}
 
 
 def _is_of_a_library_here(maker: str) -> bool:

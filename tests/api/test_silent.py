@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,8 +30,8 @@ def test_a_set_is_silent_until_one_of_the_instrumentations_is_there(
     (silent,) = silent_rules(rules)
     assert silent.rules == "rule set sql"
     # Of libraries that are here; tests/stack brings others than make test.
-    assert f"{package}-sqlalchemy, " in silent.remedy
-    assert silent.remedy.endswith(f", {package}-sqlite3")
+    assert f"{package}-sqlalchemy=={version(package)}, " in silent.remedy
+    assert silent.remedy.endswith(f", {package}-sqlite3=={version(package)}")
     assert "tortoiseorm" not in silent.remedy
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     distribution(tmp_path, f"{package}-tortoiseorm")
@@ -47,7 +48,8 @@ def test_rules_of_the_file_are_known_by_their_scope() -> None:
         "- {match: {kind: client}, event: all}\n",
         "p.yaml",
     ).policy.spans
-    package = "opentelemetry-instrumentation-aiohttp-client"
+    beside = version("opentelemetry-instrumentation")
+    package = f"opentelemetry-instrumentation-aiohttp-client=={beside}"
     assert silent_rules(rules) == [Silent("the rule at p.yaml:3:3", f"pip install {package}")]
 
 
