@@ -68,6 +68,7 @@ def doctor(
 def _examine(subject: Subject) -> list[Check]:
     from otel_audit.cli.diagnosis import (
         environment,
+        naming,
         place,
         policy,
         processes,
@@ -89,6 +90,7 @@ def _examine(subject: Subject) -> list[Check]:
                 ("file system", place.file_system),
                 ("disk space", place.space),
                 ("trail", trail.opens),
+                ("service", naming.service),
                 ("signing key", trail.key),
                 ("signed", trail.memory),
                 ("checkpoint", trail.checkpoint),
