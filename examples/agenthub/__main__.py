@@ -1,39 +1,50 @@
-"""Start the hub: ``python -m examples.agenthub`` (which is what ``make run`` does)."""
+"""Start the hub: ``python -m examples.agenthub`` (which is what ``make run`` does).
+
+What keeps it from starting is one line on stderr and exit code 78 (EX_CONFIG
+of sysexits.h), or 2 for an option.
+"""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import secrets
 import socket
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Final
 
 import uvicorn
 
-from examples.agenthub.config import Config
-from examples.agenthub.services import DEMO_USERS, Services
-from otel_audit import get_audit_provider
+from examples.agenthub import banner
+from examples.agenthub.config import PORTS, Config, ConfigError
+from examples.agenthub.services import Services
+from otel_audit import OtelAuditError, get_audit_provider
 from otel_audit.web.access import SCOPES
 from otel_audit.web.tokens import FILE, TokenFile
 
 HOST: Final = "127.0.0.1"
 FIRST_PORT: Final = 8000
-PORTS: Final = 50
+TRIED: Final = 50
 OPERATOR: Final = "operator"
+EX_CONFIG: Final = 78
 
 
 def main() -> None:
     """Prepare the data, say what can be done, and serve until Ctrl-C."""
     arguments = _arguments()
-    config = Config.from_env()
-    port = _free_port(arguments.host, arguments.port)
-    os.environ["AGENTHUB_DATA"] = str(config.data)
-    password = _prepare(config, new_password=arguments.new_password)
-    token = _operator_token(port)
-    address = f"http://{arguments.host}:{port}"
-    print(_banner(config, address, password, token), flush=True)
+    try:
+        config = Config.from_env()
+        port, taken = _free_port(arguments.host, arguments.port)
+        os.environ["AGENTHUB_DATA"] = str(config.data)
+        password = _prepare(config, new_password=arguments.new_password)
+        token = _operator_token(port)
+    except (ConfigError, OtelAuditError, OSError) as error:
+        print(f"agenthub: {error}", file=sys.stderr)
+        sys.exit(EX_CONFIG)
+    start = banner.Start(f"http://{arguments.host}:{port}", token, password, taken)
+    print(banner.at_start(config, start), flush=True)
     uvicorn.run(
         "examples.agenthub.app:create_app",
         factory=True,
@@ -44,10 +55,15 @@ def main() -> None:
         access_log=False,
         log_level="warning",
     )
+    print(banner.at_end(), flush=True)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m examples.agenthub", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.agenthub",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--host",
         default=HOST,
@@ -55,45 +71,63 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--port",
-        type=int,
+        type=_whole(0, PORTS[-1]),
         help=f"port (default: the first free one from {FIRST_PORT}; 0: any)",
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument(
+        "--workers", type=_whole(1, 1_000), default=1, help="processes (default: 1)"
+    )
     parser.add_argument(
         "--new-password", action="store_true", help="give the demo users a new password"
     )
     return parser.parse_args()
 
 
-def _free_port(host: str, wanted: int | None) -> int:
-    candidates = range(FIRST_PORT, FIRST_PORT + PORTS) if wanted is None else (wanted,)
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def parse(said: str) -> int:
+        if not said.isdecimal() or not least <= int(said) <= most:
+            message = f"{said!r} is no whole number from {least} to {most}"
+            raise argparse.ArgumentTypeError(message)
+        return int(said)
+
+    return parse
+
+
+def _free_port(host: str, wanted: int | None) -> tuple[int, str]:
+    """Return a port, and which one was taken, in words. Raises `ConfigError`."""
+    candidates = range(FIRST_PORT, FIRST_PORT + TRIED) if wanted is None else (wanted,)
     for port in candidates:
         with socket.socket() as attempt:
             # As uvicorn will bind it: connections that linger from before are no obstacle.
             attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 attempt.bind((host, port))
-            except OSError:
-                continue
-            return int(attempt.getsockname()[1])
-    sys.exit(f"port {candidates[0]} on {host} is taken; name another one with --port")
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    continue
+                message = f"the hub cannot listen on port {port} of {host}: {error.strerror}; see --host and --port"
+                raise ConfigError(message) from None
+            first = candidates[0]
+            taken = "" if port == first or not first else f"port {first} is taken, so {port}"
+            return int(attempt.getsockname()[1]), taken
+    message = f"port {candidates[0]} on {host} is taken; name another one with --port"
+    raise ConfigError(message)
 
 
 def _prepare(config: Config, *, new_password: bool) -> str | None:
-    """Make the demo data on the first start; return the demo users' password if it is new.
+    """Make the demo data on the first start; return the demo users' password if it was made up.
 
     One that was named counts, whatever it was before.
     """
-    wanted = os.environ.get("AGENTHUB_PASSWORD")
-    password = wanted or "-".join(secrets.token_hex(2) for _ in range(3))
+    named = os.environ.get("AGENTHUB_PASSWORD")
+    password = named or "-".join(secrets.token_hex(2) for _ in range(3))
     # uvicorn opens everything anew in the processes that serve.
     services = Services.build(config)
     try:
-        if services.add_demo_data(password):
-            return password
-        if new_password or wanted:
+        is_new = services.add_demo_data(password)
+        if not is_new and (new_password or named):
             services.reset_demo_password(password)
-        return password if new_password else None
+        return password if not named and (is_new or new_password) else None
     finally:
         get_audit_provider().close()
 
@@ -106,44 +140,6 @@ def _operator_token(port: int) -> str:
     tokens.revoke(name)
     token, _ = tokens.create(name, SCOPES, seconds=12 * 3_600)
     return token
-
-
-def _banner(config: Config, address: str, password: str | None, token: str) -> str:
-    provider = get_audit_provider()
-    directory = _short(provider.directory)
-    mirror = provider.settings.mirror_file
-    programs = _short(Path(sys.executable).parent)
-    users = ", ".join(f"{name} ({role.value})" for name, role in DEMO_USERS.items())
-    another = f"{programs}/python -m examples.agenthub --new-password"
-    named = os.environ.get("AGENTHUB_PASSWORD")
-    before = f"the one printed on the first start ({another} makes another)"
-    known = password or ("the one in AGENTHUB_PASSWORD" if named else before)
-    given = password or "..."
-    lines = [
-        "",
-        f"  AgentHub      {address}",
-        f"  Sign in as    {users}",
-        f"  Password      {known}",
-        "",
-        f"  The trail     {programs}/otel-audit tail -f --dir {directory}",
-        f"                tail -f {_short(mirror)}" if mirror else "",
-        f"  Verify it     {programs}/otel-audit verify --dir {directory}",
-        f"  Health        echo {token} | {programs}/otel-audit health --token-file - {address}/health",
-        "",
-        f"  Ask it        curl -sH 'Authorization: Bearer {token}' '{address}/audit/events?event=authentication&outcome=failure&start=-24h'",
-        f"                curl -sNH 'Authorization: Bearer {token}' '{address}/audit/stream?outcome=failure'",
-        "",
-        f"  Play traffic  AGENTHUB_PASSWORD={given} {programs}/python -m examples.agenthub.driver --url {address} --check {directory}",
-        "",
-        f"  Data in {config.data}; Ctrl-C stops the hub and its servers.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _short(path: Path) -> Path:
-    """Return the path as one would type it here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from examples.agenthub.accounts import Accounts, Role
-from examples.agenthub.config import Config
+from examples.agenthub.config import Config, ConfigError
 from examples.agenthub.hub import Hub
 from examples.agenthub.members import Members
 from examples.agenthub.store import Store
@@ -35,10 +35,20 @@ class Services:
 
     @classmethod
     def build(cls, config: Config) -> Services:
-        """Open everything that lies in the data directory, and the audit trail first."""
-        config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Wherever it lies, git is to leave it alone: it holds keys, records and databases.
-        (config.data / ".gitignore").write_text("*\n")
+        """Open everything that lies in the data directory, and the audit trail first.
+
+        Raises `ConfigError` where there cannot be such a directory.
+        """
+        try:
+            config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Wherever it lies, git is to leave it alone: it holds keys, records and databases.
+            (config.data / ".gitignore").write_text("*\n")
+        except OSError as error:
+            message = (
+                f"AGENTHUB_DATA={str(config.data)!r} cannot be used: {error.strerror}; name a "
+                "directory that can be made and written"
+            )
+            raise ConfigError(message) from None
         # The environment wins over what suits a demo.
         defaults = {"LOG_DIR": str(config.logs), "OTEL_SERVICE_NAME": "agenthub"}
         provider = configure(Settings.from_env({**defaults, **os.environ}))
