@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
@@ -24,6 +25,8 @@ HERE: Final = Path(__file__).parent
 STYLE: Final = (HERE / "page.css").read_text()
 SCRIPT: Final = (HERE / "page.js").read_text()
 RECORDS: Final = 60
+PROGRAMS: Final = Path(sys.executable).parent
+"""Where the command is, whether or not the terminal has this environment in its path."""
 
 
 def _hash(text: str) -> str:
@@ -66,6 +69,8 @@ def verification(user: User, state: State, verdict: Verdict) -> str:
     kind, word = (
         ("good", "✓ The trail verifies") if verdict.ok else ("bad", "✗ The trail does not verify")
     )
+    newer = verdict.size - verdict.covered
+    pending = f"; the {newer:,} newer are signed within a second" if verdict.ok and newer else ""
     findings = "".join(f"<li>{escape(line)}</li>" for line in verdict.findings)
     content = f"""<section class="card">
 <p class="verdict {kind}">{word}</p>
@@ -73,7 +78,7 @@ def verification(user: User, state: State, verdict: Verdict) -> str:
         _facts(
             {
                 "records checked": f"{verdict.size:,}",
-                "under a signed checkpoint": f"{verdict.covered:,}",
+                "under a signed checkpoint": f"{verdict.covered:,}{pending}",
                 "took": f"{verdict.seconds:.2f} s",
                 "origin": escape(state.origin),
             }
@@ -82,7 +87,7 @@ def verification(user: User, state: State, verdict: Verdict) -> str:
 <ul>{findings}</ul>
 <p>Every record was hashed again, every hash of the tree recomputed, and each checkpoint's
 signature checked. The same from a terminal, with nothing but the directory:</p>
-<pre>otel-audit verify --dir {escape(str(state.directory))}</pre>
+<pre>{escape(f"{PROGRAMS}/otel-audit verify --dir {state.directory}")}</pre>
 <h2>The last checkpoint</h2>
 <p class="quiet">Keep a copy elsewhere: <code>otel-audit verify --checkpoint FILE</code> then also
 finds a trail that was cut off or rolled back.</p>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -74,6 +75,19 @@ def test_a_trail_that_does_not_verify_is_said_so() -> None:
     text = page.verification(User("aurel", Role.AUDITOR), state, verdict)
     check(text)
     assert "does not verify" in text
+    assert "newer" not in text
+
+
+def test_records_that_are_not_signed_yet_are_explained_and_the_command_can_be_pasted() -> None:
+    state = State(Path("/srv/trail"), "origin", 387, b"\0" * 32, 378, "note")
+    verdict = Verdict(ok=True, size=387, covered=378, findings=[], seconds=0.1)
+    text = page.verification(User("aurel", Role.AUDITOR), state, verdict)
+    check(text)
+    assert "378; the 9 newer are signed within a second" in text
+    (command,) = re.findall("<pre>(.*verify.*)</pre>", text)
+    program, *rest = command.split()
+    assert Path(program).parent == Path(sys.executable).parent
+    assert rest == ["verify", "--dir", "/srv/trail"]
 
 
 def test_the_policy_allows_the_pages_own_script_and_style_only(parts: Services) -> None:
