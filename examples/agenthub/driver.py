@@ -3,7 +3,9 @@
 ``python -m examples.agenthub.driver --url URL --rounds N --seed S`` signs in as
 the demo users (password in AGENTHUB_PASSWORD, else asked for) and does what
 people do: the right things, wrong passwords, things that their role may not
-do. The same seed plays the same traffic. With ``--check DIR`` it then reads
+do. In the end it tidies up: members and credentials that it made are deleted,
+and no server of its own counts as crashed. Servers and users stay, since the
+hub deletes none. The same seed plays the same traffic. With ``--check DIR`` it then reads
 the trail and looks for every request that was answered: exit code 0 when all
 are there, 1 when one is missing, 2 when the hub answered what it should not.
 """
@@ -21,6 +23,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,17 +33,27 @@ from rich.progress import track
 from rich.table import Table
 
 from examples.agenthub.services import DEMO_USERS
-from otel_audit import events
+from otel_audit import OtelAuditError, events
 from otel_audit.trail.reader import TrailReader
 
 CLIENT_ID: Final = "agenthub-driver"
 REQUEST: Final = "http.request"
+CRASH_SECONDS: Final = 10.0
+"""How long the hub may take to notice that a server has ended."""
 
 Json = dict[str, Any]
 
 
 class UnexpectedAnswerError(Exception):
-    """The hub answered otherwise than it should."""
+    """The hub answered otherwise than it should; ``status`` is how, where that was it."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class WrongPasswordError(Exception):
+    """The demo users have another password."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +105,21 @@ class Visitor:
         method, _, path = request.partition(" ")
         response = self._client.request(method, path, json=body, params=query)
         request_id = response.headers.get("x-request-id", "")
-        what = f"{request} as {response.status_code}"
+        what = f"{request} was answered {response.status_code}"
         if response.status_code != status or not request_id:
             message = f"{what}, expected {status}: {response.text[:500]}"
-            raise UnexpectedAnswerError(message)
+            raise UnexpectedAnswerError(message, response.status_code)
         self._played.answered.append(Answered(request_id, what, status, events or (REQUEST,)))
         return response
+
+    def knocks(self, name: str, password: str) -> None:
+        """Sign in for the first time; raises `WrongPasswordError`."""
+        try:
+            self.signs_in(name, password)
+        except UnexpectedAnswerError as error:
+            if error.status != HTTPStatus.UNAUTHORIZED:
+                raise
+            raise WrongPasswordError from None
 
     def signs_in(self, name: str, password: str, *, status: int = 200, locks: bool = False) -> None:
         """Send a name and a password."""
@@ -120,10 +142,12 @@ class Scenes:
         self._rooms = rooms
         self._users = {name: self._enter() for name in DEMO_USERS}
         for name, visitor in self._users.items():
-            visitor.signs_in(name, password)
+            visitor.knocks(name, password)
         self._admin, self._operator, self._steward, self._auditor = self._users.values()
         self._number = self._random.randrange(16**6)
-        self._members: list[int] = []
+        self._members: set[int] = set()
+        self._credentials: set[str] = set()
+        self._crashed: set[str] = set()
 
     def all(self) -> list[Callable[[], None]]:
         """Return the scenes in an order of the seed's choice."""
@@ -143,6 +167,19 @@ class Scenes:
         ]
         self._random.shuffle(scenes)
         return scenes
+
+    def tidy_up(self) -> None:
+        """Delete what was made, as far as the hub offers it, and leave nothing crashed."""
+        for member in sorted(self._members):
+            self._deletes(member)
+        for server in sorted(self._credentials):
+            self._operator.does(
+                f"DELETE /api/servers/{server}/credential", events.CREDENTIAL_ACCESS
+            )
+        for server in sorted(self._crashed):
+            self._restores(server)
+        for made in (self._members, self._credentials, self._crashed):
+            made.clear()
 
     def wrong_password(self) -> None:
         """Mistype a name, then a password."""
@@ -208,6 +245,7 @@ class Scenes:
         self._operator.does(
             f"PUT {path}/credential", events.CREDENTIAL_ACCESS, body={"value": self._secret()}
         )
+        self._credentials.add(server)
         self._operator.does(f"POST {path}/start", "mcp_server_start", events.CREDENTIAL_ACCESS)
         self._operator.does(f"POST {path}/start", "mcp_server_start", status=409)
         text = {"text": "to be or not to be"}
@@ -224,12 +262,14 @@ class Scenes:
 
     def server_crashes(self) -> None:
         """Have a server end in the middle of a call."""
-        path = f"/api/servers/{self._server('numbers')}"
+        server = self._server("numbers")
+        path = f"/api/servers/{server}"
         self._operator.does(f"POST {path}/start", "mcp_server_start")
         body = {"tool": "summarize", "arguments": {"numbers": [1, 2, self._random.random()]}}
         self._operator.does(f"POST {path}/call", "mcp_tool_call", body=body)
         body = {"tool": "crash", "arguments": {"code": 3}}
         self._operator.does(f"POST {path}/call", "mcp_tool_call", body=body, status=502)
+        self._crashed.add(server)
 
     def member_joins(self) -> None:
         """Add a member, look them up, and read their health note."""
@@ -240,10 +280,11 @@ class Scenes:
 
     def member_leaves(self) -> None:
         """Delete a member, and find them gone."""
-        path = f"/api/members/{self._member()}"
-        why = {"reason": "asked for it"}
-        self._steward.does(f"DELETE {path}", events.DATA_DELETION, query=why)
-        self._steward.does(f"DELETE {path}", events.DATA_DELETION, query=why, status=404)
+        member = self._member()
+        path = f"/api/members/{member}"
+        self._deletes(member)
+        self._deletes(member, status=404)
+        self._members.discard(member)
         why = {"purpose": "support"}
         self._steward.does(f"GET {path}", events.DATA_ACCESS, query=why, status=404)
 
@@ -266,6 +307,24 @@ class Scenes:
         self._auditor.does("GET /", query={"requests": "true"})
         self._auditor.does("GET /verify")
 
+    def _deletes(self, member: int, status: int = 200) -> None:
+        why = {"reason": "asked for it"}
+        self._steward.does(
+            f"DELETE /api/members/{member}", events.DATA_DELETION, query=why, status=status
+        )
+
+    def _restores(self, server: str) -> None:
+        """Start a crashed server again and stop it, so that it is no trouble to anybody."""
+        deadline = time.monotonic() + CRASH_SECONDS
+        while self._state(server) == "running" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._operator.does(f"POST /api/servers/{server}/start", "mcp_server_start")
+        self._operator.does(f"POST /api/servers/{server}/stop", "mcp_server_stop")
+
+    def _state(self, server: str) -> str:
+        known = self._operator.does("GET /api/servers").json()
+        return next(str(one["state"]) for one in known if one["name"] == server)
+
     def _enter(self) -> Visitor:
         return self._rooms.enter_context(Visitor(self._url, self._played))
 
@@ -283,7 +342,9 @@ class Scenes:
             "health": self._random.choice(["None known", "Asthma", "Allergic to nuts"]),
         }
         added = self._steward.does("POST /api/members", events.DATA_ACCESS, body=body, status=201)
-        return int(added.json()["id"])
+        member = int(added.json()["id"])
+        self._members.add(member)
+        return member
 
     def _new(self, kind: str) -> str:
         """Make a name that nobody has, in this run or in another one."""
@@ -314,7 +375,10 @@ def _answers(url: str) -> bool:
 def play(
     url: str, password: str, *, rounds: int, seed: int, console: Console | None = None
 ) -> Played:
-    """Play the rounds; raises `UnexpectedAnswerError` when the hub errs."""
+    """Play the rounds, and tidy up.
+
+    Raises `UnexpectedAnswerError` when the hub errs, and `WrongPasswordError`.
+    """
     played = Played()
     with ExitStack() as rooms:
         scenes = Scenes(url, password, seed, played, rooms)
@@ -325,6 +389,7 @@ def play(
             script = track(script, "Playing", console=console, transient=True)
         for scene in script:
             scene()
+        scenes.tidy_up()
     return played
 
 
@@ -351,24 +416,33 @@ def main() -> int:
     arguments = _arguments()
     console = Console()
     try:
-        password = os.environ.get("AGENTHUB_PASSWORD") or getpass.getpass("Demo users' password: ")
+        return _run(arguments, console)
     except EOFError:
-        console.print(
-            "[red]Nobody is there to type it[/red]: set AGENTHUB_PASSWORD to the password"
+        trouble = "nobody is there to type the password: set AGENTHUB_PASSWORD to it"
+    except WrongPasswordError:
+        trouble = (
+            f"{_named()} is not the hub's, or was wrong too often and has to wait a minute. The "
+            f"hub's first start printed it; {sys.executable} -m examples.agenthub --new-password makes "
+            "another"
         )
-        return 2
-    try:
-        wait_for(arguments.url, arguments.wait)
-        played = play(
-            arguments.url,
-            password,
-            rounds=arguments.rounds,
-            seed=arguments.seed,
-            console=console,
-        )
-    except (httpx.HTTPError, UnexpectedAnswerError) as error:
-        console.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
-        return 2
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        trouble = f"nobody answers at {arguments.url}: is the hub running? ({error})"
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        trouble = f"{arguments.url} cannot be asked: {type(error).__name__}: {error}"
+    except UnexpectedAnswerError as error:
+        trouble = f"the hub erred: {error}"
+    except OtelAuditError as error:
+        trouble = f"the trail cannot be read: {error}"
+    console.print(trouble, style="red", highlight=False, markup=False, soft_wrap=True)
+    return 2
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
+    password = os.environ.get("AGENTHUB_PASSWORD") or getpass.getpass("Demo users' password: ")
+    wait_for(arguments.url, arguments.wait)
+    played = play(
+        arguments.url, password, rounds=arguments.rounds, seed=arguments.seed, console=console
+    )
     _sum_up(played, console, ids=arguments.ids)
     if arguments.check is None:
         return 0
@@ -380,6 +454,12 @@ def main() -> int:
             f"[green]All {len(played.answered)} answered requests are in the trail.[/green]"
         )
     return 1 if lost else 0
+
+
+def _named() -> str:
+    """Say where the password came from."""
+    named = os.environ.get("AGENTHUB_PASSWORD")
+    return "the password in AGENTHUB_PASSWORD" if named else "that password"
 
 
 def _arguments() -> argparse.Namespace:
@@ -415,6 +495,11 @@ def _sum_up(played: Played, console: Console, *, ids: bool) -> None:
         table.add_row(event, str(count))
     console.print(table)
     console.print(f"{len(played.answered)} requests were answered.", highlight=False)
+    console.print(
+        "Members and credentials that were made are deleted again; servers and users stay, as the "
+        "hub deletes none.",
+        highlight=False,
+    )
     if ids:
         for one in played.answered:
             console.print(f"{one.request_id}  {one.what}", highlight=False)

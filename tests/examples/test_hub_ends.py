@@ -29,6 +29,9 @@ def test_a_hub_that_is_told_to_end_stops_its_servers(tmp_path: Path, number: int
         servers = hub.servers()
         assert len(servers) == 2
         hub.stop(number)
+        said = hub.process.stdout.read() if hub.process.stdout else ""
+        # SIGTERM comes from a supervisor, to which nothing has to be explained.
+        assert (f"otel-audit verify --dir {hub.trail}" in said) is (number == signal.SIGINT)
         assert not any(server.is_running() for server in servers)
         stopped = [record for record in hub.records() if record["event"] == "mcp_server_stop"]
         assert {record["resource_name"] for record in stopped} == {"clock", "text"}
@@ -49,12 +52,46 @@ def test_a_hub_that_is_killed_takes_its_servers_along(tmp_path: Path) -> None:
             record.get("request_id") for record in hub.records()
         }
     with running_hub(tmp_path / "data") as hub, hub.signed_in("olga") as olga:
-        assert PASSWORD not in hub.banner.replace(f"AGENTHUB_PASSWORD={PASSWORD}", "")
+        assert PASSWORD not in hub.banner
         crashed = [record for record in hub.records() if record["event"] == "mcp_server_crashed"]
         assert [record["resource_name"] for record in crashed] == ["text"]
         assert "killed" in crashed[0]["details"]["reason"]
         assert olga.post("/api/servers/text/start").status_code == 200
         assert olga.post("/api/servers/text/stop").status_code == 200
+
+
+def driven(url: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "examples.agenthub.driver", "--url", url, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_a_driver_with_the_wrong_password_says_so_in_one_line(tmp_path: Path) -> None:
+    with running_hub(tmp_path / "data") as hub:
+        done = driven(hub.url, AGENTHUB_PASSWORD="wrong")
+    assert (done.returncode, done.stderr) == (2, "")
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("the password in AGENTHUB_PASSWORD is not the hub's")
+    assert "-m examples.agenthub --new-password makes another" in line
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://127.0.0.1:9", "nobody answers at http://127.0.0.1:9: is the hub running? ("),
+        ("http//127.0.0.1", "http//127.0.0.1 cannot be asked: UnsupportedProtocol: "),
+        ("http://127.0.0.1:no", "http://127.0.0.1:no cannot be asked: InvalidURL: "),
+    ],
+)
+def test_a_driver_at_a_wrong_address_says_so_in_one_line(url: str, said: str) -> None:
+    done = driven(url, AGENTHUB_PASSWORD=PASSWORD)
+    assert (done.returncode, done.stderr) == (2, "")
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(said)
 
 
 def test_a_driver_that_nobody_can_tell_the_password_says_how_to() -> None:
@@ -111,6 +148,10 @@ def test_a_second_hub_beside_the_first_takes_nothing_from_it(tmp_path: Path) -> 
         with running_hub(tmp_path / "data") as second:
             assert second.url != first.url
             assert operator_token(second) != token
+            who = f"Note          process {first.process.pid} (python"
+            assert who in second.banner
+            assert "serves the same data already, as another hub would" in second.banner
+            assert "Note" not in first.banner
         answer = httpx.get(
             f"{first.url}/audit/events?limit=1", headers={"Authorization": f"Bearer {token}"}
         )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import httpx
@@ -161,6 +163,21 @@ def test_a_server_that_is_killed_is_noticed(hub: RunningHub) -> None:
         assert olga.post("/api/servers/numbers/stop").status_code == 200
 
 
+def test_the_driver_leaves_no_members_no_credentials_and_nothing_crashed(
+    hub: RunningHub, played: driver.Played
+) -> None:
+    """The hub would be degraded for good, and its page full of people that nobody knows."""
+    assert any("numbers-" in one.what and "/stop" in one.what for one in played.answered)
+    with hub.signed_in("olga") as olga:
+        servers = olga.get("/api/servers").json()
+    assert not any(server["has_credential"] for server in servers)
+    own = [server for server in servers if "-" in server["name"]]
+    assert {server["state"] for server in own} == {"stopped"}
+    with closing(sqlite3.connect(hub.data / "hub.db")) as connection:
+        members = connection.execute("SELECT name FROM members").fetchall()
+    assert {name for (name,) in members} == {member[0] for member in DEMO_MEMBERS}
+
+
 def test_the_page_needs_nothing_from_elsewhere(hub: RunningHub) -> None:
     with hub.signed_in("aurel") as aurel:
         for path in ("/", "/?requests=true", "/verify"):
@@ -198,12 +215,13 @@ def test_the_interface_is_described(hub: RunningHub) -> None:
 
 
 def test_what_the_hub_says_at_its_start(hub: RunningHub) -> None:
-    assert PASSWORD in hub.banner
+    assert "Password      the one in AGENTHUB_PASSWORD" in hub.banner
+    assert PASSWORD not in hub.banner
     for line in (
         f"otel-audit tail -f --dir {hub.trail}",
         f"tail -f {hub.data}/logs/audit.log",
         f"otel-audit verify --dir {hub.trail}",
-        f"-m examples.agenthub.driver --url {hub.url} --check {hub.trail}",
+        f"/python -m examples.agenthub.driver --url {hub.url} --check {hub.trail}",
     ):
         assert line in hub.banner
 
@@ -223,22 +241,14 @@ def test_the_driver_as_a_program_plays_and_checks(hub: RunningHub) -> None:
     assert "requests were answered" in done.stdout
     assert "are in the trail" in done.stdout
     assert events.PHI_ACCESS in done.stdout
-    wrong = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**environment, "AGENTHUB_PASSWORD": "wrong"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert wrong.returncode == 2
-    assert "expected 200" in wrong.stdout
 
 
 def test_the_check_finds_what_is_missing(hub: RunningHub, played: driver.Played) -> None:
-    made_up = driver.Answered("no-such-request", "GET /nowhere as 200", 200, ("phi_access",))
+    made_up = driver.Answered(
+        "no-such-request", "GET /nowhere was answered 200", 200, ("phi_access",)
+    )
     lost = driver.missing(driver.Played([*played.answered, made_up]), hub.trail)
-    assert lost == ["GET /nowhere as 200 (no-such-request): no phi_access"]
+    assert lost == ["GET /nowhere was answered 200 (no-such-request): no phi_access"]
 
 
 def test_the_mirror_has_the_same_records(hub: RunningHub, played: driver.Played) -> None:
