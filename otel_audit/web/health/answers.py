@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_audit.errors import AuditSettingsError
@@ -85,13 +86,9 @@ _CHALLENGED: Final = Answer.of(
     _JSON,
     (b"www-authenticate", b"Bearer"),
 )
-_FORBIDDEN: Final = Answer.of(
-    403,
-    {
-        "detail": "details are for authorized callers: give setup_health_check_routes() a token, "
-        'authorize=, or details="open" where the network is trusted'
-    },
-)
+_FORBIDDEN: Final = Answer.of(403, {"detail": "details are for authorized callers"})
+
+_logger: Final = logging.getLogger("otel_audit.health")
 
 
 class HealthAnswers:
@@ -118,6 +115,7 @@ class HealthAnswers:
         self._open = details == "open"
         self._authorize = authorize
         self._token = None if token is None else token.encode()
+        self._unexplained = not self._open and authorize is None and token is None
         self.routes: dict[str, Callable[[Scope], Answer]] = {
             path: self.health,
             f"{path}/live": self.live,
@@ -164,7 +162,18 @@ class HealthAnswers:
                 return verdict
             if verdict:
                 return None
+        self._explain()
         return self.refused
+
+    def _explain(self) -> None:
+        """Tell the developer once what the caller must not be told: how to let somebody in."""
+        if self._unexplained:
+            self._unexplained = False
+            _logger.warning(
+                "%s was asked for and lets nobody in: give setup_health_check_routes() a token, "
+                'authorize=, or details="open" where the network is trusted',
+                self.detailed_path,
+            )
 
     @property
     def refused(self) -> Answer:
