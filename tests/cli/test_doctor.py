@@ -296,7 +296,9 @@ def test_what_another_user_may_not_read_is_one_failure(reachable: Path, what: st
     done = as_nobody("doctor", "--json", "--dir", str(reachable))
     assert done.returncode == 1, done.stderr
     checks = json.loads(done.stdout)["checks"]
-    (failed,) = (check for check in checks if check["state"] == "fail")
+    failing = [check for check in checks if check["state"] == "fail"]
+    assert len(failing) == 1, failing
+    (failed,) = failing
     mode = "0700" if place.is_dir() else "0600"
     assert failed["name"] == "user"
     assert failed["message"].startswith(f"{place} (mode {mode}, of root) cannot be read by nobody")

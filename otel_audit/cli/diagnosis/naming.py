@@ -30,6 +30,8 @@ def service(subject: Subject) -> Iterator[Check]:
                 f"{_SET}: new records say it, and so does a trail that begins anew",
             )
         return
+    if subject.closed is not None:
+        return
     from otel_audit.api.resource import resource_of
 
     _, name = resource_of(subject.settings)
