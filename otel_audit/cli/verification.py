@@ -204,6 +204,8 @@ def _finding_text(finding: Finding) -> Text:
 def _covered_text(report: Report) -> str:
     if not report.covered:
         return "none: no valid checkpoint covers any record"
+    if not report.checkpoints:
+        return f"{_first(report.covered)}, by a checkpoint that is not in the database"
     if report.last_checkpoint is None:
         when = ""
     else:

@@ -17,8 +17,8 @@ from otel_audit.trail.scan import UNREADABLE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from otel_audit.trail.checkpoint import Checkpoint
     from otel_audit.trail.findings import Findings
+    from otel_audit.trail.outside import Outside
     from otel_audit.trail.reader import TrailReader
     from otel_audit.trail.scan import OpenedCheckpoint
 
@@ -64,8 +64,9 @@ class Judge:
                 self.covered = max(self.covered, checkpoint.size)
                 self._check_time(checkpoint.timestamp)
 
-    def outside(self, kept: Checkpoint, root: bytes | None, *, signed: bool) -> None:
-        """Compare a checkpoint that was kept elsewhere."""
+    def outside(self, outside: Outside, root: bytes | None) -> None:
+        """Compare a checkpoint that is not in the database."""
+        kept, signed, name = outside
         if root == kept.root:
             if signed:
                 self.covered = max(self.covered, kept.size)
@@ -76,7 +77,7 @@ class Judge:
             else f"has the root {kept.root.hex()}, the trail's records now make {root.hex()}"
         )
         msg = (
-            f"the checkpoint kept elsewhere, {'' if signed else 'if it is genuine, '}of the first "
+            f"{name}, {'' if signed else 'if it is genuine, '}of the first "
             f"{kept.size} records, {what}: records "
             "among them were changed, removed or inserted after it was signed, and the trail's "
             "own checkpoints do not count where they say otherwise"

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DATABASE: Final = "trail.db"
+MEMORY: Final = "signed"
+"""File beside the database that holds the last checkpoint that was signed here."""
+
 SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x6F744155
 """PRAGMA application_id of a trail: "otAU"."""
@@ -304,6 +307,16 @@ class TrailReader:
                 "SELECT size, unix_nano, note FROM checkpoint ORDER BY rowid DESC LIMIT 1"
             ).fetchone()
         return None if row is None else StoredCheckpoint._make(row)
+
+    def last_signed(self) -> bytes | None:
+        """Return the note in the file ``signed``; None where there is none, as beside a copy.
+
+        Raises `OSError`.
+        """
+        try:
+            return (self.directory / MEMORY).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def resource(self, resource_hash: str) -> bytes | None:
         """Return the OTel Resource (JSON) with this hash, if the trail has it."""

@@ -24,6 +24,7 @@ from otel_audit.trail.checkpoint import Checkpoint, read_checkpoint, sign
 from otel_audit.trail.filesystem import give_to_owner, sync
 from otel_audit.trail.interruption import on_the_stack, refuse
 from otel_audit.trail.lock import FileLock
+from otel_audit.trail.reader import MEMORY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from otel_audit.trail.reader import TrailReader, Tree
     from otel_audit.trail.store import TrailStore
 
-MEMORY: Final = "signed"
 LOCK: Final = "signed.lock"
 """Not the writers' lock: a key that is kept elsewhere may take its time to sign."""
 

@@ -34,9 +34,8 @@ from otel_audit.trail.checkpoint import read_checkpoint
 from otel_audit.trail.filesystem import sync
 from otel_audit.trail.lock import FairFileLock, FileLock
 from otel_audit.trail.occupants import holders, name_of
-from otel_audit.trail.reader import DATABASE, TrailReader
+from otel_audit.trail.reader import DATABASE, MEMORY, TrailReader
 from otel_audit.trail.scan import UNREADABLE
-from otel_audit.trail.signer import MEMORY
 from otel_audit.trail.trail import KEY_FILE
 
 if TYPE_CHECKING:

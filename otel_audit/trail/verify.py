@@ -3,19 +3,19 @@
 Promises: a change, removal, insertion or reordering of records that a valid
 checkpoint covers MUST be found, if made without the signing key; truncation,
 and whatever was done with the key, MUST be found when ``against`` is a later
-checkpoint kept elsewhere. Records after the last checkpoint are counted as not
-yet covered; that is no finding. Each finding names the record as far as that is
-possible; where every trace was rewritten, the records between the last
-checkpoint that holds and the first that does not. The trail is read once; the
-memory used does not grow with it; a trail that is written to meanwhile is
-verified as it was at the start.
+checkpoint kept elsewhere, or when the file ``signed`` beside the trail holds one.
+Records after the last checkpoint are counted as not yet covered; that is no
+finding. Each finding names the record as far as that is possible; where every
+trace was rewritten, the records between the last checkpoint that holds and the
+first that does not. The trail is read once; the memory used does not grow with
+it; a trail that is written to meanwhile is verified as it was at the start.
 
 Without keys from elsewhere, the keys that the trail itself claims are used, and
 the report says so: whoever rewrote the trail could have put in their own.
 
-The parts: ``scan`` checks stretches of records, ``workers`` spreads them over
-processes, ``spine`` puts them together to the tree, ``judge`` holds the
-checkpoints against it.
+The parts: ``outside`` opens the checkpoints that are not in the database, ``scan``
+checks stretches of records, ``workers`` spreads them over processes, ``spine``
+puts them together to the tree, ``judge`` holds the checkpoints against it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING
 from otel_audit.errors import ProofError, TrailError
 from otel_audit.trail import merkle
 from otel_audit.trail.behind import changed_behind_log
-from otel_audit.trail.checkpoint import open_checkpoint, read_checkpoint
 from otel_audit.trail.findings import Finding, Findings, record_id_in
 from otel_audit.trail.judge import Judge
 from otel_audit.trail.merkle import TILE_WIDTH
 from otel_audit.trail.note import ED25519, Verifier
+from otel_audit.trail.outside import kept_elsewhere, signed_last, within
 from otel_audit.trail.reader import StoredCheckpoint, Tree
 from otel_audit.trail.resource import Resource
 from otel_audit.trail.scan import STRETCH, UNREADABLE, Scanner, Stretch, size_of
@@ -41,7 +41,7 @@ from otel_audit.trail.workers import scanning
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from otel_audit.trail.checkpoint import Checkpoint
+    from otel_audit.trail.outside import Outside
     from otel_audit.trail.reader import TrailReader
     from otel_audit.trail.scan import Scanned
 
@@ -143,9 +143,10 @@ class _Verification:
         self._findings = Findings()
         self._given = given
         self.trusted = self._choose_keys()
+        self._memory = signed_last(reader, self.trusted)
         self._stated = self._read_tree()
         self.size = self._find_size()
-        self._kept, self._kept_is_signed = self._open_kept(against)
+        self._outside = self._open_outside(against)
         self._judge = Judge(reader, self._findings, signed=bool(self.trusted))
         self._spine = Spine()
         self._levels = Levels(reader, self._findings)
@@ -218,39 +219,22 @@ class _Verification:
         except UNREADABLE:
             return False
 
-    def _open_kept(self, note: str | bytes | None) -> tuple[Checkpoint | None, bool]:
-        """Check the form, the signatures and the size of a checkpoint kept elsewhere."""
-        if note is None:
-            return None, False
-        kept = read_checkpoint(note)
-        signed = False
-        try:
-            open_checkpoint(note, self.trusted)
-            signed = True
-        except ProofError as error:
-            msg = f"the checkpoint kept elsewhere is not rightly signed: {error}"
-            self._findings.add(Finding("checkpoint-invalid", msg, checkpoint_size=kept.size))
-        if kept.origin != self._reader.origin:
-            msg = (
-                f"the checkpoint kept elsewhere is of {kept.origin}, this trail is "
-                f"{self._reader.origin}: it is another trail, or was replaced by another"
+    def _open_outside(self, against: str | bytes | None) -> tuple[Outside, ...]:
+        """Return the checkpoints to compare that are not in the database."""
+        found: list[Outside] = []
+        if against is not None:
+            kept = kept_elsewhere(
+                self._reader,
+                against,
+                self.trusted,
+                self._findings,
+                self_asserted=self._given is None,
             )
-            self._findings.add(Finding("rewritten", msg, checkpoint_size=kept.size))
-            return None, False
-        if not signed and self.trusted and self._given is not None:
-            return None, False  # nobody is accused on a stranger's word
-        if kept.size > self.size:
-            msg = (
-                f"the checkpoint kept elsewhere{_if_genuine(signed=signed)} covers {kept.size} "
-                f"records, the trail has only {self.size}: it was cut off, or replaced by an older "
-                "copy"
-            )
-            finding = Finding(
-                "rolled-back", msg, self.size, kept.size - 1, checkpoint_size=kept.size
-            )
-            self._findings.add(finding)
-            return None, False
-        return kept, signed
+            found += [kept] if kept else []
+        memory = self._memory.outside
+        if memory is not None and all(kept.checkpoint != memory.checkpoint for kept in found):
+            found.append(memory)
+        return tuple(within(found, self.size, self._findings))
 
     # While they are read.
 
@@ -284,9 +268,9 @@ class _Verification:
         self._levels.add(scanned.tile_roots)
         self._judge.checkpoints(scanned.checkpoints, roots)
         self._root = roots.get(self.size, self._root)
-        if self._kept is not None and self._kept.size in roots:
-            root = roots[self._kept.size]
-            self._judge.outside(self._kept, root, signed=self._kept_is_signed)
+        for outside in self._outside:
+            if outside.checkpoint.size in roots:
+                self._judge.outside(outside, roots[outside.checkpoint.size])
 
     def _plausible_checkpoints(self) -> Iterator[StoredCheckpoint]:
         try:
@@ -300,9 +284,7 @@ class _Verification:
 
     def _cuts(self, start: int, stop: int, sizes: Iterable[int]) -> tuple[int, ...]:
         """Return the sizes within a stretch at which the root is needed."""
-        wanted = {*sizes, self.size}
-        if self._kept is not None:
-            wanted.add(self._kept.size)
+        wanted = {*sizes, self.size, *(outside.checkpoint.size for outside in self._outside)}
         return tuple(sorted(size for size in wanted if start < size <= stop))
 
     def _stated_tail(self) -> bytes | None:
@@ -496,6 +478,8 @@ class _Verification:
                 "the keys come from the trail itself (self-asserted): whoever rewrote the whole "
                 "trail could have put in their own; give a public key obtained from elsewhere"
             )
+        if self._memory.warning is not None:
+            yield self._memory.warning
         if uncovered:
             yield (
                 f"{uncovered} of {self.size} records are not covered by a valid checkpoint yet, "
@@ -510,14 +494,6 @@ class _Verification:
                 f"the commit times of records go back {self._time_jumps} times; they are not "
                 "part of the tree, and writers never let them go back"
             )
-
-
-def _if_genuine(*, signed: bool) -> str:
-    """Qualify what a checkpoint says that the keys which the trail claims have not signed.
-
-    Whoever rewrote the whole trail has put in keys of his own, so that it may still be true.
-    """
-    return "" if signed else ", if it is genuine,"
 
 
 def _place(finding: Finding) -> tuple[bool, int]:

@@ -180,7 +180,43 @@ def test_a_checkpoint_kept_elsewhere_finds_a_rollback(
     assert json.loads(cli(*against, "--json", code=1).out)["kept"]["continued"] is False
 
 
+def test_an_older_copy_is_found_by_what_was_signed_here(
+    trail: Path, cli: Cli, tmp_path: Path
+) -> None:
+    copy(trail, tmp_path / "older")
+    record(trail, 3)
+    signed = (trail / "signed").read_bytes()
+    copy(tmp_path / "older", trail)
+    cli("verify")
+    (trail / "signed").write_bytes(signed)
+    shown = cli("verify", code=1).out
+    assert shown.startswith(
+        f"rolled-back  the checkpoint signed last here ({trail}/signed) covers 15 records, the "
+        "trail has only 12: it was cut off, or replaced by an older copy\n"
+    )
+    assert "result    NOT IN ORDER: 1 finding (1 rolled-back)\n" in shown
+    (tmp_path / "kept").write_bytes(signed)
+    both = cli("verify", "--checkpoint", str(tmp_path / "kept"), code=1).out
+    assert "NOT IN ORDER: 1 finding (1 rolled-back)\n" in both
+
+
+def test_a_copy_of_the_database_alone_is_in_order(trail: Path, cli: Cli, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "trail.db").write_bytes((trail / "trail.db").read_bytes())
+    assert "moved in the first 12 records\n" in cli.bare("verify", "--dir", str(alone)).out
+
+
+def test_what_was_signed_here_covers_what_the_database_has_no_checkpoint_for(
+    trail: Path, cli: Cli
+) -> None:
+    change(trail, "DELETE FROM checkpoint")
+    shown = cli("verify").out
+    assert "covered   the first 12 records, by a checkpoint that is not in the database\n" in shown
+
+
 def copy(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
     subprocess.run(["cp", "-a", f"{source}/.", f"{target}/"], check=True)
     target.chmod(0o700)
 

@@ -28,9 +28,10 @@ from otel_audit.trail import findings, merkle, scan, verify, workers
 from otel_audit.trail.checkpoint import Checkpoint, sign
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.note import sign_note
-from otel_audit.trail.reader import TrailReader
+from otel_audit.trail.reader import TrailReader, Tree
 from otel_audit.trail.resource import Resource
 from otel_audit.trail.store import TrailStore
+from otel_audit.trail.trail import Trail
 from tests.trail import btree
 
 if TYPE_CHECKING:
@@ -755,6 +756,101 @@ def test_missing_records_cannot_be_compared_with_a_checkpoint(trail: Victim) -> 
     assert report.counts == {"record-missing": 1, "rewritten": 1}
     (found,) = (found for found in report.findings if found.kind == "rewritten")
     assert "because records are missing" in found.message
+
+
+# What was signed last here.
+
+
+def checkpoint(size: int, keys: TrailKeys = KEYS, records: Sequence[bytes] = RECORDS) -> str:
+    root = merkle.edge_root(merkle.extend([], 0, merkle.leaf_hashes(records[:size])))
+    return sign(Checkpoint(keys.origin, size, root), keys, START)
+
+
+@pytest.mark.parametrize("size", [0, 1, 256, 600, 650, 700])
+def test_what_was_signed_last_here_covers_as_a_checkpoint_does(trail: Victim, size: int) -> None:
+    (trail.directory / "signed").write_text(checkpoint(size), encoding="utf-8")
+    report = trail.verify()
+    assert (report.ok, report.covered) == (True, max(600, size))
+    assert len(report.warnings) == (size < 700)
+
+
+def test_an_older_copy_is_found_by_what_was_signed_last_here(trail: Victim) -> None:
+    note = checkpoint(710, records=[*RECORDS, *RECORDS])
+    (trail.directory / "signed").write_text(note, encoding="utf-8")
+    finding = only(trail.verify(), "rolled-back")
+    assert (finding.sequence, finding.last_sequence, finding.checkpoint_size) == (700, 709, 710)
+    assert str(trail.directory / "signed") in finding.message
+    only(trail.verify(verifiers=None), "rolled-back")
+
+
+def test_another_tree_than_was_signed_last_here_is_found(trail: Victim) -> None:
+    note = checkpoint(650, records=RECORDS[::-1])
+    (trail.directory / "signed").write_text(note, encoding="utf-8")
+    finding = only(trail.verify(), "rewritten")
+    assert (finding.sequence, finding.last_sequence, finding.checkpoint_size) == (0, 649, 650)
+    assert finding.message.startswith("the checkpoint signed last here (")
+
+
+def test_what_the_database_has_as_well_is_found_once(trail: Victim) -> None:
+    (trail.directory / "signed").write_text(trail.note(600), encoding="utf-8")
+    trail.run("DELETE FROM leaf WHERE seq = 530")
+    only(trail.verify(), "record-missing")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "not a signed note"),
+        ("nonsense\n", "not a signed note"),
+        (checkpoint(900, STRANGER), "signed by no known key"),
+        (checkpoint(900, TrailKeys.generate("elsewhere")), "signed by no known key"),
+        (None, "Is a directory"),
+    ],
+    ids=["empty", "damaged", "a stranger's", "another trail's", "unreadable"],
+)
+def test_what_cannot_be_used_of_what_was_signed_here_is_a_warning(
+    trail: Victim, content: str | None, why: str
+) -> None:
+    memory = trail.directory / "signed"
+    if content is None:
+        memory.mkdir()
+    else:
+        memory.write_text(content, encoding="utf-8")
+    report = trail.verify()
+    assert (report.ok, report.covered) == (True, 600)
+    assert report.warnings[0].startswith(f"{memory}, ")
+    assert why in report.warnings[0]
+
+
+def test_another_trails_checkpoint_is_no_proof_against_this_one(trail: Victim) -> None:
+    """Whoever gives the keys of several trails at once may have one of each."""
+    other = TrailKeys.generate("elsewhere")
+    (trail.directory / "signed").write_text(checkpoint(900, other), encoding="utf-8")
+    report = trail.verify(verifiers=[*KEYS.verifiers(), *other.verifiers()])
+    assert report.ok
+    assert "it is of elsewhere" in report.warnings[0]
+
+
+def test_a_checkpoint_that_is_signed_during_the_verification_is_no_finding(tmp_path: Path) -> None:
+    """The file is written before the database has the checkpoint."""
+    trail = Trail.open(tmp_path / "trail")
+    trail.store.append(RECORDS[:5], {})
+    trail.signer.sign()
+
+    class Watched(TrailReader):
+        def tree(self) -> Tree:
+            found = super().tree()
+            trail.store.append([RECORDS[found.size]], {})
+            grown = super().tree()
+            head = Checkpoint(trail.store.origin, grown.size, grown.root)
+            note = sign(head, trail.keys, START)
+            (self.directory / "signed").write_text(note, encoding="utf-8")
+            return found
+
+    with Watched(tmp_path / "trail") as reader:
+        for _ in range(3):
+            assert verify.verify(reader).ok
+    trail.close()
 
 
 # Keys.

@@ -20,8 +20,7 @@ from otel_audit.trail.checkpoint import open_checkpoint, read_checkpoint
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.nearby import nearby
 from otel_audit.trail.note import Verifier
-from otel_audit.trail.reader import DATABASE, TrailReader
-from otel_audit.trail.signer import MEMORY
+from otel_audit.trail.reader import DATABASE, MEMORY, TrailReader
 from otel_audit.trail.succession import PREVIOUS
 from otel_audit.trail.trail import KEY_FILE
 
