@@ -145,7 +145,7 @@ def _print(report: Report, reader: TrailReader, kept: Checkpoint | None) -> None
     hidden = len(report.findings) - _SHOWN
     if hidden > 0:
         listed = "all of them" if _complete(report) else f"the first {len(report.findings):,}"
-        more = f"{hidden:,} more" if _complete(report) else "many more"
+        more = output.count(hidden, "more line") if _complete(report) else "many more lines"
         target.print(f"and {more}; --json lists {listed}")
     if report.findings:
         target.print()
@@ -236,8 +236,9 @@ def _result_text(report: Report) -> Text:
 
     if not report.ok:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in report.counts.items())
-        number = output.count(len(report.findings), "finding")
-        found = number if _complete(report) else f"more than {number}"
+        found, lines = output.count(report.finding_count, "finding"), len(report.findings)
+        if _complete(report) and lines < report.finding_count:
+            found += f" in {output.count(lines, 'line')}"
         return Text(f"NOT IN ORDER: {found} ({kinds})", "bold red")
     if not report.size:
         return Text("in order: the trail is empty", "green")

@@ -268,11 +268,7 @@ class Scanner:
         self, start: int, stop: int, rows: list[Row] | None, tail: bytes | None
     ) -> list[bytes | None]:
         """Find out which rows of a window are wrong, and how."""
-        found: list[Leaf | None]
-        if rows is None:
-            found = [self._read_one(sequence) for sequence in range(start, stop)]
-        else:
-            found = list(map(Leaf._make, rows))
+        found = self._read_singly(start, stop) if rows is None else list(map(Leaf._make, rows))
         self._report_missing(start, found)
         hashes: list[bytes | None] = []
         for first in range(start, stop, TILE_WIDTH):
@@ -280,12 +276,22 @@ class Scanner:
             hashes += self._check_tile(first, part, tail)
         return hashes
 
-    def _read_one(self, sequence: int) -> Leaf | None:
+    def _read_singly(self, start: int, stop: int) -> list[Leaf | None]:
+        """Read row by row; report each run that cannot be read for one reason as one finding."""
+        unreadable: dict[str, list[int]] = {}
+        found = [self._read_one(sequence, unreadable) for sequence in range(start, stop)]
+        for why, sequences in unreadable.items():
+            for first, last in _runs(sequences):
+                many = f"records {first} to {last}" if last > first else f"record {first}"
+                msg = f"{many} cannot be read: {why}"
+                self._findings.add(Finding("unreadable", msg, first, last), last - first + 1)
+        return found
+
+    def _read_one(self, sequence: int, unreadable: dict[str, list[int]]) -> Leaf | None:
         try:
             return self._reader.leaf(sequence)
         except UNREADABLE as error:
-            msg = f"record {sequence} cannot be read: {error}"
-            self._findings.add(Finding("unreadable", msg, sequence, sequence))
+            unreadable.setdefault(str(error), []).append(sequence)
             return None
 
     def _report_missing(self, start: int, found: Sequence[Leaf | None]) -> None:

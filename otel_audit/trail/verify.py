@@ -451,18 +451,22 @@ class _Verification:
                 self._judge.checkpoints([checkpoint], {row.size: self._root_from_tiles(row.size)})
         grown = self._size_now()
         there = grown if grown > self._stated.size else self.size
-        for row in self._beyond:
-            checkpoint = scanner.open(row)
-            if checkpoint is not None and checkpoint.size > there:
-                msg = (
-                    f"a signed checkpoint covers {row.size} records, the trail has only "
-                    f"{self.size}: it was cut off, or replaced by an older copy"
-                )
-                finding = Finding(
-                    "truncated", msg, self.size, row.size - 1, checkpoint_size=row.size
-                )
-                self._findings.add(finding)
+        opened = (scanner.open(row) for row in self._beyond)
+        sizes = [one.size for one in opened if one is not None and one.size > there]
+        if sizes:
+            self._report_beyond(len(sizes), max(sizes))
         self._findings.merge(scanner.take_findings())
+
+    def _report_beyond(self, number: int, largest: int) -> None:
+        """Report as one finding: each of a busy trail's last checkpoints says the same."""
+        covers = (
+            f"a signed checkpoint covers {largest} records"
+            if number == 1
+            else f"{number} signed checkpoints cover more records, up to {largest}"
+        )
+        msg = f"{covers}, the trail has only {self.size}: it was cut off, or replaced by an older copy"
+        finding = Finding("truncated", msg, self.size, largest - 1, checkpoint_size=largest)
+        self._findings.add(finding, number)
 
     def _root_from_tiles(self, size: int) -> bytes | None:
         """Return the root at any size, by the tiles, which are compared already."""

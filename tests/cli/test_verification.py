@@ -119,7 +119,7 @@ def test_many_findings_are_counted_and_not_all_printed(trail: Path, cli: Cli) ->
     hidden = next(line for line in lines if line.startswith("and "))
     assert lines.index(hidden) == 20
     report = json.loads(cli("verify", "--json", code=1).out)
-    assert hidden == f"and {len(report['findings']) - 20} more; --json lists all of them"
+    assert hidden == f"and {len(report['findings']) - 20} more lines; --json lists all of them"
     assert report["findings_complete"] is True
 
 
@@ -130,10 +130,28 @@ def test_what_is_told_of_a_range_is_not_more_than_there_is(trail: Path, cli: Cli
     lines = cli("verify", code=1).out.splitlines()
     assert lines[0].startswith("record-missing  records 10 to 40 ")
     assert lines[1] == ""
-    assert lines[-1] == "result    NOT IN ORDER: 1 finding (31 record-missing)"
+    assert lines[-1] == "result    NOT IN ORDER: 31 findings in 1 line (31 record-missing)"
     report = json.loads(cli("verify", "--json", code=1).out)
     assert (report["finding_count"], len(report["findings"])) == (31, 1)
     assert report["findings_complete"] is True
+
+
+def test_a_cut_off_trail_is_told_in_a_line_for_the_rows_and_one_for_the_checkpoints(
+    trail: Path, cli: Cli
+) -> None:
+    for _ in range(3):
+        record(trail, 2)
+    change(trail, "DELETE FROM leaf WHERE seq >= 10")
+    lines = cli("verify", code=1).out.splitlines()
+    assert lines[0].startswith("truncated  records 10 to 17 are missing or unreadable")
+    assert lines[1] == (
+        "truncated  4 signed checkpoints cover more records, up to 18, the trail has only 10: it "
+        "was cut off, or replaced by an older copy"
+    )
+    assert lines[2] == ""
+    assert lines[-1] == "result    NOT IN ORDER: 12 findings in 2 lines (12 truncated)"
+    report = json.loads(cli("verify", "--json", code=1).out)
+    assert (report["finding_count"], report["counts"]) == (12, {"truncated": 12})
 
 
 def test_a_range_says_nothing_against_a_checkpoint_that_it_is_not_about(
@@ -144,7 +162,7 @@ def test_a_range_says_nothing_against_a_checkpoint_that_it_is_not_about(
     kept.write_text(cli("checkpoint").out, encoding="utf-8")
     change(trail, "DELETE FROM tile WHERE level = 0")
     shown = cli("verify", "--checkpoint", str(kept), code=1).out
-    assert "NOT IN ORDER: 1 finding (2 tile-missing)" in shown
+    assert "NOT IN ORDER: 2 findings in 1 line (2 tile-missing)" in shown
     assert "kept      checkpoint of 612 records: the trail continues it" in shown
 
 
@@ -152,8 +170,8 @@ def test_a_ruined_trail_has_more_findings_than_are_listed(trail: Path, cli: Cli)
     record(trail, 1_100)
     change(trail, "UPDATE leaf SET record = x'7b7d'")
     shown = cli("verify", code=1).out
-    assert "\nand many more; --json lists the first 1,000\n" in shown
-    assert "NOT IN ORDER: more than 1,000 findings (1,112 record-changed)" in shown
+    assert "\nand many more lines; --json lists the first 1,000\n" in shown
+    assert "NOT IN ORDER: 1,112 findings (1,112 record-changed)" in shown
     report = json.loads(cli("verify", "--json", code=1).out)
     assert (report["finding_count"], len(report["findings"])) == (1_112, 1_000)
     assert report["findings_complete"] is False

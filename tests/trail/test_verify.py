@@ -656,7 +656,9 @@ def test_a_trail_set_back_is_found_by_its_later_checkpoints(
     report = rewritten(tmp_path, template, RECORDS[:size]).verify()
     later = [cut for cut in CUTS if cut > size]
     assert report.counts == {"truncated": len(later)}
-    assert [found.checkpoint_size for found in report.findings] == later
+    (found,) = report.findings
+    assert found.checkpoint_size == later[-1]
+    assert (found.sequence, found.last_sequence) == (size, later[-1] - 1)
     assert report.size == size
 
 
@@ -756,6 +758,27 @@ def test_missing_records_cannot_be_compared_with_a_checkpoint(trail: Victim) -> 
     assert report.counts == {"record-missing": 1, "rewritten": 1}
     (found,) = (found for found in report.findings if found.kind == "rewritten")
     assert "because records are missing" in found.message
+
+
+def test_records_in_a_row_that_cannot_be_read_are_one_finding(trail: Victim) -> None:
+    pages = trail.run(
+        "SELECT pageno FROM dbstat WHERE name = 'leaf' AND pagetype = 'leaf' ORDER BY path"
+    )
+    with (trail.directory / "trail.db").open("r+b") as database:
+        for (page,) in pages[5:8]:
+            database.seek((page - 1) * btree.PAGE)
+            database.write(b"\xff" * btree.PAGE)
+    report = trail.verify()
+    (found,) = (one for one in report.findings if one.kind == "unreadable" and one.sequence)
+    assert found.sequence is not None
+    assert found.last_sequence is not None
+    number = found.last_sequence - found.sequence + 1
+    assert number > 10
+    assert found.message.startswith(
+        f"records {found.sequence} to {found.last_sequence} cannot be read: "
+    )
+    assert report.counts["unreadable"] >= number
+    assert report.counts["record-missing"] == number
 
 
 # What was signed last here.
