@@ -29,6 +29,7 @@ from otel_audit.api.policy import (
     Rule,
     can_be_taken_out,
 )
+from otel_audit.api.route_facts import unknown_fact
 from otel_audit.api.silent import makers_of
 from otel_audit.api.slow_patterns import length_that_takes_too_long
 from otel_audit.api.template import Placeholder, Template, placeholder
@@ -37,7 +38,7 @@ from otel_audit.record.event import LEVELS, RESERVED
 from otel_audit.record.redact import Redactor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from otel_audit.settings import Settings
@@ -264,9 +265,10 @@ class _Reader:
         nodes = matches.value if isinstance(matches, yaml.SequenceNode) else [matches]
         if not nodes:
             self._refuse(matches, "match is empty; name a method and a route")
+        routes = tuple(self._method_and_route(one) for one in nodes)
         return RouteRule(
-            tuple(self._method_and_route(one) for one in nodes),
-            self._saying(said, "{method}"),
+            routes,
+            self._saying(said, "{method}", [route for _, route in routes]),
             outcome=self._choice(said.get("outcome"), OUTCOMES),
             origin=self._place(node),
         )
@@ -327,7 +329,10 @@ class _Reader:
             self._refuse(node, "attributes are empty; name one, or leave them out")
         return attributes
 
-    def _saying(self, said: Mapping[str, yaml.Node], action: str) -> Saying:
+    def _saying(
+        self, said: Mapping[str, yaml.Node], action: str, routes: Sequence[str] = ()
+    ) -> Saying:
+        """Read what a rule says; of one of requests, ``routes`` tell which facts there are."""
         fields = self._pairs(said["fields"]) if "fields" in said else {}
         for name in fields:
             if name in RESERVED:
@@ -338,10 +343,10 @@ class _Reader:
         if "level" in said and "{" not in self._text(said["level"]):
             self._choice(said["level"], LEVELS)
         return Saying(
-            self._template(said["event"]),
-            self._template(said["action"]) if "action" in said else Template(action),
-            {name: self._template(said[name]) for name in _WORDS if name in said},
-            {name: self._template(value, empty=True) for name, value in fields.items()},
+            self._template(said["event"], routes),
+            self._template(said["action"], routes) if "action" in said else Template(action),
+            {name: self._template(said[name], routes) for name in _WORDS if name in said},
+            {name: self._template(value, routes, empty=True) for name, value in fields.items()},
         )
 
     def _redactor(self, node: yaml.Node | None) -> Redactor:
@@ -477,12 +482,16 @@ class _Reader:
             self._refuse(node, f"{text!r} is not one of {', '.join(choices)}")
         return text
 
-    def _template(self, node: yaml.Node, *, empty: bool = False) -> Template:
+    def _template(self, node: yaml.Node, routes: Sequence[str], *, empty: bool = False) -> Template:
         text = self._text(node) if empty else self._filled(node)
         try:
-            return Template(text)
+            template = Template(text)
         except ValueError as error:
             self._refuse(node, str(error))
+        trouble = unknown_fact(sorted(template.names), routes) if routes else None
+        if trouble is not None:
+            self._refuse(node, trouble)
+        return template
 
     def _place(self, node: yaml.Node) -> str:
         return f"{self._name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"

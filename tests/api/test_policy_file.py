@@ -115,6 +115,14 @@ def test_a_whole_file() -> None:
         ("routes:\n  - match: /x\n    event: e", "2:12", "no method and route"),
         ("routes:\n  - match: []\n    event: e", "2:12", "match is empty"),
         ("routes:\n  - match: GET /x", "2:5", "'event' is missing"),
+        ("routes:\n  - match: GET /x/{id}\n    event: e\n    resource_name: '{di}'", "4:20",
+         "the route has no parameter 'di'; did you mean 'id'?"),
+        ("routes:\n  - match: GET /x/{id}\n    event: e\n    fields: {a: '{id}', b: '{user}'}", "4:28",
+         "no parameter 'user'; known are id, method, path, route, status, status_code, duration_ms"),
+        ("routes:\n  - match: ['GET /x/{id}', 'PUT /y/{id}']\n    event: 'x{di}'", "3:12",
+         "the routes have no parameter 'di'; did you mean 'id'?"),
+        ("routes:\n  - match: GET /x\n    event: '{rout}'", "3:12", "did you mean 'route'?"),
+        ("routes:\n  - match: GET /x/<int:item>\n    event: '{itme}'", "3:12", "did you mean 'item'?"),
         ("routes:\n  - match: GET /x\n    event: '{a'", "3:12", "brace at character 1"),
         ("routes:\n  - match: GET /x\n    event: '{a:b}'", "3:12", "no filter 'b'"),
         ("routes:\n  - match: GET /x\n    event: '{}'", "3:12", "placeholder without a name"),
@@ -159,6 +167,28 @@ def test_what_cannot_be_used_is_refused_where_it_stands(text: str, place: str, w
     assert str(caught.value).startswith(f"p.yaml:{place}: ")
     assert str(caught.value).count(place) == 1
     assert what in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("match", "template"),
+    [
+        ("GET /x/{id}", "{id} {query.di} {method} {path} {route} {status} {status_code} {duration_ms}"),
+        ("GET /x/{id:int}/{rest:path}", "{id}{rest}"),
+        ("'GET /x/{id:[0-9]{2}}'", "{id}"),
+        ("GET /x/<int:item>/<any(a, b):kind>", "{item}{kind}"),
+        ("GET /x/<id:int>", "{id}"),
+        ("['GET /x/{id}', 'GET /y/{user}']", "{id|user}"),
+        ("['GET /x/{id}', 'GET /y/*']", "{di}"),
+        ("'* /x/*'", "{anything}"),
+        ("GET /users/", "{page}"),
+        ("GET /users/<name>", "{page}"),
+    ],
+)  # fmt: skip
+def test_what_a_request_could_have_is_not_refused(match: str, template: str) -> None:
+    """Flask and Django can give a view more than the route names: the last two."""
+    text = f"routes:\n  - match: {match}\n    event: e\n    resource_name: '{template}'"
+    (rule,) = parse_policy(text, "p.yaml").policy.routes
+    assert rule.saying.words["resource_name"].text == template
 
 
 @pytest.mark.parametrize(
