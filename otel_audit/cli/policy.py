@@ -119,6 +119,11 @@ def policy(  # noqa: PLR0913 - each is an option of the command line
 
 
 def _check(policy: Policy, settings: Settings, *, as_json: bool) -> None:
+    from rich.text import Text
+
+    from otel_audit.api.odd_retentions import REMEDY, odd_retentions
+
+    warnings = [f"{odd.finding}; {REMEDY}" for odd in odd_retentions(policy)]
     shown = {
         "file": str(settings.policy_file),
         "on_failure": policy.on_failure,
@@ -128,11 +133,13 @@ def _check(policy: Policy, settings: Settings, *, as_json: bool) -> None:
         "spans": len(policy.spans),
     }
     if as_json:
-        output.write_json(shown)
+        output.write_json({**shown, "warnings": warnings})
         return
     target = output.console()
     target.print(f"{shown['file']} is in order")
-    output.write_facts(target, [(name, str(value)) for name, value in list(shown.items())[1:]])
+    rows: list[Any] = [(name, str(value)) for name, value in list(shown.items())[1:]]
+    rows += [("warning", Text(output.visible(warning), "yellow")) for warning in warnings]
+    output.write_facts(target, rows)
 
 
 def _unheard(policy: Policy, settings: Settings, event: tuple[str, ...]) -> str | None:

@@ -59,6 +59,18 @@ def test_a_policy_in_order_is_summed_up(
     assert silent["remedy"] == "pip install opentelemetry-instrumentation-genai-openai"
 
 
+def test_a_retention_without_a_length_is_warned_about(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("rules:\n  - match: {event: login}\n    retention: 6 years\n")
+    monkeypatch.setenv("OTEL_AUDIT_POLICY_FILE", str(path))
+    _, odd = checks(cli, "policy")
+    assert odd["state"] == "warn"
+    assert odd["message"].startswith(f"{path}:2:5: the retention '6 years' is not a number and")
+    assert odd["remedy"].startswith("write for example 90d")
+
+
 @pytest.mark.parametrize(
     ("text", "message", "remedy"),
     [

@@ -67,6 +67,33 @@ def test_check_names_the_place(fresh: Cli, tmp_path: Path, monkeypatch: pytest.M
     assert "there is no policy file" in fresh.bare("policy", "check", code=2).err
 
 
+def test_a_retention_without_a_length_is_warned_about(fresh: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(
+        "rules:\n"
+        "  - {match: {event: a}, retention: 6 years}\n"
+        "  - {match: {event: b}, retention: 6y}\n"
+        "routes:\n"
+        "  - {match: '* /c', event: c, retention: '{query.kept}'}\n"
+        "  - {match: '* /d', event: d, retention: forever}\n"
+    )
+    shown = fresh.bare("policy", "check", "--file", str(file)).out
+    assert f"{file} is in order" in shown
+    warnings = json.loads(fresh.bare("policy", "check", "--file", str(file), "--json").out)[
+        "warnings"
+    ]
+    assert [warning.split(" is not ")[0] for warning in warnings] == [
+        f"{file}:2:5: the retention '6 years'",
+        f"{file}:6:5: the retention 'forever'",
+    ]
+    assert warnings[0].endswith(
+        "; write for example 90d, 1y or 6y, unless it is a word of your own"
+    )
+    assert " ".join(shown.split()).count("warning ") == 2
+    explained = fresh.bare("policy", "explain", "--file", str(file), "--event", "a", "--json").out
+    assert json.loads(explained)["retention"] == "6 years"
+
+
 def test_a_file_that_is_not_there_is_named_once(
     fresh: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

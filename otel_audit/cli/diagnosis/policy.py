@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from otel_audit.api.odd_retentions import REMEDY, odd_retentions
 from otel_audit.api.policy_file import policy_for, read_policy, rule_set
 from otel_audit.api.silent import silent_rules
 from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
@@ -44,6 +45,8 @@ def policy(subject: Subject) -> Iterator[Check]:
     yield ok("policy", f"{source}: {', '.join(rules)}; {said}")
     for silent in silent_rules(used.spans):
         yield warn("policy", silent.finding, silent.remedy)
+    for odd in odd_retentions(used):
+        yield warn("policy", odd.finding, REMEDY)
 
 
 def _trouble(read: Callable[[], object]) -> Iterator[Check]:

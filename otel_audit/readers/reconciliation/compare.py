@@ -23,6 +23,7 @@ import orjson
 from otel_audit.errors import ProofError
 from otel_audit.readers.reconciliation.loki import describe, selector
 from otel_audit.readers.shipping.outbound import CHECKPOINT_EVENT
+from otel_audit.record.retention import seconds_of
 from otel_audit.record.semconv import unix_nano
 from otel_audit.trail import merkle
 
@@ -40,8 +41,6 @@ _SLACK: Final = 3_600 * _SECOND
 """Around the records' own times: where an entry that was changed may stand."""
 
 _CHUNK: Final = 256
-_UNITS: Final = {"h": 3_600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
-_RETENTION: Final = re.compile(r"(\d{1,6})([hdwy])")
 
 
 @dataclass
@@ -199,8 +198,8 @@ def _said(record: bytes) -> dict[str, Any]:
 
 def _expired(said: dict[str, Any], when: int, now: int) -> bool:
     """Whether a store that keeps records as long as they say may have deleted this one."""
-    match = _RETENTION.fullmatch(str(said.get("retention", "")))
-    return match is not None and when + int(match[1]) * _UNITS[match[2]] * _SECOND < now
+    kept = seconds_of(str(said.get("retention", "")))
+    return kept is not None and when + kept * _SECOND < now
 
 
 def _number(value: str | None) -> int | None:
