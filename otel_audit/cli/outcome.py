@@ -12,6 +12,7 @@ import os
 import sys
 from enum import IntEnum
 
+from otel_audit.cli.usage import usage_message
 from otel_audit.errors import (
     AuditSettingsError,
     AuditUnavailableError,
@@ -113,8 +114,7 @@ def _message(error: Exception) -> str:
     if _is_usage_error(error):
         # Not part of Typer's typed interface, but what its own output is made of.
         context = getattr(error, "ctx", None)
-        said = error.format_message()  # type: ignore[attr-defined]  # see above
-        message = " ".join(said.split()).rstrip(".,")
+        message = usage_message(error)
         return f"{message} (try '{context.command_path} --help')" if context else message
     if _is_abort(error):
         return "nothing was done"

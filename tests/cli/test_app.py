@@ -87,6 +87,30 @@ def test_wrong_usage_is_one_line(fresh: Cli, arguments: tuple[str, ...], message
     assert list(shown) == ["error", "message", "exit_code"]
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("verify", "--dir"),
+        ("tail", "--dir"),
+        ("policy check", "--file"),
+        ("token list alice", "--file"),
+    ],
+)
+def test_a_place_without_its_option_is_told_the_option(
+    fresh: Cli, tmp_path: Path, command: str, option: str
+) -> None:
+    place = tmp_path / "a place"
+    said = f"({place}); did you mean {option} '{place}'? (try 'otel-audit "
+    given = (*command.split(), str(place))
+    assert "did you mean" not in fresh.bare(*given, code=2).err
+    if option == "--dir":
+        place.mkdir()
+    else:
+        place.touch()
+    assert said in fresh.bare(*given, code=2).err
+    assert "did you mean" not in fresh.bare(*given, str(place), code=2).err
+
+
 def test_a_setting_that_cannot_be_used(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_AUDIT_TIMEOUT", "soon")
     said = "OTEL_AUDIT_TIMEOUT='soon' cannot be used: expected seconds, more than 0"
