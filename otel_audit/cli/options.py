@@ -187,7 +187,7 @@ def verifiers_in(keys: Iterable[str]) -> list[Verifier]:
 
 
 def _lines(key: str) -> list[str]:
-    if key != _STDIN and not Path(key).is_file():
+    if key != _STDIN and not Path(key).exists():
         return [key]
     text = read_bytes(key).decode(errors="replace")
     stripped = (line.strip() for line in text.splitlines())

@@ -111,6 +111,21 @@ def test_a_place_without_its_option_is_told_the_option(
     assert "did you mean" not in fresh.bare(*given, str(place), code=2).err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("policy chek", "for 'check|explain': 'chek' is not one of 'check', 'explain' (try"),
+        ("tail -n x", "'x' is not a whole number (try"),
+        ("tail -n 1.5", "'1.5' is not a whole number (try"),
+        ("health --interval x", "'x' is not a number (try"),
+        ("verify --processes 0", "0 is less than 1 (try"),
+        ("query --evnt x", "No such option: --evnt (Possible options: --event, --end, --client)"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words_for_people(fresh: Cli, arguments: str, said: str) -> None:
+    assert said in fresh.bare(*arguments.split(), code=2).err
+
+
 def test_a_setting_that_cannot_be_used(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_AUDIT_TIMEOUT", "soon")
     said = "OTEL_AUDIT_TIMEOUT='soon' cannot be used: expected seconds, more than 0"

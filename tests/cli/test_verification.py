@@ -8,6 +8,7 @@ import pty
 import sqlite3
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -82,6 +83,19 @@ def test_a_trail_with_keys_of_its_own_is_found_out(trail: Path, cli: Cli, tmp_pa
     record(trail, 3, keys=TrailKeys.generate(origin))
     cli("verify")
     cli("verify", "--public-key", str(kept), code=1)
+
+
+def test_a_file_that_is_no_regular_one_is_read(cli: Cli, tmp_path: Path) -> None:
+    err = cli("verify", "--public-key", os.devnull, code=2).err
+    assert err == f"otel-audit: {os.devnull} holds no public key\n"
+    assert "cannot be read: Is a directory" in cli("verify", "--key", str(tmp_path), code=2).err
+    keys = cli("keys").out
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(keys,))
+    writer.start()
+    assert "(given with --public-key)" in cli("verify", "--key", str(pipe)).out
+    writer.join()
 
 
 @pytest.mark.parametrize(
