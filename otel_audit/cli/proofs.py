@@ -19,7 +19,7 @@ from otel_audit.cli.options import (
     settings_for,
     verifiers_in,
 )
-from otel_audit.cli.outcome import AbsentError
+from otel_audit.cli.outcome import AbsentError, UsageError
 from otel_audit.cli.records import print_fields
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ def prove(
             help="Where to write the proof; '-' is stdout.",
         ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the file of --output if it is there.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a file that proves one record to whoever has the public key.
@@ -63,6 +66,11 @@ def prove(
         prove_leaf,
     )
 
+    # The file that a record names itself can only be an earlier proof of it. Asked before
+    # anything is signed.
+    if out is not None and not force and Path(out).is_file():
+        message = f"{out} is there already; name another file, or replace it with --force"
+        raise UsageError(message)
     settings = settings_for(directory)
     with open_reader(settings) as reader:
         leaf = find_leaf(reader, record)

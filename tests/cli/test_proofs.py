@@ -54,6 +54,27 @@ def test_reading_the_trail_is_enough(trail: Path, cli: Cli, keys: str) -> None:
     cli.bare("check-proof", "five", "--key", keys)
 
 
+def test_a_file_that_was_named_is_replaced_only_when_asked(
+    trail: Path, cli: Cli, tmp_path: Path
+) -> None:
+    append(trail, b"{}")
+    (tmp_path / "five").write_text("somebody's", encoding="utf-8")
+    err = cli("prove", "12", "-o", "five", code=2).err
+    assert err == (
+        "otel-audit: five is there already; name another file, or replace it with --force\n"
+    )
+    assert (tmp_path / "five").read_text(encoding="utf-8") == "somebody's"
+    with TrailReader(trail) as reader:
+        last = reader.last_checkpoint()
+        assert last is not None
+        assert last.size == 12
+    cli("prove", "5", "-o", "five", "--force")
+    assert TlogProof.parse((tmp_path / "five").read_bytes()).index == 5
+    cli("prove", "5", "-o", "/dev/null")
+    cli("prove", "5")
+    cli("prove", "5")
+
+
 def test_json_names_file_record_and_checkpoint(cli: Cli, keys: str) -> None:
     written = json.loads(cli("prove", "5", "-o", "five", "--json").out)
     assert list(written) == ["file", "sequence", "record_id", "checkpoint"]
