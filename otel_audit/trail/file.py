@@ -18,7 +18,7 @@ import apsw
 from otel_audit.errors import TrailMismatchError
 from otel_audit.trail import filesystem, wal
 from otel_audit.trail.database import BUSY_MILLISECONDS
-from otel_audit.trail.reader import APPLICATION_ID, SCHEMA_VERSION, check_version
+from otel_audit.trail.reader import APPLICATION_ID, MEMORY, SCHEMA_VERSION, check_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +130,7 @@ class TrailFile:
     def _refuse_orphans(self, what: str) -> None:
         """Do not replace a database that went missing, or has lost everything, by a new one."""
         directory = self.path.parent
-        for name in ("signing.key", "signed"):
+        for name in ("signing.key", MEMORY):
             if (directory / name).exists():
                 message = (
                     f"{directory} has {name} but {what} {self.path.name}: the trail was removed or "

@@ -13,8 +13,7 @@ from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
 from otel_audit.errors import TrailFileSystemError
 from otel_audit.trail import filesystem
 from otel_audit.trail.nearby import nearby
-from otel_audit.trail.reader import DATABASE
-from otel_audit.trail.signer import MEMORY
+from otel_audit.trail.reader import DATABASE, MEMORY
 from otel_audit.trail.trail import KEY_FILE
 
 if TYPE_CHECKING:
