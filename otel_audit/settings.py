@@ -407,16 +407,16 @@ class Settings:
         return rows
 
 
-def nearest(variable: str) -> str | None:
-    """Return the setting that a variable of ours may have meant, which is none."""
+def remedy_of(unknown: str) -> str:
+    """Say what to do about a variable that is named like a setting of ours, and is none."""
     # Compared without what all of them begin with, which would make all of them look alike.
     known = [
         str(spec.metadata["variable"]).removeprefix(_OURS)
         for spec in fields(Settings)
         if str(spec.metadata.get("variable")).startswith(_OURS)
     ]
-    close = get_close_matches(variable.removeprefix(_OURS), known, n=1)
-    return f"{_OURS}{close[0]}" if close else None
+    close = get_close_matches(unknown.removeprefix(_OURS), known, n=1)
+    return f"did you mean {_OURS}{close[0]}?" if close else "unset it, if nothing else reads it"
 
 
 def give_defaults(**defaults: str) -> None:

@@ -29,7 +29,7 @@ from otel_audit.api.writing import RecordWriter
 from otel_audit.errors import AuditClosedError, AuditUnavailableError
 from otel_audit.record.encode import new_record_id
 from otel_audit.record.redact import Redactor
-from otel_audit.settings import Settings, first_to_say, nearest
+from otel_audit.settings import Settings, first_to_say, remedy_of
 from otel_audit.trail.committer import Committer
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.reader import TrailReader
@@ -349,9 +349,7 @@ class AuditProvider:
 
     def _warn(self) -> None:
         for name in self.settings.unknown:
-            meant = nearest(name)
-            hint = f"did you mean {meant}?" if meant else "unset it, if nothing else reads it"
-            text = f"{name} is not a setting of otel-audit; {hint}"
+            text = f"{name} is not a setting of otel-audit; {remedy_of(name)}"
             if first_to_say(text):
                 _logger.warning("%s", text)
 

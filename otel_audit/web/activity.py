@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
+from otel_audit.api.route_facts import QUERY
 from otel_audit.errors import AuditUnavailableError
 from otel_audit.record.event import AuditEvent
 from otel_audit.web.routes import UNMATCHED, behind_a_bridge, route_template
@@ -142,7 +143,7 @@ class Activity:
     def _parameters(self) -> dict[str, Any]:
         """Return the request's parameters: those of the path, and ``query.<name>``."""
         query = parse_qsl((self._scope.get("query_string") or b"").decode("latin-1"))
-        named: dict[str, Any] = {f"query.{name}": value for name, value in query}
+        named: dict[str, Any] = {f"{QUERY}{name}": value for name, value in query}
         inside = behind_a_bridge(self._scope) or {}
         return {
             **named,

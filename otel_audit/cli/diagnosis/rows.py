@@ -9,11 +9,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import apsw
-
 from otel_audit.cli.output import count
-from otel_audit.errors import TrailError
 from otel_audit.trail import merkle
+from otel_audit.trail.scan import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,9 +23,6 @@ _ENDS: Final = 64
 
 _BETWEEN: Final = 128
 _TILES: Final = 16
-
-UNREADABLE: Final = (apsw.Error, TrailError, ValueError, TypeError, OSError)
-"""What reading a damaged trail raises: pages that are none, values of other types."""
 
 
 class Rows(NamedTuple):

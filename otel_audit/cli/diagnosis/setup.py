@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from otel_audit._version import __version__
 from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
-from otel_audit.settings import nearest
+from otel_audit.settings import remedy_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,9 +22,7 @@ def settings(subject: Subject) -> Iterator[Check]:
         message, _, remedy = str(error).partition("; ")
         yield fail("settings", message, remedy)
     for name in subject.settings.unknown:
-        meant = nearest(name)
-        remedy = f"did you mean {meant}?" if meant else "unset it, if nothing else reads it"
-        yield warn("settings", f"{name} is not a setting of otel-audit", remedy)
+        yield warn("settings", f"{name} is not a setting of otel-audit", remedy_of(name))
     if subject.settings.disabled:
         yield fail(
             "settings",

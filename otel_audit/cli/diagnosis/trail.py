@@ -21,6 +21,7 @@ from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.nearby import nearby
 from otel_audit.trail.note import Verifier
 from otel_audit.trail.reader import DATABASE, MEMORY, TrailReader
+from otel_audit.trail.scan import UNREADABLE
 from otel_audit.trail.succession import PREVIOUS
 from otel_audit.trail.trail import KEY_FILE
 
@@ -113,7 +114,7 @@ def _refused(path: Path, refusal: Exception | None) -> Check:
 def _rows(subject: Subject, reader: TrailReader) -> Check:
     try:
         tree = reader.tree()
-    except rows.UNREADABLE as error:
+    except UNREADABLE as error:
         return fail("trail", f"{reader.path} cannot be read: {error}", _VERIFY)
     said = f"{visible(reader.origin)}: {count(tree.size, 'record')}"
     found = rows.look(reader, tree)
@@ -195,16 +196,16 @@ def _load(subject: Subject) -> TrailKeys:
 def memory(subject: Subject) -> Iterator[Check]:
     """Whether the trail still has everything that was signed here."""
     reader, path = subject.reader, subject.directory / MEMORY
-    if reader is None or not path.exists():
+    if reader is None or (note := reader.last_signed()) is None:
         return
     try:
-        signed = read_checkpoint(path.read_text("utf-8"))
-    except (ProofError, UnicodeDecodeError) as error:
+        signed = read_checkpoint(note)
+    except ProofError as error:
         yield fail("signed", f"{path} is damaged: {error}", _NEW_ORIGIN)
         return
     try:
         message = _unlike(signed, reader)
-    except rows.UNREADABLE:
+    except UNREADABLE:
         told = f"{count(signed.size, 'record')} at last, which the trail cannot be compared with"
         yield fail("signed", f"{told}: what is missing or damaged, its own check says", _VERIFY)
         return
