@@ -113,16 +113,16 @@ class RequestScope:
     async def barrier(
         self, last: PendingReceipt | None = None, expired: AuditTimeoutError | None = None
     ) -> None:
-        """Wait until all that was emitted in this scope is durable; given ``last``, up to that.
+        """Wait until all that was emitted in this scope until now is durable, or until ``last``.
 
         Raises `AuditUnavailableError` when a record is not confirmed whose
         policy is to fail, also when the code that emitted it swallowed the
         error. It waits for one time-out at most, however many records there
-        are, unless more come meanwhile and there is no ``last``. ``expired``
-        says that ``last`` has been waited for, in vain.
+        are. ``expired`` says that ``last`` has been waited for, in vain.
         """
         failure = None
         pending = self.pending
+        last = self.newest if last is None else last
         while batch := _up_to(last, pending):
             settling = None if expired else batch[-1].settling()
             if settling is not None:
@@ -186,9 +186,7 @@ class RequestScope:
 def _up_to(
     last: PendingReceipt | None, pending: list[PendingReceipt]
 ) -> tuple[PendingReceipt, ...]:
-    """Return what is pending, until ``last`` if that is given and there."""
-    if last is None:
-        return tuple(pending)
+    """Return what is pending until ``last``, if that is there."""
     return tuple(pending[: pending.index(last) + 1]) if last in pending else ()
 
 

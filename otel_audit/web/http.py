@@ -95,7 +95,7 @@ class HttpExchange(Exchange):
         request = self._request
         if (request.pending or request.failure) and kind in _GUARDED:
             try:
-                await request.barrier(request.newest)
+                await request.barrier()
             except AuditUnavailableError as error:
                 await self._fail(error)
                 return
@@ -232,7 +232,7 @@ class HttpExchange(Exchange):
             if self._activity is not None and not self._started:
                 self._activity.request(None, _CLIENT_LEFT if self._disconnected else "no response")
             if request.pending or request.failure:
-                await request.barrier(request.newest)
+                await request.barrier()
         except AuditUnavailableError as error:
             await self._fail(error)
 

@@ -395,10 +395,15 @@ async def test_what_a_task_sends_late_takes_no_answer_with_it(
     assert wire.types[2:] == ([] if cancelled else [late["type"]])
 
 
+@pytest.mark.parametrize(
+    ("scope", "answer"),
+    [(http(), [START, BODY]), (websocket(), [ACCEPT, SEND, CLOSE])],
+    ids=["http", "websocket"],
+)
 async def test_who_goes_on_emitting_keeps_no_answer(
-    provider: AuditProvider, audit: AuditLogger
+    provider: AuditProvider, audit: AuditLogger, scope: Scope, answer: list[Message]
 ) -> None:
-    """An answer waits for what was emitted until the application returned."""
+    """A message waits for what was emitted before it was sent, not for what comes meanwhile."""
     tasks: list[asyncio.Task[None]] = []
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
@@ -409,16 +414,16 @@ async def test_who_goes_on_emitting_keeps_no_answer(
 
         tasks.append(asyncio.create_task(chatter()))
         audit.audit_event("order", "place")
-        await send(START)
-        await send(BODY)
+        for message in answer:
+            await send(message)
 
     wire = Wire()
     audited = AuditMiddleware(app, provider=provider, http_activity="off")
     try:
-        await asyncio.wait_for(_call(audited, http(), wire), 5)
+        await asyncio.wait_for(_call(audited, scope, wire), 5)
     finally:
         tasks[0].cancel()
-    assert wire.types == [START["type"], BODY["type"]]
+    assert wire.types == [message["type"] for message in answer]
 
 
 async def test_who_is_cancelled_while_the_answer_waits_leaves_nothing_unsettled(
