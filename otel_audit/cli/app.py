@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -213,11 +214,17 @@ def _main(arguments: Sequence[str]) -> object:
     found something ends with.
     """
     try:
-        return get_command(app).main(list(arguments), prog_name=PROGRAM, standalone_mode=False)
+        return _program()(list(arguments), prog_name=PROGRAM, standalone_mode=False)
     except SystemExit as ended:
         if isinstance(ended.__context__, BrokenPipeError):
             raise ended.__context__ from None
         raise
+
+
+@cache
+def _program() -> Callable[..., object]:
+    """Build the tree of commands: it takes 20 ms, so once a process."""
+    return get_command(app).main
 
 
 def _open_what_is_closed() -> None:

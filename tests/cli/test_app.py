@@ -202,10 +202,10 @@ def test_a_damaged_database_is_one_line(trail: Path, cli: Cli) -> None:
 
 
 def test_a_defect_keeps_its_traceback(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otel_audit.cli.app.get_command", lambda _: None)
+    monkeypatch.setattr("otel_audit.cli.app._program", lambda: None)
     err = fresh.bare("--version", code=70).err
     assert err.startswith("Traceback")
-    assert err.endswith("\notel-audit: 'NoneType' object has no attribute 'main'\n")
+    assert err.endswith("\notel-audit: 'NoneType' object is not callable\n")
 
 
 @pytest.mark.parametrize(
