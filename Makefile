@@ -37,7 +37,7 @@ lint: $(INSTALLED) ## ruff (rules and format) and the layers of the package
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 
-types: $(INSTALLED) ## mypy, strict, on the package, its tests, examples and benchmarks
+types: $(INSTALLED) ## mypy, strict, on the package, its tests, examples, benchmarks and collector/
 	$(BIN)/mypy
 
 unit: $(INSTALLED) ## the tests and the documents' examples, with the coverage gate

@@ -582,7 +582,7 @@ HEALTH: Final = Dashboard(
             ),
             lines(
                 "Free space under the trail",
-                "Below 64 MiB a trail takes no records.",
+                "Below 64 MiB health is unhealthy; a full disk takes no records.",
                 prometheus(
                     f"min by (service_name) (otel_audit_trail_disk_free_bytes{{{APPLICATIONS}}})",
                     "{{service_name}}",

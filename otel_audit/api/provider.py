@@ -149,7 +149,7 @@ class AuditProvider:
 
     @property
     def statistics(self) -> dict[str, int]:
-        """Counts of this process: records committed, failed, refused, waiting, not recorded."""
+        """Counts of this process: records committed, failed, refused, waiting, not recorded; groups."""
         counts = {"not_recorded": self.not_recorded}
         if self._committer is not None:
             statistics = self._committer.statistics

@@ -1,13 +1,11 @@
 """The command `otel-audit`.
 
-One file a command group: `doctor`, `health`, `records` (tail, show), `verification`
-(verify), `proofs` (prove, check-proof), `publication` (checkpoint, keys),
-`shipping` (ship status, ship replay, ship requeue), `reconciliation`
-(reconcile), `upkeep` (agent, new-origin). Commands promise: one clear line on stderr
-instead of a traceback, and an exit code of `outcome.ExitCode`; nothing but the
-result on stdout, as JSON with ``--json``; only `agent`, `checkpoint --sign`,
-`new-origin`, and `prove` where no checkpoint covers the record, ever write to
-a trail. What they show is found out by the layers below.
+One file a command group, named in `app.py`. Commands promise: one clear line on
+stderr instead of a traceback, and an exit code of `outcome.ExitCode`; nothing but
+the result on stdout, as JSON with ``--json``. Only `agent`, `checkpoint --sign`,
+`new-origin`, and `prove` where no checkpoint covers the record, write to a trail;
+`ship replay`, `ship requeue` and `reconcile --repair` to its cursors, `token` to its
+tokens. What commands show is found out by the layers below.
 """
 
 from __future__ import annotations

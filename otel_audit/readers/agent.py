@@ -206,7 +206,10 @@ class Agent:
             self._run = run
 
     def run(self) -> None:
-        """Serve in the calling thread until `stop()` or `close()` is called."""
+        """Serve in the calling thread until `stop()` or `close()` is called.
+
+        Raises RuntimeError when it runs already.
+        """
         with self._mutex:
             if self._run is not None:
                 message = "this agent runs already; one agent has one thread"

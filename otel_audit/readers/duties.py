@@ -43,7 +43,7 @@ class Space:
 
 
 class Checkpoints:
-    """When a checkpoint is due (design, section 4)."""
+    """When a checkpoint is due."""
 
     def __init__(self, sign: Callable[[], object], heartbeat: float) -> None:
         self._sign = sign

@@ -203,7 +203,7 @@ class TrailReader:
         """Return the newest record with this id, by scanning backwards.
 
         The trail has no secondary index (appending would pay for it), so this
-        costs about a second for a million records.
+        costs about a second for a million records. Raises ``TrailError``.
         """
         needle = f'"record_id":"{record_id}"'.encode(errors="surrogatepass")
         stop = self.tree().size

@@ -1,6 +1,6 @@
 """Probes against real files, sockets, databases and servers of this process.
 
-What needs a server of its own kind is in tests/stack/test_health_servers.py.
+What needs a server of its own kind is in tests/stack/health/test_servers.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The one query model: what can be asked, and what an answer is.
 
 Python, HTTP and the command line make a `Query` - the latter two by `parse`,
-from the same parameters (`parameters.py`) - and every backend (the trail on this host in
-`search.py`, Loki in `loki_search.py`) answers it with the same types. Promises: a
+from the same parameters (`readers/query/parameters.py`) - and every backend (the trail on this host in
+`readers/search/trail.py`, Loki in `readers/search/loki.py`) answers it with the same types. Promises: a
 `Query` says everything that an answer depends on; what cannot be asked is a
 `QueryError` that says why. How times are written is left to `times.py`, where an
 answer goes on to `page_cursor.py`.

@@ -7,7 +7,7 @@ order as far as nothing is refused. What the far end refuses is looked for by
 halving the batch, and only a single record is ever set aside - and not even
 that one when the far end refuses an empty request as well, because then the
 records are not to blame. Anything else is for whoever calls `step` again:
-when, and how loudly, is left to `shipping`.
+when, and how loudly, is left to `schedule`.
 """
 
 from __future__ import annotations

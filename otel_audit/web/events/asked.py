@@ -2,7 +2,7 @@
 
 Promises: what has no meaning where it stands is refused by name, as
 `QueryError`; what is too much, or not allowed, as `ProblemError`. What filters
-mean is left to `readers/parameters.py`.
+mean is left to `readers/query/parameters.py`.
 """
 
 from __future__ import annotations
