@@ -49,7 +49,6 @@ START_SECONDS: Final = 90.0
 STOP_SECONDS: Final = 30.0
 PAGE: Final = 5_000
 """Entries that Loki gives at a time (its limit)."""
-CENTURY_NANOSECONDS: Final = 100 * 365 * 86_400 * 10**9
 
 
 class ServerError(RuntimeError):
@@ -521,11 +520,6 @@ class Collector(Server):
     def otlp_endpoint(self) -> str:
         """OTLP/HTTP for metrics and traces."""
         return f"http://{HOST}:{self._ports['otlp']}"
-
-    @property
-    def otlp_grpc_endpoint(self) -> str:
-        """OTLP/gRPC for metrics and traces."""
-        return f"http://{HOST}:{self._ports['otlp-grpc']}"
 
     @property
     def metrics_address(self) -> str:

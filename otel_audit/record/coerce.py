@@ -58,15 +58,12 @@ from otel_audit.record.shorten import (
     cut_characters,
     elements_mark,
     first_characters,
-    shorten,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from otel_audit.record.redact import Redactor
-
-__all__ = ["JsonValue", "plain", "shorten"]
 
 MAX_DEPTH: Final = 16
 """Levels of objects and arrays within one field."""

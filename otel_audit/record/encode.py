@@ -15,6 +15,7 @@ import orjson
 
 from otel_audit.record import coerce
 from otel_audit.record.event import KEYS, RESERVED, SCHEMA, level_of, outcome_of
+from otel_audit.record.shorten import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -193,7 +194,7 @@ def _cut(record: dict[str, Any], size: int) -> bytes:
         (record.keys() - _UNCUT, size),
     ):
         cuttable = {key: record[key] for key in record if key in keys}
-        altered.update(coerce.shorten(cuttable, min(most, size - LIMIT + _MARGIN)))
+        altered.update(shorten(cuttable, min(most, size - LIMIT + _MARGIN)))
         record = {key: cuttable.get(key, record[key]) for key in record}
         record["coerced"] = _named(altered)
         encoded = orjson.dumps(record)

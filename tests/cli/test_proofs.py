@@ -123,7 +123,7 @@ def test_another_key_proves_nothing(cli: Cli) -> None:
     assert "signed by no known key" in cli.bare("check-proof", "five", "--key", key, code=1).err
 
 
-def test_every_byte_of_a_proof_counts(cli: Cli, keys: str, tmp_path: Path) -> None:
+def test_a_proof_that_was_changed_anywhere_is_refused(cli: Cli, keys: str, tmp_path: Path) -> None:
     cli("prove", "5", "-o", "five")
     whole = (tmp_path / "five").read_bytes()
     for place in range(0, len(whole), 37):
