@@ -91,7 +91,8 @@ class Oidc:
 
     Needs PyJWT (``pip install 'otel-audit[oidc]'``). Signature, issuer, audience
     and expiry MUST hold, and only signatures with public keys count, so that
-    nobody can sign with what everybody may know. The actor is ``sub``.
+    nobody can sign with what everybody may know. The actor is ``sub``. The provider's
+    keys are kept for five minutes: as long may one hold that it has withdrawn.
     """
 
     def __init__(
@@ -119,10 +120,14 @@ class Oidc:
         self._leeway = leeway
         self._scopes = dict(scopes) if scopes else {scope: scope for scope in SCOPES}
         checked_scopes(self._scopes.values())
-        self._keys = jwt.PyJWKClient(jwks_url, cache_keys=True, timeout=5)
+        # Its other cache, of single keys, never forgets one that the provider withdrew.
+        self._keys = jwt.PyJWKClient(jwks_url, cache_keys=False, timeout=5)
 
     async def __call__(self, scope: Scope) -> Access | None:
-        """Recognise who asks. The provider's keys are fetched in a thread."""
+        """Recognise who asks. The provider's keys are fetched in a thread.
+
+        Raises `RefusedError`, and what says that the provider cannot be reached.
+        """
         token = bearer(scope)
         return None if token is None else await asyncio.to_thread(self._check, token)
 
@@ -141,6 +146,8 @@ class Oidc:
         except jwt.ExpiredSignatureError:
             message = "the token has expired"
             raise RefusedError(message) from None
+        except jwt.PyJWKClientConnectionError:
+            raise  # which says nothing about the token
         except jwt.PyJWTError:
             message = "the token does not hold"
             raise RefusedError(message) from None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from otel_audit.api.context import current_scope, set_actor
 from otel_audit.errors import AuditSettingsError
-from otel_audit.web.access import RefusedError
+from otel_audit.web.access import Access, RefusedError
 from otel_audit.web.answer import ProblemError
 from otel_audit.web.tokens import FILE, TokenFile
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_audit.api.provider import AuditProvider
-    from otel_audit.web.access import Access, Authorize
+    from otel_audit.web.access import Authorize
     from otel_audit.web.asgi import Scope
 
 _CALLERS: Final = 10_000
@@ -63,6 +63,7 @@ class Admission:
         try:
             found = authorize(scope)
             access = await found if isinstance(found, Awaitable) else found
+            _check(access)
         except RefusedError as error:
             self._count_against(caller)
             challenge = ("www-authenticate", 'Bearer error="invalid_token"')
@@ -124,6 +125,12 @@ class RateLimit:
         if len(self._callers) > _CALLERS:
             self._callers.popitem(last=False)
         return 0.0 if allowed else (1 - left) / self._per_second
+
+
+def _check(found: object) -> None:
+    if not isinstance(found, Access | None):
+        message = f"it returned {type(found).__name__}, neither an Access nor None"
+        raise AuditSettingsError(message)
 
 
 def _undecided(authorize: Authorize, error: AuditSettingsError) -> ProblemError:

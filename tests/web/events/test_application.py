@@ -227,11 +227,15 @@ def provider_verifiers(provider: AuditProvider) -> list[Verifier]:
         return [Verifier.parse(key) for key in reader.claimed_keys]
 
 
-async def test_the_application_may_decide_who_asks(provider: AuditProvider) -> None:
+async def test_the_application_may_decide_who_asks(
+    provider: AuditProvider, caplog: pytest.LogCaptureFixture
+) -> None:
     fill(provider)
 
-    def hook(scope: Any) -> Access | None:
+    def hook(scope: Any) -> Any:
         name = dict(scope["headers"]).get(b"x-user")
+        if name == b"true":
+            return True
         if name == b"broken":
             raise LookupError
         if name == b"misspelt":
@@ -247,6 +251,8 @@ async def test_the_application_may_decide_who_asks(provider: AuditProvider) -> N
     assert "you are gone" in await asker.problem(401, "/events", headers={"x-user": "gone"})
     assert "server's log" in await asker.problem(503, "/events", headers={"x-user": "broken"})
     assert "Who you are" in await asker.problem(503, "/events", headers={"x-user": "misspelt"})
+    assert "Who you are" in await asker.problem(503, "/events", headers={"x-user": "true"})
+    assert "it returned bool, neither an Access nor None" in caplog.text
     with pytest.raises(AuditSettingsError, match="no scope"):
         Access.of("ann", ["write"])
 

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -37,12 +38,14 @@ class Provider:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.names = [*KEYS]
+        """Of the keys that it publishes."""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.asked += 1
-                body = json.dumps({"keys": [outer.public(name) for name in KEYS]}).encode()
+                body = json.dumps({"keys": [outer.public(name) for name in outer.names]}).encode()
                 self.send_response(200)
                 self.send_header("content-type", "application/json")
                 self.end_headers()
@@ -157,9 +160,24 @@ async def test_scopes_may_have_other_names(openid: Provider, provider: AuditProv
 
 
 async def test_a_provider_that_does_not_answer_opens_nothing(
-    app: AuditEvents, openid: Provider
+    app: AuditEvents, openid: Provider, caplog: pytest.LogCaptureFixture
 ) -> None:
     token = openid.token()
     openid.server.shutdown()
     openid.server.server_close()
-    assert (await ask(app, token)).status == 401
+    wire = await ask(app, token)
+    assert wire.status == 503
+    assert orjson.loads(wire.body)["detail"].startswith("Who you are could not be found out")
+    assert "Fail to fetch data from the url" in caplog.text
+
+
+async def test_a_key_that_the_provider_withdrew_opens_nothing_five_minutes_later(
+    app: AuditEvents, openid: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await ask(app, openid.token("ec"))).status == 200
+    openid.names.remove("ec")
+    started = time.monotonic()
+    clock = SimpleNamespace(monotonic=lambda: started + 301, time=lambda: time.time() + 301)
+    monkeypatch.setattr("jwt.jwk_set_cache.time", clock)
+    assert (await ask(app, openid.token("ec"))).status == 401
+    assert (await ask(app, openid.token("ed"))).status == 200
