@@ -19,6 +19,7 @@ from otel_audit.readers.query.words import (
     TIMESTAMP,
     as_text,
     fields_of,
+    indexable,
     moment_of,
     searchable,
     texts_of,
@@ -54,7 +55,7 @@ class Gathered:
             row = sequence - self.start
             self.times[row] = moment_of(fields, committed)
             if self._full_text:
-                self.texts.append((sequence, searchable(fields)))
+                self.texts.append((sequence, indexable(searchable(fields))))
             fields.pop(TIMESTAMP, None)
             self._add(fields, row)
 

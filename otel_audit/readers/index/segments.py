@@ -32,7 +32,7 @@ SMALL: Final = 1_024
 LARGE: Final = 65_536
 """Rows of a segment: as many as 16 bits can number."""
 
-FORMAT: Final = f"4-{sys.byteorder}"
+FORMAT: Final = f"5-{sys.byteorder}"
 """An index of another format is made anew."""
 
 _BITS: Final = {SMALL: 4, LARGE: 10}

@@ -61,8 +61,10 @@ CREATE TABLE facet (
 """
 _TEXT: Final = """
 CREATE VIRTUAL TABLE text USING fts5(
-  words, content='', detail='none', columnsize=0, tokenize='unicode61 remove_diacritics 0');
+  words, content='', detail='none', columnsize=0, tokenize='ascii');
 """
+# Of what is beyond ASCII, that tokenizer makes no difference: what a word is, is said in one place,
+# `query/words.py`. SQLite's other one knows the letters of Unicode 6.1, and splits otherwise.
 
 
 class DamagedError(OtelAuditError, ValueError):
@@ -274,7 +276,7 @@ def store_last_hash(connection: apsw.Connection, leaf_hash: bytes) -> None:
 
 
 def store_texts(connection: apsw.Connection, texts: Sequence[tuple[int, str]]) -> None:
-    """Write the words of records, each with its sequence number."""
+    """Write the words of records (`words.indexable`), each with its sequence number."""
     connection.executemany("INSERT INTO text (rowid, words) VALUES (?, ?)", texts)
 
 

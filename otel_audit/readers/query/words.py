@@ -88,6 +88,11 @@ def words_in(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+def indexable(text: str) -> str:
+    """Return a text with the same words for whoever takes all beyond ASCII for letters."""
+    return text if text.isascii() else " ".join(words_in(text))
+
+
 def searchable(fields: Mapping[str, Any], hidden: Iterable[str] = ()) -> str:
     """Return the text that full-text search looks in, without the ``hidden`` fields."""
     skipped = _UNSEARCHED.union(hidden) if hidden else _UNSEARCHED

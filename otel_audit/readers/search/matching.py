@@ -6,7 +6,7 @@ a row that was tampered with holds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from otel_audit.readers.query.model import Entry, Query, needles
 from otel_audit.readers.query.times import stamp
@@ -37,7 +37,7 @@ def matching(leaves: Iterable[Leaf], query: Query) -> list[Entry]:
             continue
         if (early or late) and _outside(record, early, late):
             continue
-        if words and not _has_all(words, record.lower()):
+        if words and not _has_all(words, record.lower()) and not _has_any(_DISGUISED, record):
             continue
         fields = fields_of(record)
         if query.matches(fields, moment_of(fields, leaf.committed_unix_nano)):
@@ -65,6 +65,17 @@ def _outside(record: bytes, early: bytes, late: bytes) -> bool:
 
 def _has_all(words: Iterable[bytes], lowered: bytes) -> bool:
     return all(word in lowered for word in words)
+
+
+def _has_any(letters: Iterable[bytes], record: bytes) -> bool:
+    return any(letter in record for letter in letters)
+
+
+_DISGUISED: Final = (
+    "\N{KELVIN SIGN}".encode(),
+    "\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}".encode(),
+)
+"""The letters beyond ASCII that have one of ASCII as their small form."""
 
 
 def _as_bytes(record: object) -> bytes:

@@ -33,7 +33,7 @@ from otel_audit.readers.index.tables import DATABASE
 from otel_audit.readers.index.writer import QueryIndex, following
 from otel_audit.readers.pace import ALL
 from otel_audit.readers.query.parameters import parse
-from otel_audit.readers.query.words import TIMESTAMP, moment_of, searchable, texts_of
+from otel_audit.readers.query.words import TIMESTAMP, indexable, moment_of, searchable, texts_of
 from otel_audit.readers.search.trail import TrailSearch
 from otel_audit.trail.reader import Leaf
 from tests.readers.bench import wait_for
@@ -144,7 +144,7 @@ def test_what_is_gathered_is_what_each_record_has(documents: list[dict[str, Any]
         for text, found in values.items()
     }
     assert built.texts == [
-        (SMALL + place, searchable(document)) for place, document in enumerate(documents)
+        (SMALL + place, indexable(searchable(document))) for place, document in enumerate(documents)
     ]
     assert list(built.times[: len(leaves)]) == [moment_of(document, 7) for document in documents]
 

@@ -284,6 +284,31 @@ def test_words_are_found_with_and_without_the_index_of_words(
     assert pages(search, query) == ledger.expected(query) != []
 
 
+def test_letters_of_all_scripts_are_found_with_and_without_the_index(ledger: Ledger) -> None:
+    """Combining marks, letters without case or with two, and such as SQLite's Unicode lacks."""
+    letters = (
+        "éßſıİ\u212aΣς\u0301\u0307\u20dd\ufb01\u10d0\u1c90\u13a0\uab70\u1e9e\u0345²½Ⅷ☃_-中\u30fc"
+    )
+    letters += "\U0001f600\U0001e900\U0001e922\U00010570\U0001fbf0\U0001f1e6\U0003134f\U000e0041"
+    fields = [ledger.fields(number) for number in range(SMALL)]
+    for letter, record in zip(letters, fields, strict=False):
+        record["note"] = f"xa{letter}b {letter}"
+    ledger.write(fields)
+    with_index: dict[str, list[int]] = {}
+    without: dict[str, list[int]] = {}
+    queries = {
+        q: parse([("q", q)])[0]
+        for letter in letters
+        for q in (f"xa{letter}b", f"xa{letter.lower()}*", f"XA{letter.upper()}B", f"x {letter}")
+    }
+    for found in without, with_index:
+        found |= {q: pages(TrailSearch(ledger.reader), query) for q, query in queries.items()}
+        ledger.index()
+    expected = {q: ledger.expected(query) for q, query in queries.items()}
+    assert without == expected
+    assert with_index == expected
+
+
 @pytest.mark.parametrize(
     "text", ["' OR 1=1 --", '"', "a'; DROP TABLE leaf; --", "NEAR(a b)", "words:x", "\0", "%"]
 )
