@@ -139,9 +139,10 @@ class AuditMiddleware:
         try:
             # Opening a trail reads and syncs: not in the event loop.
             bound = await asyncio.to_thread(self._binding.bind)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the server has to hear it
+        except Exception as error:
             await fail_start(receive, send, error)
-            return
+            # As Starlette does; its TestClient takes a lifespan that just ends for one that runs.
+            raise
         scope[REQUEST_KEY] = None
         await LifespanExchange(bound.provider, receive, send).run(self.app, scope)
 

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from otel_audit.api.context import get_audit_context, set_actor
 from otel_audit.api.current import get_audit_provider, is_configured
+from otel_audit.errors import OtelAuditError
 from otel_audit.trail.checkpoint import read_checkpoint
 from otel_audit.web.fastapi import instrument_app
 from otel_audit.web.middleware import AuditMiddleware
@@ -74,11 +75,20 @@ def test_an_unusable_configuration_fails_the_start(
         raise AssertionError
 
     wire = Wire(STARTUP)
-    asyncio.run(AuditMiddleware(app)({"type": "lifespan"}, wire.receive, wire.send))
+    with pytest.raises(OtelAuditError, match=said):
+        asyncio.run(AuditMiddleware(app)({"type": "lifespan"}, wire.receive, wire.send))
     assert wire.types == ["lifespan.startup.failed"]
     assert "the audit trail cannot be used" in wire.sent[0]["message"]
     assert said in wire.sent[0]["message"]
     assert wire.incoming.empty()
+
+
+def test_a_test_client_hears_that_the_trail_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_AUDIT_SIGNING_KEY_FILE", "/nowhere/signing.key")
+    app = FastAPI()
+    instrument_app(app)
+    with pytest.raises(OtelAuditError, match="/nowhere/signing.key"), TestClient(app):
+        pytest.fail("the application was started")  # pragma: no cover - it is not
 
 
 def test_records_of_start_and_end_are_the_service_s(
