@@ -87,7 +87,7 @@ def test_a_test_client_hears_that_the_trail_cannot_be_used(monkeypatch: pytest.M
     monkeypatch.setenv("OTEL_AUDIT_SIGNING_KEY_FILE", "/nowhere/signing.key")
     app = FastAPI()
     instrument_app(app)
-    with pytest.raises(OtelAuditError, match="/nowhere/signing.key"), TestClient(app):
+    with pytest.raises(OtelAuditError, match=r"/nowhere/signing\.key"), TestClient(app):
         pytest.fail("the application was started")  # pragma: no cover - it is not
 
 
