@@ -9,12 +9,13 @@ costs the record.
 from __future__ import annotations
 
 from asyncio import _get_running_loop
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit.api.context import current_scope
 from otel_audit.api.current import get_audit_provider, provider_for
 from otel_audit.api.receipt import PendingReceipt
-from otel_audit.errors import AuditEventError, AuditUnavailableError
+from otel_audit.errors import AuditEventError, AuditUnavailableError, OtelAuditError
 from otel_audit.record.event import AuditEvent
 from otel_audit.settings import Settings
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from otel_audit.api.provider import AuditProvider
     from otel_audit.api.receipt import AuditReceipt, Receipt
+
+_COMPLETE_SECONDS: Final = 2.0
 
 _OF_THE_EVENT = ("resource_type", "resource_name", "error", "retention", "level")
 
@@ -68,8 +71,18 @@ class AuditLogger:
 
     @property
     def audit_log_file(self) -> Path | None:
-        """The mirror: one JSON line a record, None without a mirror. `flush` completes it."""
-        return self.provider.settings.mirror_file
+        """The mirror: one JSON line a record, None without a mirror.
+
+        So that what was logged can be read from it at once, it waits until the
+        file has it, for at most two seconds; `flush` waits for longer, and says
+        whether it has.
+        """
+        provider = self.provider
+        path = provider.settings.mirror_file
+        if path is not None:
+            with suppress(OtelAuditError):  # said by those whose business it is
+                provider.flush(_COMPLETE_SECONDS)
+        return path
 
     def emit(
         self, event: AuditEvent, context: Context | None = None, *, wait: bool = False

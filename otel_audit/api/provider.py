@@ -26,7 +26,7 @@ from otel_audit.api.resource import resource_of
 from otel_audit.api.sessions import session_salt
 from otel_audit.api.stages import Stages
 from otel_audit.api.writing import RecordWriter
-from otel_audit.errors import AuditClosedError, AuditUnavailableError
+from otel_audit.errors import AuditClosedError, AuditUnavailableError, OtelAuditError
 from otel_audit.record.encode import new_record_id
 from otel_audit.record.redact import Redactor
 from otel_audit.settings import Settings, first_to_say, remedy_of
@@ -240,9 +240,9 @@ class AuditProvider:
         return self.trail.signer.sign()
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until everything emitted is durable and the mirror has it.
+        """Wait until everything emitted is durable, the mirror has it, and a checkpoint covers it.
 
-        False when ``timeout`` (seconds, default: the settings') is up first,
+        The checkpoint is no condition: it may be another process that signs. False when ``timeout`` (seconds, default: the settings') is up first,
         and at once in a signal handler or finalizer that has interrupted a
         commit of its own thread: that would be waiting for itself.
         """
@@ -272,12 +272,17 @@ class AuditProvider:
             # To sign would wait behind the commit that hangs, without a limit.
             _logger.error("the last checkpoint is not signed, as records still wait for the disk")
             return
+        if not self.trail.store.path.exists():
+            _logger.error("the last checkpoint is not signed: %s is gone", self.trail.store.path)
+            return
         try:
             self.trail.sign_if_grown()
             self.flush(_CLOSE_SECONDS)
             for companion in self._companions:
                 companion.hand_over(_HAND_OVER_SECONDS)
             self.trail.store.wal.empty(reset=True)
+        except OtelAuditError as error:
+            _logger.error("the last checkpoint could not be signed; the next start will: %s", error)  # noqa: TRY400 - the message says all
         except Exception:
             _logger.exception("the last checkpoint could not be signed; the next start will")
 

@@ -28,6 +28,7 @@ from otel_audit.readers.duties import Checkpoints, Mirroring, Space, WriteAheadL
 from otel_audit.readers.mirror import Mirror, create, cursor_name
 from otel_audit.readers.watch import RETRY_SECONDS, Watch
 from otel_audit.trail.lock import FileLock
+from otel_audit.trail.reader import DATABASE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,6 +112,7 @@ class Agent:
         """
         self.directory = directory
         self.mirror_path = mirror_path
+        self._database = directory / DATABASE
         self._mirror_mode = mirror_mode
         self._reader_factory = reader_factory
         self._reader: TrailReader | None = None
@@ -240,26 +242,40 @@ class Agent:
 
         False when ``timeout`` (seconds) is up first, or when it is clear that
         the mirror cannot be written. Works whichever process serves the trail.
+        If it is this one, a checkpoint covers them as well, or could not be
+        signed: nothing in the directory changes then before the next record.
         """
-        if self.mirror_path is None:
-            return True
         deadline = time.monotonic() + timeout
         with self._reader_factory() as reader:
             target = reader.tree().size
-        name = cursor_name(self.mirror_path)
-        watch = self._watches["mirror"]
-        hopeless = watch.lasting + _HOPELESS
         with self._mutex:
             self._flushing += 1
         try:
-            while self._cursors.get(name) < target:
-                if time.monotonic() >= deadline or watch.lasting >= hopeless:
-                    return False
-                self.hurry()
-                time.sleep(_POLL_SECONDS)
+            return self._mirrored(target, deadline) and self._signed(target, deadline)
         finally:
             with self._mutex:
                 self._flushing -= 1
+
+    def _mirrored(self, target: int, deadline: float) -> bool:
+        if self.mirror_path is None:
+            return True
+        name = cursor_name(self.mirror_path)
+        watch = self._watches["mirror"]
+        hopeless = watch.lasting + _HOPELESS
+        while self._cursors.get(name) < target:
+            if time.monotonic() >= deadline or watch.lasting >= hopeless:
+                return False
+            self.hurry()
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    def _signed(self, target: int, deadline: float) -> bool:
+        """Wait for the checkpoint, which is no condition of a flush."""
+        while self._leading and self._checkpoints.covered < target:
+            if time.monotonic() >= deadline or self._watches["checkpoint"].report:
+                break
+            self.hurry()
+            time.sleep(_POLL_SECONDS)
         return True
 
     def hand_over(self, timeout: float) -> None:
@@ -358,6 +374,8 @@ class Agent:
         reader = self._reader
         if reader is None:  # pragma: no cover - _look() has opened it
             return False
+        if self._flushing:
+            self._checkpoints.hurry()
         self._try("checkpoint", lambda: self._checkpoints.step(reader, self._size))
         self._try("log", lambda: self._wal.step(self._size))
         self._try("attendants", self._attend)
@@ -379,8 +397,9 @@ class Agent:
         return more
 
     def _look(self) -> bool:
-        if self._stale:
-            # Whatever was wrong, the next attempt begins with a new view of the trail.
+        # Whatever was wrong, the next attempt begins with a new view of the trail. Where there is
+        # none any more, nothing must be written beside it.
+        if self._stale or not self._database.exists():
             self._close_reader()
             self._stale = False
         if self._reader is None:

@@ -12,7 +12,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.readers.failures import Failures
+from otel_audit.readers.failures import Failures, unforeseen
 from otel_audit.readers.pace import Pace, Share
 
 if TYPE_CHECKING:
@@ -128,5 +128,5 @@ class Beside:
                 self.errors,
                 _RETRY_SECONDS,
                 error,
-                exc_info=error,
+                exc_info=unforeseen(error),
             )

@@ -59,6 +59,11 @@ class Checkpoints:
         """Size and time (Unix nanoseconds) of the last checkpoint, as far as is known."""
         return self._last
 
+    @property
+    def covered(self) -> int:
+        """How many records a checkpoint covers, as far as is known."""
+        return self._size
+
     def forget(self) -> None:
         """Another process may have signed meanwhile."""
         self._known = False

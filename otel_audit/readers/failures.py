@@ -10,7 +10,17 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from otel_audit.errors import OtelAuditError
+
 _LINE_SECONDS: Final = 60.0
+
+
+def unforeseen(error: Exception) -> Exception | None:
+    """Return an error whose place in the code says more than its message, for `exc_info`.
+
+    What we raise ourselves, and what the system refuses, says all in a line.
+    """
+    return None if isinstance(error, (OtelAuditError, OSError)) else error
 
 
 class Failures:

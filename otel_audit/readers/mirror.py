@@ -147,12 +147,12 @@ class Mirror:
         if there is not None and os.path.samestat(held, there):
             self._missing_since = None
             self._notice_size(held.st_size)
+        elif there is None and self._wait_for_rotation():
+            return False
         elif held.st_nlink == 0:
             # Deleted, perhaps after compression: what it held last has to be looked up.
             self.close()
             self._start(self._resume())
-        elif there is None and self._wait_for_rotation():
-            return False
         else:
             self.close()
             self._start(self._position)

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import TrailLockedError
-from otel_audit.readers.failures import Failures
+from otel_audit.readers.failures import Failures, unforeseen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,12 +65,12 @@ class Watch:
         self.report = f"{self._name}: {error}"
         self._retry_at = time.monotonic() + RETRY_SECONDS
         if self._failures.add():
+            untold = self._failures.untold
             _logger.error(
-                "the agent's duty %r failed, it tries again each %g s (%d failures since the "
-                "last message): %s",
+                "the agent's duty %r failed, it tries again each %g s%s: %s",
                 self._name,
                 RETRY_SECONDS,
-                self._failures.untold,
+                f" ({untold} failures since the last message)" if untold else "",
                 error,
-                exc_info=error,
+                exc_info=unforeseen(error),
             )

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import tempfile
 import threading
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,7 +35,6 @@ from tests.api.desk import Desk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 EVENT = AuditEvent("login", "start")
 
@@ -471,6 +474,13 @@ def test_a_logger_uses_the_global_provider_also_one_that_comes_later(
     assert not audit.provider.closed
 
 
+def file_of(audit: AuditLogger) -> Path:
+    """Return the mirror, as code finds it that opens it after it has logged."""
+    file = audit.audit_log_file
+    assert file is not None
+    return file
+
+
 def test_existing_code_logs_and_then_opens_the_file(tmp_path: Path) -> None:
     audit = AuditLogger(log_dir=tmp_path / "logs", enable_local_file=True, enable_loki=False)
     file = audit.audit_log_file
@@ -482,12 +492,36 @@ def test_existing_code_logs_and_then_opens_the_file(tmp_path: Path) -> None:
     assert audit.flush()
     lines = file.read_text().splitlines()
     assert [json.loads(line)["number"] for line in lines] == list(range(20))
+    for number in range(20, 23):
+        audit.audit_event("deploy", "start", number=number)
+        lines = file_of(audit).read_text().splitlines()
+        assert json.loads(lines[-1])["number"] == number
     with audit.provider.reader() as reader:
         assert [leaf.record.decode() for leaf in reader.leaves()] == lines
     again = AuditLogger(log_dir=tmp_path / "logs", enable_local_file=True, enable_loki=False)
     assert again.provider is audit.provider
     audit.close()
     assert audit.provider.closed
+
+
+def test_existing_tests_remove_their_directory_without_closing_anything(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What a flush leaves behind is quiet, and nothing is made anew where a trail was."""
+    directories, loggers = [], []
+    for _ in range(5):
+        with tempfile.TemporaryDirectory() as name:
+            directories.append(Path(name))
+            loggers.append(AuditLogger(log_dir=name, enable_local_file=True, enable_loki=False))
+            loggers[-1].log_event("login", "login")
+            assert len(file_of(loggers[-1]).read_text().splitlines()) == 1
+    time.sleep(1.5)  # longer than the mirror waits for a file that was renamed
+    for audit in loggers:
+        audit.close()
+    assert [directory for directory in directories if directory.exists()] == []
+    assert "Traceback" not in caplog.text
+    said = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(said) == 2 * len(loggers)
 
 
 def test_without_a_local_file_there_is_none(tmp_path: Path) -> None:

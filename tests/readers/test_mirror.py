@@ -228,7 +228,7 @@ def test_rename_without_create(bench: Bench) -> None:
 
 
 def test_a_deleted_file_is_made_again(bench: Bench) -> None:
-    mirror = bench.mirror()
+    mirror = bench.mirror(patience=0.0)
     bench.append(10)
     bench.catch_up(mirror)
     bench.path.unlink()
@@ -238,7 +238,7 @@ def test_a_deleted_file_is_made_again(bench: Bench) -> None:
 
 
 def test_a_deleted_directory_is_made_again(bench: Bench) -> None:
-    mirror = bench.mirror()
+    mirror = bench.mirror(patience=0.0)
     bench.append(10)
     bench.catch_up(mirror)
     bench.path.unlink()
