@@ -117,10 +117,9 @@ class RequestScope:
 
         Raises `AuditUnavailableError` when a record is not confirmed whose
         policy is to fail, also when the code that emitted it swallowed the
-        error. It waits for one time-out at most, however many records there
+        error, and from then on each time. It waits for one time-out at most, however many records there
         are. ``expired`` says that ``last`` has been waited for, in vain.
         """
-        failure = None
         pending = self.pending
         last = self.newest if last is None else last
         while batch := _up_to(last, pending):
@@ -132,20 +131,17 @@ class RequestScope:
                     expired = error
             for receipt in batch:
                 if not receipt.settled or receipt.error is not None:
-                    failure = await self._failure_of(receipt, expired) or failure
+                    await self._settle(receipt, expired)
                 # Only now: who comes meanwhile, or after we were cancelled, must wait as well.
                 if pending and pending[0] is receipt:
                     del pending[0]
             expired = None
-        known, self.failure = self.failure, None
-        failure = known or failure
-        if failure is not None:
-            raise failure
+        # Whoever else waits, or comes later, must hear of it too.
+        if self.failure is not None:
+            raise self.failure
 
-    async def _failure_of(
-        self, receipt: PendingReceipt, expired: AuditTimeoutError | None
-    ) -> AuditUnavailableError | None:
-        """Tell how one record went; its failure must not keep us from the others."""
+    async def _settle(self, receipt: PendingReceipt, expired: AuditTimeoutError | None) -> None:
+        """Find out how one record went; its failure must not keep us from the others."""
         try:
             if receipt.settled or expired is not None:
                 receipt.expire(expired)
@@ -153,8 +149,6 @@ class RequestScope:
                 await receipt
         except AuditUnavailableError as error:
             self.failure = self.failure or error
-            return error
-        return None
 
     def in_session(self, session_id: str) -> None:
         """Say which session it is, in the form in which that is stored, once somebody knows."""

@@ -193,10 +193,12 @@ class HttpExchange(Exchange):
                 self._releasing = None
 
     async def _fail(self, error: AuditUnavailableError, swallowed: Iterable[Header] = ()) -> None:
-        """Replace the response, or cut it off when it has begun."""
+        """Replace the response, or cut it off when it has begun; once, whoever hears of it."""
         if self._started:
             self._failure = error
             raise error
+        if self._failure is not None:
+            return
         await self._answer(error, problem.not_confirmed(error, self._request.request_id), swallowed)
         if self._activity is not None:
             self._activity.unconfirmed(problem.STATUS, error)

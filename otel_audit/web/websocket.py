@@ -127,7 +127,9 @@ class WebSocketExchange(Exchange):
             activity.disconnect(code, by, error)
 
     async def _fail(self, error: AuditUnavailableError) -> None:
-        """Decline or close the connection; when it is too late for that, raise."""
+        """Decline or close the connection, once; when it is too late for that, raise."""
+        if self._state is _State.REPLACED:
+            return
         if self._state is _State.CONNECTING:
             await self._decline(error, problem.not_confirmed(error, self._request.request_id))
             if self._activity is not None:

@@ -307,9 +307,8 @@ class _Exchange:
         request = self._request
         if request.pending:
             asyncio.run(request.barrier())
-        failure, request.failure = request.failure, None
-        if failure is not None:
-            raise failure
+        if request.failure is not None:
+            raise request.failure
 
     def _settle(self, error: BaseException) -> AuditUnavailableError | None:
         """Record what the application raised; return why that is not confirmed, if it is not."""

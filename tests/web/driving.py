@@ -13,6 +13,8 @@ Headers = list[tuple[bytes, bytes]]
 START: Message = {"type": "http.response.start", "status": 200, "headers": []}
 BODY: Message = {"type": "http.response.body", "body": b"done"}
 CHUNK: Message = {"type": "http.response.body", "body": b"part", "more_body": True}
+ACCEPT: Message = {"type": "websocket.accept", "headers": []}
+SEND: Message = {"type": "websocket.send", "text": "hello"}
 
 
 class Wire:

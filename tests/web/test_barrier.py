@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_audit.web.middleware import AuditMiddleware
-from tests.web.driving import BODY, CHUNK, START, Wire, http, websocket
+from tests.web.driving import ACCEPT, BODY, CHUNK, SEND, START, Wire, http, websocket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -27,8 +27,6 @@ ZEROCOPY: Message = {"type": "http.response.zerocopysend", "file": 3}
 TRAILERS: Message = {"type": "http.response.trailers", "headers": [], "more_trailers": False}
 DEBUG: Message = {"type": "http.response.debug", "info": {}}
 EARLY_HINT: Message = {"type": "http.response.early_hint", "links": []}
-ACCEPT: Message = {"type": "websocket.accept", "headers": []}
-SEND: Message = {"type": "websocket.send", "text": "hello"}
 CLOSE: Message = {"type": "websocket.close", "code": 1000}
 DENY: Message = {"type": "websocket.http.response.start", "status": 401, "headers": []}
 DENY_BODY: Message = {"type": "websocket.http.response.body", "body": b"no"}

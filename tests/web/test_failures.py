@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -23,7 +23,18 @@ from otel_audit.web import problem
 from otel_audit.web.exchange import GoneError
 from otel_audit.web.middleware import AuditMiddleware
 from tests.small_disk import mounted
-from tests.web.driving import BODY, CHUNK, START, Wire, connect, http, request, websocket
+from tests.web.driving import (
+    ACCEPT,
+    BODY,
+    CHUNK,
+    SEND,
+    START,
+    Wire,
+    connect,
+    http,
+    request,
+    websocket,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,6 +128,55 @@ async def test_an_answer_waits_for_one_time_out(
         began = asyncio.get_running_loop().time()
         assert (await request(audited)).status == 503
         assert 1.9 < asyncio.get_running_loop().time() - began < 2.7
+
+
+def stream(audit: AuditLogger, hold: Hold, opening: list[Any], rest: list[Any]) -> ASGIApp:
+    """Make an application that swallows the failure of a record, and then sends from several tasks.
+
+    They wait, all at a time, for a record that is stored.
+    """
+
+    def pay() -> None:
+        with suppress(AuditUnavailableError), hold():
+            audit.log_event("payment", "pay")
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        for message in opening:
+            await send(message)
+        await asyncio.to_thread(pay)
+        held = ExitStack()
+        held.enter_context(hold())
+        audit.log_event("note", "written")
+        asyncio.get_running_loop().call_later(0.05, held.close)
+        await asyncio.gather(*map(send, rest), return_exceptions=True)
+
+    return app
+
+
+async def test_of_a_failure_all_tasks_that_send_hear(
+    wrap: Wrap, audit: AuditLogger, hold: Hold
+) -> None:
+    app = stream(audit, hold, [START, CHUNK], [CHUNK, BODY])
+    wire = Wire({"type": "http.request"})
+    with pytest.raises(AuditUnavailableError):
+        await wrap(app)(http(), wire.receive, wire.send)
+    assert wire.sent[1:] == [CHUNK]
+    app = stream(audit, hold, [ACCEPT], [SEND, SEND, SEND])
+    wire = Wire({"type": "websocket.connect"})
+    await wrap(app)(websocket(), wire.receive, wire.send)
+    assert wire.types == [ACCEPT["type"], "websocket.close"]
+    assert wire.sent[1]["code"] == 1011
+
+
+@pytest.mark.parametrize("messages", [[START, BODY], [BODY, START], [CHUNK, START, BODY]])
+async def test_an_answer_is_replaced_once(
+    wrap: Wrap, audit: AuditLogger, hold: Hold, messages: list[Any]
+) -> None:
+    """Whatever tasks of the application send, and in which order."""
+    wire = Wire({"type": "http.request"})
+    await wrap(stream(audit, hold, [], messages))(http(), wire.receive, wire.send)
+    assert wire.types == [START["type"], BODY["type"]]
+    assert wire.status == 503
 
 
 async def test_the_reason_stays_in_the_log(
