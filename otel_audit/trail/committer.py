@@ -65,7 +65,10 @@ class Appender(Protocol):
     def append_next(
         self, take: Callable[[], Sequence[bytes]], resources: Mapping[str, bytes]
     ) -> Commit:
-        """Commit durably what ``take`` returns, once, when it is our turn, or raise `TrailError`."""
+        """Commit durably what ``take`` returns, once, when it is our turn.
+
+        Raises `TrailError`, or MemoryError; nothing else by itself.
+        """
         ...
 
     def probe(self) -> None:
@@ -320,7 +323,8 @@ class Committer:
             commit = self._store.append_next(self._take, self._resources)
             took = time.monotonic() - self._since
             self._result = (commit, _INTERRUPTED)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is each caller's answer
+        except (TrailError, MemoryError) as error:
+            # All else is a signal handler's, such as a time limit, and its thread has to hear it.
             self._part()
             if not self._group:
                 self._take_failed(error, there)

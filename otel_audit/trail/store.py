@@ -183,6 +183,8 @@ class TrailStore:
         except apsw.Error as error:
             raise self._explained(error) from error
         except OSError as error:
+            if error.errno is None:
+                raise  # by a signal handler: the system gives a number
             message = f"the trail's lock {self._lock.path} cannot be used: {error.strerror}"
             raise TrailError(message) from error
 

@@ -607,12 +607,30 @@ def assert_true(value: object) -> None:
     assert value
 
 
-def test_the_store_may_raise_anything(memory: Memory) -> None:
+@pytest.mark.parametrize("failure", [TrailError("no"), MemoryError()], ids=["trail", "memory"])
+def test_what_the_store_raises_is_each_caller_s_answer(memory: Memory, failure: Exception) -> None:
     committer = Committer(memory)
-    memory.failure = ZeroDivisionError("what")
+    memory.failure = failure
     one = Ticket(b"x")
     committer.commit(one)
     assert one.error is memory.failure
+    memory.failure = None
+    committer.commit(Ticket(b"x"))
+    assert committer.close(5.0)
+
+
+def test_what_the_store_cannot_have_raised_reaches_who_was_interrupted(memory: Memory) -> None:
+    """A worker's time limit is an ordinary exception, raised by a signal handler."""
+    committer = Committer(memory)
+    memory.failure = ZeroDivisionError("time is up")
+    one, other = Ticket(b"x"), Ticket(b"y")
+    with pytest.raises(ZeroDivisionError, match="time is up"):
+        committer.commit(one)
+    assert committer.drain(5.0)
+    assert str(one.error) == "the commit was interrupted"
+    committer.submit(other)
+    assert committer.drain(5.0)
+    assert str(other.error) == "the commit was interrupted"
     memory.failure = None
     committer.commit(Ticket(b"x"))
     assert committer.close(5.0)
@@ -845,7 +863,11 @@ def test_a_loop_closed_with_pending_tickets_harms_nobody(
 
 
 class Interrupt(BaseException):
-    """What a signal handler raises: KeyboardInterrupt, or a worker's time limit."""
+    """What a signal handler raises, such as KeyboardInterrupt."""
+
+
+class LimitError(Interrupt, TimeoutError):
+    """A worker's time limit, which is an ordinary exception, and looks like the system's."""
 
 
 class Shots:
@@ -881,7 +903,7 @@ class Shots:
 
 
 def interrupt() -> None:
-    raise Interrupt
+    raise random.choice((Interrupt, LimitError))
 
 
 def interrupted(shots: Shots, body: Callable[[], None], seconds: float) -> list[Interrupt]:
@@ -991,8 +1013,7 @@ class Struck(Ticket):
 def test_an_error_while_a_group_is_taken_fails_what_was_taken_and_nothing_else(
     committer: Committer, hold: Hold, directory: Path
 ) -> None:
-    """A worker's time limit is an ordinary exception, raised by a signal handler."""
-    limit = ValueError("time is up")
+    limit = MemoryError()
     before, struck, after = Ticket(b"before"), Struck(b"struck", limit), Ticket(b"after")
     with hold():
         for one in (before, struck, after):
