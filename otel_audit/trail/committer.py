@@ -118,7 +118,6 @@ class Committer:
     """Released to make the writer look whether it leads; made when the writer is."""
     _writer: threading.Thread | None
     _broken: Exception | None
-    _probe_due: float
     _probe_wanted: bool
 
     def __init__(
@@ -216,19 +215,10 @@ class Committer:
         it is over, so that the answer heals by itself.
         """
         error, since = self._broken, self._since
-        if error is None:
-            lasted = time.monotonic() - since if since else 0.0
-            return _endless(lasted) if lasted > self._timeout else None
-        if time.monotonic() >= self._probe_due:
-            with self._mutex:
-                self._probe_due = time.monotonic() + _RETRY_SECONDS
-                self._probe_wanted = True
-                idle = self._leader is None and not self._closed
-                if idle:
-                    self._leader = _WRITER
-            if idle:
-                self._wake_writer()
-        return error
+        if error is not None:
+            return error
+        lasted = time.monotonic() - since if since else 0.0
+        return _endless(lasted) if lasted > self._timeout else None
 
     @property
     def interrupted(self) -> bool:
@@ -287,7 +277,6 @@ class Committer:
         self._since = 0.0
         self._writer = None
         self._broken = None
-        self._probe_due = 0.0
         self._probe_wanted = False
 
     def _enqueue(self, ticket: Ticket) -> bool:
@@ -405,8 +394,8 @@ class Committer:
     def _report(self, failure: Exception, count: int, unattended: list[Ticket]) -> None:
         """Log a failure; what logging raises must not keep the others waiting."""
         known, self._broken = self._broken, failure
-        self._probe_due = time.monotonic() + _RETRY_SECONDS
         with suppress(Exception):
+            self._wake_writer()  # which tries from now on whether it is over
             if known is None:
                 _logger.error(
                     "the trail does not take records (%d not confirmed): %s", count, failure
@@ -508,9 +497,11 @@ class Committer:
         """Run the writer thread, which leads whenever it is named."""
         me = threading.get_ident()
         while True:
-            wake.acquire()
+            told = wake.acquire(timeout=_RETRY_SECONDS if self._broken else -1)
             self._inside.add(me)
             try:
+                if not told:
+                    self._want_probe()
                 self._stand_in()
             except Exception:  # the next ones must be served, whatever has struck: MemoryError
                 with suppress(Exception):
@@ -522,6 +513,13 @@ class Committer:
                 self._queue_late()
             if self._closed and self._leader is None:
                 return
+
+    def _want_probe(self) -> None:
+        """Try whether the trail takes records again, now or as soon as nobody else leads."""
+        with self._mutex:
+            self._probe_wanted = True
+            if self._leader is None and not self._closed:
+                self._leader = _WRITER
 
     def _stand_in(self) -> None:
         """Lead while the writer is named: as its thread, or where none can be started."""
