@@ -75,6 +75,9 @@ class AuditProvider:
         self.not_recorded = 0
         self._mutex = threading.RLock()
         self._closed = False
+        self._ending = False
+        """Whether `close` is at work."""
+        self._ended = False
         self._forked = False
         self._companions: list[Companion] = []
         self.resource, self.service_name = resource_of(self.settings)
@@ -272,42 +275,44 @@ class AuditProvider:
             # To sign would wait behind the commit that hangs, without a limit.
             _logger.error("the last checkpoint is not signed, as records still wait for the disk")
             return
-        if not self.trail.store.path.exists():
-            _logger.error("the last checkpoint is not signed: %s is gone", self.trail.store.path)
+        trail = self.trail
+        if not trail.store.path.exists():
+            _logger.error("the last checkpoint is not signed: %s is gone", trail.store.path)
             return
-        try:
-            self.trail.sign_if_grown()
-            self.flush(_CLOSE_SECONDS)
-            for companion in self._companions:
-                companion.hand_over(_HAND_OVER_SECONDS)
-            self.trail.store.wal.empty(reset=True)
-        except OtelAuditError as error:
-            _logger.error("the last checkpoint could not be signed; the next start will: %s", error)  # noqa: TRY400 - the message says all
-        except Exception:
-            _logger.exception("the last checkpoint could not be signed; the next start will")
+        _try("sign the last checkpoint", trail.sign_if_grown)
+        _try("complete the mirror", lambda: self.flush(_CLOSE_SECONDS))
+        for companion in self._companions:
+            _try("ship the last records", lambda c=companion: c.hand_over(_HAND_OVER_SECONDS))  # type: ignore[misc] # mypy knows no default in a lambda
+        _try("empty the log", lambda: trail.store.wal.empty(reset=True))
 
     def close(self) -> None:
         """Commit what is queued, sign, let the mirror catch up, and close the trail.
 
         In a signal handler or finalizer that has interrupted a commit of its
         own thread, it only ends the taking of records; the rest is done when
-        the process ends.
+        the process ends. One that an exception has interrupted (KeyboardInterrupt)
+        goes on at the next call, of which the end of the process is one.
         """
-        if self._closed:
-            return
-        if self._committer is None or self._trail is None:
+        committer, trail = self._committer, self._trail
+        if committer is None or trail is None:
             self._closed = True
             return
-        if self._committer.interrupted or self._trail.signer.interrupted:
-            self._committer.close(0.0)
+        if self._ended or self._ending:
             return
-        self._closed = True
-        if not self._committer.close(_CLOSE_SECONDS):
-            _logger.error("%d audit records are not confirmed at close", self._committer.waiting)
-        self.settle_down()
-        for companion in self._companions:
-            companion.close()
-        self._trail.close()
+        if committer.interrupted or trail.signer.interrupted:
+            committer.close(0.0)
+            return
+        self._closed = self._ending = True
+        try:
+            if not committer.close(_CLOSE_SECONDS):
+                _logger.error("%d audit records are not confirmed at close", committer.waiting)
+            self.settle_down()
+            for companion in self._companions:
+                companion.close()
+            trail.close()
+            self._ended = True
+        finally:
+            self._ending = False
 
     def _open(self, keys: TrailKeys | None, clock: Callable[[], int], vfs: str | None) -> Trail:
         settings = self.settings
@@ -421,6 +426,16 @@ def _announce(text: str) -> None:
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
             sys.stderr.write(text)
+
+
+def _try(what: str, work: Callable[[], object]) -> None:
+    """Do one thing at the end of an application, whatever became of the others."""
+    try:
+        work()
+    except OtelAuditError as error:
+        _logger.error("could not %s; the next start will: %s", what, error)  # noqa: TRY400 - the message says all
+    except Exception:
+        _logger.exception("could not %s; the next start will", what)
 
 
 def _with_record(error: AuditUnavailableError, record_id: str) -> AuditUnavailableError:

@@ -22,7 +22,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Final, Protocol
 
-from otel_audit.errors import AuditSettingsError
+from otel_audit.errors import AuditSettingsError, TrailError
 from otel_audit.readers.cursors import Cursors
 from otel_audit.readers.duties import Checkpoints, Mirroring, Space, WriteAheadLog
 from otel_audit.readers.mirror import Mirror, create, cursor_name
@@ -252,6 +252,8 @@ class Agent:
             self._flushing += 1
         try:
             return self._mirrored(target, deadline) and self._signed(target, deadline)
+        except TrailError:  # of the cursors; the duty whose they are says what is wrong with them
+            return False
         finally:
             with self._mutex:
                 self._flushing -= 1

@@ -9,6 +9,7 @@ is left to that reader.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DATABASE: Final = "cursors.db"
+
+_logger = logging.getLogger("otel_audit.agent")
 
 _BUSY_MILLISECONDS: Final = 5_000
 _APPLICATION_ID: Final = 0x6F744143
@@ -77,8 +80,8 @@ class Cursors:
         query = "SELECT position, state, updated_unix_nano FROM cursor WHERE reader = ?"
         with self.connection() as connection:
             found = fetch(connection, query, (reader,))
-        for position, state, updated in found:
-            return Cursor(position, orjson.loads(state), updated)
+        for row in found:
+            return _cursor(reader, *row)
         return None
 
     def rows(self) -> dict[str, Cursor]:
@@ -86,10 +89,8 @@ class Cursors:
         query = "SELECT reader, position, state, updated_unix_nano FROM cursor ORDER BY reader"
         with self.connection() as connection:
             found = fetch(connection, query)
-        return {
-            reader: Cursor(position, orjson.loads(state), updated)
-            for reader, position, state, updated in found
-        }
+        rows = ((reader, _cursor(reader, *rest)) for reader, *rest in found)
+        return {reader: row for reader, row in rows if row is not None}
 
     def set(self, reader: str, position: int, state: Mapping[str, Any] | None = None) -> None:
         """Store the reader's position, durably.
@@ -203,6 +204,19 @@ class Cursors:
             connection.close()
             raise
         return connection
+
+
+def _cursor(reader: str, position: object, state: object, updated: object) -> Cursor | None:
+    """Return a row, or None as if it were not there when another program has changed its form."""
+    try:
+        known = orjson.loads(state) if isinstance(state, (str, bytes)) else None
+    except orjson.JSONDecodeError:
+        known = None
+    whole = type(position) is int and position >= 0 and type(updated) is int
+    if whole and isinstance(known, dict):
+        return Cursor(position, known, updated)  # type: ignore[arg-type] # see the line before
+    _logger.error("%s: the row of %s is damaged, and counts as missing", DATABASE, reader)
+    return None
 
 
 def _text(cursor: Cursor) -> str:

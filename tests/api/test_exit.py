@@ -45,6 +45,13 @@ atexit.register(audit.audit_event, "job", "end")
 """
 )
 
+FIRST_AT_EXIT = """
+import atexit
+from otel_audit import get_audit_logger
+audit = get_audit_logger()
+atexit.register(lambda: audit.audit_event("job", "end"))
+"""
+
 FORKED = (
     SCRIPT
     + """
@@ -168,3 +175,11 @@ def test_a_process_of_multiprocessing_ends_with_everything_on_record(
     with TrailReader(tmp_path / "trail") as reader:
         assert reader.tree().size == 101
         assert verify(reader).covered == 101
+
+
+def test_the_first_record_of_a_process_may_be_its_last_word(tmp_path: Path) -> None:
+    """At the interpreter's end OpenTelemetry's detectors of resources get no threads."""
+    result = run(FIRST_AT_EXIT, tmp_path, "")
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    with TrailReader(tmp_path / "trail") as reader:
+        assert reader.tree().size == 1

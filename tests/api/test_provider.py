@@ -606,7 +606,7 @@ def test_a_kms_that_fails_costs_the_checkpoint_and_no_record(
         provider.checkpoint()
     assert emit(provider)
     provider.close()
-    assert "the last checkpoint could not be signed; the next start will" in caplog.text
+    assert "could not sign the last checkpoint; the next start will" in caplog.text
     assert provider.statistics["committed"] == 1
 
 
@@ -742,3 +742,59 @@ def test_those_who_come_first_together_get_one_salt(
 def test_the_public_surface_is_this_one() -> None:
     assert otel_audit.configure is configure
     assert otel_audit.AuditProvider is AuditProvider
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_a_close_that_is_interrupted_goes_on_at_the_next_call(
+    make: Callable[..., AuditProvider], caplog: pytest.LogCaptureFixture, *, released: bool
+) -> None:
+    """Ctrl-C in the middle of it must not cost what is queued, nor hide that it is lost."""
+    provider = make(timeout=1.0)
+    lock = FileLock(provider.directory / "lock")
+    lock.acquire(1.0)
+
+    async def emit_and_go() -> None:
+        for _ in range(5):
+            AuditLogger(provider=provider).emit(EVENT)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    asyncio.run(emit_and_go())
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            provider.close()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert provider.closed
+    if released:
+        lock.release()
+    provider.close()
+    lock.release()
+    with TrailReader(provider.directory) as reader:
+        last = reader.last_checkpoint()
+        assert reader.tree().size == (5 if released else 0)
+        assert (last.size if last else 0) == reader.tree().size
+    assert ("5 audit records are not confirmed" in caplog.text) is not released
+    provider.close()
+
+
+def test_what_fails_at_the_end_costs_nothing_else(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged cursors.db keeps nobody from signing and from emptying the log."""
+    directory.mkdir(mode=0o700)
+    (directory / "cursors.db").write_bytes(b"x" * 8192)
+    provider = AuditProvider(Settings.from_env({}, directory=directory, mirror=True))
+    emit(provider)
+    assert provider.flush(1.0) is False
+    provider.close()
+    with TrailReader(directory) as reader:
+        last = reader.last_checkpoint()
+        assert last is not None
+        assert last.size == 1
+    assert "could not sign" not in caplog.text
+    assert "cursors.db cannot be used: file is not a database" in caplog.text

@@ -164,3 +164,34 @@ def test_who_only_looks_takes_for_empty_what_nobody_has_made(tmp_path: Path) -> 
     assert Quarantine(looking, "loki").count() == 0
     looking.close()
     assert (tmp_path / "cursors.db").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("state", "[]"),
+        ("state", "{"),
+        ("state", b"\xff"),
+        ("position", "far"),
+        ("position", -1),
+        ("updated_unix_nano", "now"),
+    ],
+)
+def test_a_row_that_another_program_changed_counts_as_missing(
+    tmp_path: Path,
+    cursors: Cursors,
+    caplog: pytest.LogCaptureFixture,
+    column: str,
+    value: object,
+) -> None:
+    cursors.set("mirror", 7, {"inode": 1})
+    cursors.set("shipper", 9)
+    connection = apsw.Connection(str(tmp_path / "cursors.db"))
+    statement = f"UPDATE cursor SET {column} = ? WHERE reader = 'mirror'"  # noqa: S608 - a column of the parameters above
+    connection.execute(statement, (value,))
+    connection.close()
+    assert cursors.row("mirror") is None
+    assert set(cursors.rows()) == {"shipper"}
+    assert "the row of mirror is damaged" in caplog.text
+    cursors.set("mirror", 3, {})
+    assert cursors.get("mirror") == 3
