@@ -148,6 +148,11 @@ def shown_address(value: str) -> str:
     return without_credentials(value)[0]
 
 
+def shown_unusable(value: str) -> str:
+    """Return what is no address without what stands before an @: it may be a password."""
+    return re.sub(r".*@", "...@", value, flags=re.DOTALL)
+
+
 def without_credentials(value: str) -> tuple[str, str | None]:
     """Return an address without user and password, and the Authorization they make (RFC 7617)."""
     split = urlsplit(value)
@@ -206,7 +211,9 @@ class _Variables:
             return self._grpc_target(said), variable
         split = _split(said)
         if split.scheme not in ("http", "https"):
-            _refuse(variable, said, "expected an address such as http://localhost:4318")
+            _refuse(
+                variable, shown_unusable(said), "expected an address such as http://localhost:4318"
+            )
         path = split.path
         # The general one is a base. A POST to the root of a server means nothing to anybody.
         if variable == f"{_PREFIX}ENDPOINT" or path in ("", "/"):
@@ -230,7 +237,8 @@ class _Variables:
             try:
                 found = parse(value.strip())
             except ValueError as error:
-                _refuse(prefix + what, "..." if what == "HEADERS" else value, str(error))
+                shown = {"HEADERS": "...", "ENDPOINT": shown_unusable(value)}.get(what, value)
+                _refuse(prefix + what, shown, str(error))
         return found
 
 

@@ -26,6 +26,7 @@ from otel_audit.destinations import (
     names,
     reading,
     shown_address,
+    shown_unusable,
 )
 from otel_audit.errors import AuditSettingsError
 
@@ -458,7 +459,8 @@ def _parsed(name: str, value: str, parse: Callable[[str], Any]) -> Any:  # noqa:
     try:
         return parse(value)
     except ValueError as error:
-        message = f"{name}={value!r} cannot be used: {error}; correct it or unset it"
+        shown = shown_unusable(value) if parse is address else value
+        message = f"{name}={shown!r} cannot be used: {error}; correct it or unset it"
         raise AuditSettingsError(message) from None
 
 

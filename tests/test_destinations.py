@@ -207,6 +207,20 @@ def test_headers_that_cannot_be_used_are_not_quoted(value: str) -> None:
     assert str(caught.value).startswith("OTEL_EXPORTER_OTLP_HEADERS='...' cannot be used")
 
 
+@pytest.mark.parametrize("variable", ["OTEL_AUDIT_RECONCILE_LOKI", "OTEL_EXPORTER_OTLP_ENDPOINT"])
+@pytest.mark.parametrize(
+    "value",
+    ["ftp://user:secret@c", "user:secret@c", "http://user:sec/secret@c", "http://a:secret@"],
+)
+def test_an_address_that_cannot_be_used_is_told_without_its_password(
+    variable: str, value: str
+) -> None:
+    with pytest.raises(AuditSettingsError) as caught:
+        Settings.from_env({variable: value})
+    assert str(caught.value).startswith(f"{variable}='...@")
+    assert "secret" not in str(caught.value)
+
+
 def test_diagnosis_goes_on_when_destinations_do_not_fit_together() -> None:
     settings, errors = Settings.salvage(
         {
