@@ -48,6 +48,9 @@ _OURS: Final = "OTEL_AUDIT_"
 _SAID: Final = "_OTEL_AUDIT_SAID"
 """What was said, for the processes that this one starts. It is no setting, so not named like one."""
 
+_QUERIED_TENANT: Final = "audit"
+"""Of the bundled Loki; one without tenants does not look at it."""
+
 _EXPORTER: Final = "OTEL_EXPORTER_OTLP_"
 _ABOUT_SHIPPING: Final = frozenset({"OTEL_AUDIT_DESTINATIONS", "LOKI_ENABLED"})
 
@@ -236,9 +239,8 @@ class Settings:
         "tokens of those who may query over HTTP (otel-audit token)",
     )
     query_loki: str | None = _setting(
-        "OTEL_AUDIT_QUERY_LOKI", _text, None, "a Loki to ask instead of this host's trail"
+        "OTEL_AUDIT_QUERY_LOKI", address, None, "a Loki to ask instead of this host's trail"
     )
-    query_loki_tenant: str = _setting("OTEL_AUDIT_LOKI_TENANT", _text, "audit", "the tenant there")
     trusted_proxies: tuple[str, ...] = _setting(
         "OTEL_AUDIT_TRUSTED_PROXIES", _networks, (), "networks whose forwarding header is believed"
     )
@@ -262,7 +264,9 @@ class Settings:
     )
     loki_enabled: bool = _setting("LOKI_ENABLED", _boolean, False, "ship straight to Loki")
     loki_endpoint: str | None = _setting("LOKI_ENDPOINT", address, None, "Loki's address")
-    loki_tenant: str | None = _setting("LOKI_TENANT", _tenant, None, "Loki's tenant")
+    loki_tenant: str | None = _setting(
+        "LOKI_TENANT", _tenant, None, "Loki's tenant; queries ask audit without it"
+    )
     exporter: str | None = _setting(
         "OTEL_AUDIT_EXPORTER",
         _choice("otlp", "none"),
@@ -286,6 +290,7 @@ class Settings:
     )
     disabled: bool = _setting("OTEL_AUDIT_DISABLED", _boolean, False, "record nothing at all")
     destinations: tuple[Destination, ...] = ()
+    query_with: Destination | None = None
     reconcile_with: Destination | None = None
     metrics_protocol: str | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -323,7 +328,8 @@ class Settings:
         return cls(
             **values,
             destinations=destinations(environ, values),
-            reconcile_with=reading(environ, values),
+            query_with=reading(environ, {"loki_tenant": _QUERIED_TENANT, **values}, "query_loki"),
+            reconcile_with=reading(environ, values, "reconcile_loki"),
             metrics_protocol=metrics_protocol(environ),
             origins=origins,
             unknown=tuple(sorted(unknown)),
