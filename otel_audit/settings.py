@@ -416,13 +416,13 @@ class Settings:
 
 def remedy_of(unknown: str) -> str:
     """Say what to do about a variable that is named like a setting of ours, and is none."""
-    # Compared without what all of them begin with, which would make all of them look alike.
-    known = [
-        str(spec.metadata["variable"]).removeprefix(_OURS)
-        for spec in fields(Settings)
-        if str(spec.metadata.get("variable")).startswith(_OURS)
-    ]
-    close = get_close_matches(unknown.removeprefix(_OURS), known, n=1)
+    variables = [str(spec.metadata.get("variable")) for spec in fields(Settings)]
+    # Compared without what all of ours begin with, which would make all of them look alike.
+    stripped = unknown.removeprefix(_OURS)
+    if stripped in variables:
+        return f"did you mean {stripped}?"
+    known = [name.removeprefix(_OURS) for name in variables if name.startswith(_OURS)]
+    close = get_close_matches(stripped, known, n=1)
     return f"did you mean {_OURS}{close[0]}?" if close else "unset it, if nothing else reads it"
 
 
