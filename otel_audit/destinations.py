@@ -32,11 +32,12 @@ _PREFIX: Final = "OTEL_EXPORTER_OTLP_"
 _STANDARD: Final = (f"{_PREFIX}AUDIT_", f"{_PREFIX}LOGS_", _PREFIX)
 _LOGS_PATH: Final = "/v1/logs"
 _LOKI_PATH: Final = "/otlp/v1/logs"
-_QUERY_PATH: Final = "/loki/api/v1/query_range"
 _LOKI_DEFAULT: Final = "http://localhost:3100"
 _HTTP_DEFAULT: Final = "http://localhost:4318"
 _GRPC_DEFAULT: Final = "http://localhost:4317"
 _TIMEOUT: Final = 10.0
+_READING_TIMEOUT: Final = 30.0
+"""Loki may have to look through a month before it begins to answer."""
 _MOST_SECONDS: Final = 300.0
 """A longer time-out is one in milliseconds: the specification counts in them, Python in seconds."""
 
@@ -96,18 +97,19 @@ def destinations(environ: Mapping[str, str], said: Mapping[str, Any]) -> tuple[D
     return tuple(_through_proxy(destination, environ) for destination in found)
 
 
-def reading(environ: Mapping[str, str], said: Mapping[str, Any]) -> Destination | None:
-    """Return where Loki is asked for what it has (reconcile_loki, loki_tenant), if anywhere.
+def reading(
+    environ: Mapping[str, str], said: Mapping[str, Any], setting: str
+) -> Destination | None:
+    """Return the Loki that a setting names, to be asked for what it has; None if it names none.
 
-    Raises `AuditSettingsError`.
+    ``said`` are that setting and loki_tenant. Raises `AuditSettingsError`.
     """
-    options = _loki_options(environ, said)
-    base = said.get("reconcile_loki")
+    options = {"timeout": _READING_TIMEOUT, **_loki_options(environ, said)}
+    base = said.get(setting)
     if base is None:
         return None
-    endpoint = _loki_address(base, _QUERY_PATH)
-    found = Destination(LOKI, endpoint, "OTEL_AUDIT_RECONCILE_LOKI", **options)
-    return _through_proxy(found, environ)
+    variable = f"OTEL_AUDIT_{setting.upper()}"
+    return _through_proxy(Destination(LOKI, _loki_address(base), variable, **options), environ)
 
 
 def metrics_protocol(environ: Mapping[str, str]) -> str | None:
@@ -146,6 +148,11 @@ def address(value: str) -> str:
 def shown_address(value: str) -> str:
     """Return an address without the password that it may have."""
     return without_credentials(value)[0]
+
+
+def shown_unusable(value: str) -> str:
+    """Return what is no address without what stands before an @: it may be a password."""
+    return re.sub(r".*@", "...@", value, flags=re.DOTALL)
 
 
 def without_credentials(value: str) -> tuple[str, str | None]:
@@ -206,7 +213,9 @@ class _Variables:
             return self._grpc_target(said), variable
         split = _split(said)
         if split.scheme not in ("http", "https"):
-            _refuse(variable, said, "expected an address such as http://localhost:4318")
+            _refuse(
+                variable, shown_unusable(said), "expected an address such as http://localhost:4318"
+            )
         path = split.path
         # The general one is a base. A POST to the root of a server means nothing to anybody.
         if variable == f"{_PREFIX}ENDPOINT" or path in ("", "/"):
@@ -230,7 +239,8 @@ class _Variables:
             try:
                 found = parse(value.strip())
             except ValueError as error:
-                _refuse(prefix + what, "..." if what == "HEADERS" else value, str(error))
+                shown = {"HEADERS": "...", "ENDPOINT": shown_unusable(value)}.get(what, value)
+                _refuse(prefix + what, shown, str(error))
         return found
 
 
@@ -259,7 +269,7 @@ def _loki(environ: Mapping[str, str], said: Mapping[str, Any]) -> Destination:
     return Destination(LOKI, endpoint, "LOKI_ENDPOINT", **_loki_options(environ, said))
 
 
-def _loki_address(base: str, path: str) -> str:
+def _loki_address(base: str, path: str = "") -> str:
     split = _split(base)
     root = split.path.rstrip("/")
     for known in ("/loki/api/v1/push", _LOKI_PATH, "/otlp"):

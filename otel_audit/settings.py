@@ -26,6 +26,7 @@ from otel_audit.destinations import (
     names,
     reading,
     shown_address,
+    shown_unusable,
 )
 from otel_audit.errors import AuditSettingsError
 
@@ -46,6 +47,9 @@ _SIZE: Final = re.compile(r"(\d+)\s*([kmg]?)i?b?", re.IGNORECASE)
 _OURS: Final = "OTEL_AUDIT_"
 _SAID: Final = "_OTEL_AUDIT_SAID"
 """What was said, for the processes that this one starts. It is no setting, so not named like one."""
+
+_QUERIED_TENANT: Final = "audit"
+"""Of the bundled Loki; one without tenants does not look at it."""
 
 _EXPORTER: Final = "OTEL_EXPORTER_OTLP_"
 _ABOUT_SHIPPING: Final = frozenset({"OTEL_AUDIT_DESTINATIONS", "LOKI_ENABLED"})
@@ -235,9 +239,8 @@ class Settings:
         "tokens of those who may query over HTTP (otel-audit token)",
     )
     query_loki: str | None = _setting(
-        "OTEL_AUDIT_QUERY_LOKI", _text, None, "a Loki to ask instead of this host's trail"
+        "OTEL_AUDIT_QUERY_LOKI", address, None, "a Loki to ask instead of this host's trail"
     )
-    query_loki_tenant: str = _setting("OTEL_AUDIT_LOKI_TENANT", _text, "audit", "the tenant there")
     trusted_proxies: tuple[str, ...] = _setting(
         "OTEL_AUDIT_TRUSTED_PROXIES", _networks, (), "networks whose forwarding header is believed"
     )
@@ -261,7 +264,9 @@ class Settings:
     )
     loki_enabled: bool = _setting("LOKI_ENABLED", _boolean, False, "ship straight to Loki")
     loki_endpoint: str | None = _setting("LOKI_ENDPOINT", address, None, "Loki's address")
-    loki_tenant: str | None = _setting("LOKI_TENANT", _tenant, None, "Loki's tenant")
+    loki_tenant: str | None = _setting(
+        "LOKI_TENANT", _tenant, None, "Loki's tenant; queries ask audit without it"
+    )
     exporter: str | None = _setting(
         "OTEL_AUDIT_EXPORTER",
         _choice("otlp", "none"),
@@ -285,6 +290,7 @@ class Settings:
     )
     disabled: bool = _setting("OTEL_AUDIT_DISABLED", _boolean, False, "record nothing at all")
     destinations: tuple[Destination, ...] = ()
+    query_with: Destination | None = None
     reconcile_with: Destination | None = None
     metrics_protocol: str | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -322,7 +328,8 @@ class Settings:
         return cls(
             **values,
             destinations=destinations(environ, values),
-            reconcile_with=reading(environ, values),
+            query_with=reading(environ, {"loki_tenant": _QUERIED_TENANT, **values}, "query_loki"),
+            reconcile_with=reading(environ, values, "reconcile_loki"),
             metrics_protocol=metrics_protocol(environ),
             origins=origins,
             unknown=tuple(sorted(unknown)),
@@ -409,13 +416,13 @@ class Settings:
 
 def remedy_of(unknown: str) -> str:
     """Say what to do about a variable that is named like a setting of ours, and is none."""
-    # Compared without what all of them begin with, which would make all of them look alike.
-    known = [
-        str(spec.metadata["variable"]).removeprefix(_OURS)
-        for spec in fields(Settings)
-        if str(spec.metadata.get("variable")).startswith(_OURS)
-    ]
-    close = get_close_matches(unknown.removeprefix(_OURS), known, n=1)
+    variables = [str(spec.metadata.get("variable")) for spec in fields(Settings)]
+    # Compared without what all of ours begin with, which would make all of them look alike.
+    stripped = unknown.removeprefix(_OURS)
+    if stripped in variables:
+        return f"did you mean {stripped}?"
+    known = [name.removeprefix(_OURS) for name in variables if name.startswith(_OURS)]
+    close = get_close_matches(stripped, known, n=1)
     return f"did you mean {_OURS}{close[0]}?" if close else "unset it, if nothing else reads it"
 
 
@@ -458,7 +465,8 @@ def _parsed(name: str, value: str, parse: Callable[[str], Any]) -> Any:  # noqa:
     try:
         return parse(value)
     except ValueError as error:
-        message = f"{name}={value!r} cannot be used: {error}; correct it or unset it"
+        shown = shown_unusable(value) if parse is address else value
+        message = f"{name}={shown!r} cannot be used: {error}; correct it or unset it"
         raise AuditSettingsError(message) from None
 
 

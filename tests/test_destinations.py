@@ -116,10 +116,31 @@ def test_loki_is_found_by_any_of_its_addresses(said: str) -> None:
     assert destination.name == "loki"
     assert destination.endpoint == "http://loki:3100/otlp/v1/logs"
     assert destination.headers == (("x-scope-orgid", "audit"),)
-    reading = Settings.from_env({"LOKI_TENANT": "audit"}, reconcile_loki=said).reconcile_with
-    assert reading is not None
-    assert reading.endpoint == "http://loki:3100/loki/api/v1/query_range"
-    assert reading.headers == destination.headers
+    asked = Settings.from_env({"LOKI_TENANT": "audit"}, reconcile_loki=said, query_loki=said)
+    for reading in (asked.reconcile_with, asked.query_with):
+        assert reading is not None
+        assert reading.endpoint == "http://loki:3100"
+        assert reading.headers == destination.headers
+
+
+def test_queries_ask_the_tenant_of_what_is_shipped_or_the_bundled_lokis() -> None:
+    def tenants(**environ: str) -> list[object]:
+        url = "http://loki:3100"
+        settings = Settings.from_env(environ, query_loki=url, reconcile_loki=url)
+        asked = (settings.query_with, settings.reconcile_with)
+        return [each and dict(each.headers).get("x-scope-orgid") for each in asked]
+
+    assert tenants(LOKI_TENANT="one") == ["one", "one"]
+    assert tenants(LOKI_TENANT="one", LOKI_HEADERS="X-Scope-OrgID=two") == ["two", "two"]
+    assert tenants() == ["audit", None]
+
+
+def test_loki_has_more_time_to_answer_than_to_take() -> None:
+    url = "http://loki:3100"
+    for environ, seconds in (({}, 30.0), ({"LOKI_TIMEOUT": "7"}, 7.0)):
+        asked = Settings.from_env(environ, query_loki=url).query_with
+        assert asked is not None
+        assert asked.timeout == seconds
 
 
 def test_loki_on_this_host_is_the_default() -> None:
@@ -192,6 +213,10 @@ def test_headers_are_percent_decoded() -> None:
         ("LOKI_ENDPOINT", "http://loki:3100/?a=b"),
         ("LOKI_TENANT", "a\r\nb"),
         ("OTEL_AUDIT_RECONCILE_LOKI", "here"),
+        ("OTEL_AUDIT_QUERY_LOKI", "not an address"),
+        ("OTEL_AUDIT_QUERY_LOKI", "file:///etc/passwd"),
+        ("OTEL_AUDIT_QUERY_LOKI", "http://"),
+        ("OTEL_AUDIT_QUERY_LOKI", "http://[loki"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(variable: str, value: str) -> None:
@@ -205,6 +230,23 @@ def test_headers_that_cannot_be_used_are_not_quoted(value: str) -> None:
     with pytest.raises(AuditSettingsError) as caught:
         Settings.from_env({"OTEL_EXPORTER_OTLP_HEADERS": value})
     assert str(caught.value).startswith("OTEL_EXPORTER_OTLP_HEADERS='...' cannot be used")
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["OTEL_AUDIT_QUERY_LOKI", "OTEL_AUDIT_RECONCILE_LOKI", "OTEL_EXPORTER_OTLP_ENDPOINT"],
+)
+@pytest.mark.parametrize(
+    "value",
+    ["ftp://user:secret@c", "user:secret@c", "http://user:sec/secret@c", "http://a:secret@"],
+)
+def test_an_address_that_cannot_be_used_is_told_without_its_password(
+    variable: str, value: str
+) -> None:
+    with pytest.raises(AuditSettingsError) as caught:
+        Settings.from_env({variable: value})
+    assert str(caught.value).startswith(f"{variable}='...@")
+    assert "secret" not in str(caught.value)
 
 
 def test_diagnosis_goes_on_when_destinations_do_not_fit_together() -> None:
@@ -265,10 +307,12 @@ def test_doctor_shows_destinations_but_no_password() -> None:
             "LOKI_ENABLED": "true",
             "LOKI_ENDPOINT": "https://user:secret@loki",
             "OTEL_AUDIT_RECONCILE_LOKI": "https://user:secret@loki",
+            "OTEL_AUDIT_QUERY_LOKI": "http://user:secret@loki:3100",
         }
     )
     rows = {row["variable"]: row["value"] for row in settings.describe()}
     assert rows["OTEL_EXPORTER_OTLP_AUDIT_ENDPOINT"] == "https://c:4318/v1/logs (http/protobuf)"
     assert rows["LOKI_ENDPOINT"] == "https://loki"
+    assert rows["OTEL_AUDIT_QUERY_LOKI"] == "http://loki:3100"
     assert "secret" not in str(rows)
     assert shown_address("http://a/b") == "http://a/b"

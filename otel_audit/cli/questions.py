@@ -17,7 +17,7 @@ from otel_audit.cli import nothing
 from otel_audit.cli.counts import show
 from otel_audit.cli.filters import Chosen, filtered, option
 from otel_audit.cli.lines import csv_writer, line_writer, raw_writer
-from otel_audit.cli.options import Directory, Json, open_reader, settings_for
+from otel_audit.cli.options import Directory, Json, open_reader
 from otel_audit.cli.outcome import UsageError
 from otel_audit.cli.times import End, Start
 
@@ -40,7 +40,12 @@ Loki = Annotated[
         help="Ask this Loki, where the records of all hosts are, instead of the trail here.",
     ),
 ]
-LokiTenant = Annotated[str, typer.Option(metavar="NAME", help="The tenant in Loki.")]
+LokiTenant = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", show_default=False, help="The tenant there. Default: LOKI_TENANT, or audit."
+    ),
+]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say on stderr how the answer is found.")
 ]
@@ -74,7 +79,7 @@ def query(  # noqa: PLR0913 - each is an option of the command line
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
     loki: Loki = None,
-    loki_tenant: LokiTenant = "audit",
+    loki_tenant: LokiTenant = None,
     verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
@@ -116,7 +121,7 @@ def timeline(  # noqa: PLR0913 - each filter is an option
         ),
     ] = 0,
     loki: Loki = None,
-    loki_tenant: LokiTenant = "audit",
+    loki_tenant: LokiTenant = None,
     verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
@@ -144,20 +149,25 @@ def _once(option: str, said: Sequence[str] | None) -> str | None:
 
 @contextmanager
 def _opened(
-    directory: Path | None, loki: str | None, tenant: str, *, verbose: bool
+    directory: Path | None, loki: str | None, tenant: str | None, *, verbose: bool
 ) -> Iterator[Backend]:
     """Open the trail to ask it, or Loki, and say when that takes long, or how it is done."""
     from otel_audit.destinations import shown_address
-    from otel_audit.readers.search.loki import LokiSearch
-    from otel_audit.readers.search.trail import TrailSearch
+    from otel_audit.settings import Settings
 
     began = time.monotonic()
+    settings = Settings.from_env(directory=directory, query_loki=loki, loki_tenant=tenant)
+    where = settings.query_with
     search: Backend
-    if loki is not None:
-        search = LokiSearch(loki, tenant=tenant)
-        how, verbose_or_slow = f"Loki at {shown_address(loki)} is asked", verbose
+    if loki is not None and where is not None:
+        from otel_audit.readers.search.loki import LokiSearch
+
+        search = LokiSearch(where)
+        how, verbose_or_slow = f"Loki at {shown_address(where.endpoint)} is asked", verbose
     else:
-        search = TrailSearch(open_reader(settings_for(directory)))
+        from otel_audit.readers.search.trail import TrailSearch
+
+        search = TrailSearch(open_reader(settings))
         progress = search.progress()
         how = _how(progress)
         verbose_or_slow = verbose or progress.size - progress.indexed > _UNNOTICED

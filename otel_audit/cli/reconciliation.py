@@ -54,7 +54,6 @@ def reconcile(
         destination_to,
         send_again,
     )
-    from otel_audit.readers.search.loki_site import unreachable
     from otel_audit.readers.shipping.standing import known
     from otel_audit.settings import Settings
 
@@ -70,10 +69,7 @@ def reconcile(
             own(reader.directory)
         first = position_of(reader, start)
         end = None if stop is None else position_of(reader, stop)
-        try:
-            findings = compare(reader, where, target, first, end)
-        except OSError as error:
-            raise unreachable(where.endpoint, error) from error
+        findings = compare(reader, where, target, first, end)
         again = send_again(reader, target, findings) if repair and findings.missing else 0
     if as_json:
         output.write_json(

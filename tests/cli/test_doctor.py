@@ -161,6 +161,10 @@ def test_unknown_variables_are_pointed_out(cli: Cli, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("OTEL_AUDIT_TIMOUT")
     monkeypatch.setenv("OTEL_AUDIT_ZZZZZ", "5")
     assert outcome(cli, "settings")["remedy"] == "unset it, if nothing else reads it"
+    monkeypatch.delenv("OTEL_AUDIT_ZZZZZ")
+    # It had a name of its own once.
+    monkeypatch.setenv("OTEL_AUDIT_LOKI_TENANT", "shop")
+    assert outcome(cli, "settings")["remedy"] == "did you mean LOKI_TENANT?"
 
 
 def test_disabled_is_a_failure() -> None:

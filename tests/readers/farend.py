@@ -160,9 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         if self.headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
-        far_end.peers.add(self.client_address)
-        far_end.paths.append(self.path)
-        far_end.headers.append({key.lower(): value for key, value in self.headers.items()})
+        self._note()
         request = ExportLogsServiceRequest.FromString(body)
         reply = far_end.answer(request)
         if reply is None:
@@ -174,7 +172,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._write(reply)
 
     def do_GET(self) -> None:
+        self._note()
         self._write(self.server.far_end.asked(self.path))
+
+    def _note(self) -> None:
+        far_end = self.server.far_end
+        far_end.peers.add(self.client_address)
+        far_end.paths.append(self.path)
+        far_end.headers.append({key.lower(): value for key, value in self.headers.items()})
 
     def _write(self, reply: Reply) -> None:
         with suppress(OSError):

@@ -13,19 +13,22 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeL
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from otel_audit.errors import QueryError
+from otel_audit.readers.loki import AT_A_TIME, Line
+from otel_audit.readers.loki import Loki as Client
 from otel_audit.readers.query.model import Query
 from otel_audit.readers.query.parameters import parse
 from otel_audit.readers.query.times import stamp
 from otel_audit.readers.search.loki import LokiSearch
-from otel_audit.readers.search.loki_site import AT_A_TIME, Line, LokiSite
 from otel_audit.readers.search.trail import TrailSearch
 from otel_audit.record.semconv import to_log_record
+from otel_audit.settings import Settings
 from tests.readers.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from otel_audit.destinations import Destination
     from otel_audit.readers.query.model import Backend
 
 COUNT = 2_500
@@ -39,11 +42,17 @@ class Loki(Protocol):
     tenant: str
 
 
-class Watched(LokiSite):
+def where(loki: Loki) -> Destination:
+    found = Settings.from_env({}, query_loki=loki.url, loki_tenant=loki.tenant).query_with
+    assert found is not None
+    return found
+
+
+class Watched(Client):
     """Notes how many lines were transferred, and how many counts."""
 
     def __init__(self, loki: Loki) -> None:
-        super().__init__(loki.url, tenant=loki.tenant)
+        super().__init__(where(loki))
         self.transferred = self.counted = 0
 
     def lines(
@@ -76,7 +85,7 @@ def shipped(tmp_path: Path, loki: Loki) -> Iterator[tuple[TrailSearch, LokiSearc
     ledger.index()
     for first, last in ((0, COUNT), (100, 200)):
         send(loki, ledger, first, last)
-    asked = LokiSearch(loki.url)
+    asked = LokiSearch(where(loki))
     query, _ = parse([("start", "-2h")])
     deadline = time.monotonic() + 60
     while sum(1 for _ in asked.stream(query)) < COUNT:
@@ -186,7 +195,7 @@ def test_counts_transfer_two_records_at_most(
 ) -> None:
     """Those that say where a range begins and ends."""
     trail, asked = shipped
-    site = asked._site = Watched(loki)
+    site = asked._loki = Watched(loki)
     for parameters, by, per in (
         ([], None, None),
         ([("outcome", "failure")], "event", 60 * SECOND),
@@ -214,7 +223,7 @@ def test_ranges_begin_and_end_at_their_nanosecond(tmp_path: Path, loki: Loki) ->
         for number, moment in enumerate(moments)
     )
     send(loki, ledger, 0, len(moments))
-    asked = LokiSearch(loki.url)
+    asked = LokiSearch(where(loki))
     everything(asked, len(moments))
     trail = TrailSearch(ledger.reader)
     for start in moments:
@@ -243,9 +252,9 @@ def test_more_records_than_loki_tells_apart_at_once_are_counted_by_parts(
     for first in range(0, 6_500, 2_500):
         send(loki, ledger, first, first + 2_500)
     send(loki, ledger, 3_000, 3_500)
-    asked = LokiSearch(loki.url)
+    asked = LokiSearch(where(loki))
     query = everything(asked, 6_500)
-    site = asked._site = Watched(loki)
+    site = asked._loki = Watched(loki)
     trail = TrailSearch(ledger.reader)
     assert asked.count(query, by="event", per=600 * SECOND) == trail.count(
         query, by="event", per=600 * SECOND
@@ -268,9 +277,9 @@ def test_values_of_any_kind_are_counted_as_they_are_on_the_host(tmp_path: Path, 
         for number, value in enumerate(counted)
     )
     send(loki, ledger, 0, ledger.size)
-    asked = LokiSearch(loki.url)
+    asked = LokiSearch(where(loki))
     query = everything(asked, ledger.size)
-    site = asked._site = Watched(loki)
+    site = asked._loki = Watched(loki)
     trail = TrailSearch(ledger.reader)
     assert asked.count(query, by="odd") == trail.count(query, by="odd")
     for value in ("5", "5.0", "true", 'q"uote', "*", "?", "new*", "*\\*", "nothing"):

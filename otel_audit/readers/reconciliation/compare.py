@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from otel_audit.errors import ProofError
-from otel_audit.readers.reconciliation.loki import describe, selector
+from otel_audit.readers.loki import EVERY_STREAM
 from otel_audit.readers.shipping.outbound import CHECKPOINT_EVENT
 from otel_audit.record.retention import seconds_of
 from otel_audit.record.semconv import unix_nano
@@ -30,7 +30,7 @@ from otel_audit.trail import merkle
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from otel_audit.readers.reconciliation.loki import Entry, LokiReader
+    from otel_audit.readers.loki import Line, Loki
     from otel_audit.trail.reader import TrailReader
 
 EXAMPLES: Final = 100
@@ -72,7 +72,7 @@ class Findings:
 
 def reconcile(
     reader: TrailReader,
-    loki: LokiReader,
+    loki: Loki,
     start: int = 0,
     stop: int | None = None,
     *,
@@ -81,7 +81,7 @@ def reconcile(
     """Compare the records from sequence number ``start`` up to before ``stop`` with Loki.
 
     ``passed`` are records that are known not to be there, such as those that
-    were set aside: they are not missing. Raises `OSError` and `TrailError`.
+    were set aside: they are not missing. Raises `TrailError`.
     """
     size = reader.tree().size
     stop = size if stop is None else min(stop, size)
@@ -90,7 +90,7 @@ def reconcile(
 
 class _Comparison:
     def __init__(
-        self, reader: TrailReader, loki: LokiReader, findings: Findings, passed: frozenset[int]
+        self, reader: TrailReader, loki: Loki, findings: Findings, passed: frozenset[int]
     ) -> None:
         self._reader = reader
         self._loki = loki
@@ -103,9 +103,11 @@ class _Comparison:
         findings = self._findings
         times = self._expect()
         if times is not None:
-            query = selector(audit_sequence_stream_id=self._reader.origin)
-            for entry in self._loki.entries(query, times[0] - _SLACK, times[1] + _SLACK):
-                self._judge(entry)
+            origin = orjson.dumps(self._reader.origin).decode()
+            query = f"{EVERY_STREAM} | audit_sequence_stream_id={origin}"
+            for page, _ in self._loki.pages(query, times[0] - _SLACK, times[1] + _SLACK):
+                for line in page:
+                    self._judge(line)
         findings.missing = [
             findings.start + index for index, mark in enumerate(self._seen) if mark == _WANTED
         ]
@@ -139,19 +141,19 @@ class _Comparison:
         for first in range(self._findings.start, self._findings.stop, _CHUNK):
             yield from self._reader.leaves(first, min(first + _CHUNK, self._findings.stop))
 
-    def _judge(self, entry: Entry) -> None:
-        if entry.labels.get("event_name") == CHECKPOINT_EVENT and self._is_checkpoint(entry):
+    def _judge(self, line: Line) -> None:
+        if line.labels.get("event_name") == CHECKPOINT_EVENT and self._is_checkpoint(line):
             return
         findings = self._findings
-        number = _number(entry.labels.get("audit_sequence_number"))
+        number = _number(line.labels.get("audit_sequence_number"))
         if number is None or not self._exists(number):
             findings.foreign_count += 1
             if len(findings.foreign) < EXAMPLES:
-                findings.foreign.append(describe(entry))
-        elif not self._holds(number, entry.line):
+                findings.foreign.append(_described(line))
+        elif not self._holds(number, line.text):
             findings.altered_count += 1
             if len(findings.altered) < EXAMPLES:
-                findings.altered.append(describe(entry))
+                findings.altered.append(_described(line))
         elif findings.start <= number < findings.stop:
             index = number - findings.start
             findings.found += self._seen[index] == _WANTED
@@ -162,16 +164,16 @@ class _Comparison:
             self._size = self._reader.tree().size
         return number < self._size
 
-    def _holds(self, number: int, line: str) -> bool:
+    def _holds(self, number: int, text: str) -> bool:
         """Whether the tree has this very record at this place."""
         try:
-            return self._reader.hash_at(0, number) == merkle.leaf_hash(line.encode())
+            return self._reader.hash_at(0, number) == merkle.leaf_hash(text.encode())
         except (ProofError, UnicodeEncodeError):
             return False
 
-    def _is_checkpoint(self, entry: Entry) -> bool:
-        """Hold a checkpoint against the tree; False when the entry is none."""
-        said = _said(entry.line.encode(errors="replace"))
+    def _is_checkpoint(self, line: Line) -> bool:
+        """Hold a checkpoint against the tree; False when the line is none."""
+        said = _said(line.text.encode(errors="replace"))
         size, root = said.get("size"), said.get("root")
         if not isinstance(size, int) or not isinstance(root, str) or size < 0:
             return False
@@ -200,6 +202,12 @@ def _expired(said: dict[str, Any], when: int, now: int) -> bool:
     """Whether a store that keeps records as long as they say may have deleted this one."""
     kept = seconds_of(str(said.get("retention", "")))
     return kept is not None and when + kept * _SECOND < now
+
+
+def _described(line: Line) -> dict[str, Any]:
+    """Describe a line that should not be there, for people and programs."""
+    number = line.labels.get("audit_sequence_number")
+    return {"unix_nano": line.unix_nano, "sequence": number, "line": line.text[:200]}
 
 
 def _number(value: str | None) -> int | None:

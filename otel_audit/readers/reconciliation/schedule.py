@@ -12,12 +12,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit.destinations import LOKI, STANDARD, shown_address
 from otel_audit.readers.cursors import Cursors
+from otel_audit.readers.loki import Loki
 from otel_audit.readers.reconciliation.compare import Findings, reconcile
-from otel_audit.readers.reconciliation.loki import LokiReader
 from otel_audit.readers.shipping import instruments
 from otel_audit.readers.shipping.aside import Quarantine
 from otel_audit.readers.shipping.standing import first_at, standing
@@ -86,16 +87,13 @@ def compare(
     """Compare a range, as far as it was delivered to ``destination``.
 
     Records that were set aside, or wait to be sent again, are not missing.
-    Raises `OSError` and `TrailError`.
+    Raises `TrailError`.
     """
     now = standing(reader, destination)
     if now.delivered_unix_nano:
         stop = now.position if stop is None else min(stop, now.position)
-    loki = LokiReader(where)
-    try:
+    with closing(Loki(where)) as loki:
         return reconcile(reader, loki, start, stop, passed=_passed(reader, destination))
-    finally:
-        loki.close()
 
 
 def send_again(reader: TrailReader, destination: str, findings: Findings) -> int:

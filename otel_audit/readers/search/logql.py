@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 
+from otel_audit.readers.loki import EVERY_STREAM
 from otel_audit.readers.query.model import needles, wild
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ VALUE: Final = "asked_value"
 """Labels of a count: the number of its time bucket, and the value that was counted by."""
 
 _ID: Final = "asked_id"
-_SELECTOR: Final = '{service_name=~".+"}'
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.-]+")
 """Names of fields that need no care within a path of JSON and a regular expression."""
 
@@ -56,7 +56,7 @@ _RANGE: Final = "[\0]"
 
 def lines(query: Query) -> str:
     """Choose lines by what each that matches has in its bytes."""
-    parts = [_SELECTOR, '|= `"schema":"otel-audit/`']
+    parts = [EVERY_STREAM, '|= `"schema":"otel-audit/`']
     parts += [f"|= {_quoted(needle.decode())}" for needle in needles(query) if needle]
     # A word is letters and digits, in any case.
     parts += [f"|~ {_quoted('(?i)' + word.removesuffix('*'))}" for word in query.words]

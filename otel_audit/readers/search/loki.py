@@ -18,23 +18,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import QueryError
+from otel_audit.readers.loki import WINDOW, Loki
 from otel_audit.readers.query.model import Counts, Entry, Page, Progress, check_buckets
 from otel_audit.readers.query.words import fields_of, moment_of, texts_of
 from otel_audit.readers.search import logql
 from otel_audit.readers.search.loki_count import LokiCount, added
-from otel_audit.readers.search.loki_site import AT_A_TIME, LokiSite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from otel_audit.destinations import Destination
+    from otel_audit.readers.loki import Line
     from otel_audit.readers.query.model import Query
-    from otel_audit.readers.search.loki_site import Line
-
-TENANT: Final = "audit"
-"""Of the bundled Loki; one without tenants does not look at it."""
-
-_WINDOW: Final = 28 * 86_400 * 1_000_000_000
-"""Loki takes no longer range in one question (``max_query_length`` is 30 days and an hour)."""
 
 _FURTHEST: Final = 3 * 366 * 86_400 * 1_000_000_000
 """How far back it looks when nothing is said: as long as the bundled Loki keeps anything."""
@@ -47,14 +42,15 @@ _REMEMBERED: Final = 20_000
 
 
 class LokiSearch:
-    """One Loki to ask; usable from several threads."""
+    """One Loki to ask. For one thread at a time."""
 
-    def __init__(self, url: str, *, tenant: str = TENANT) -> None:
-        """Take Loki's address, such as ``http://loki:3100``. Raises `AuditSettingsError`."""
-        self._site = LokiSite(url, tenant=tenant)
+    def __init__(self, where: Destination) -> None:
+        """Take where Loki is; nothing is opened yet."""
+        self._loki = Loki(where)
 
     def close(self) -> None:
-        """Do nothing: no connection is kept."""
+        """Close the connection."""
+        self._loki.close()
 
     def progress(self) -> Progress:
         """Return zeros: Loki has an index of its own."""
@@ -106,9 +102,9 @@ class LokiSearch:
         counting = logql.counting(query, by, per)
         if counting is None:
             return read(low, high)
-        counted = LokiCount(self._site, counting, read, check_time)
-        starts = range(low, high, _WINDOW)
-        return added(counted.between(start, min(high, start + _WINDOW)) for start in starts)
+        counted = LokiCount(self._loki, counting, read, check_time)
+        starts = range(low, high, WINDOW)
+        return added(counted.between(start, min(high, start + WINDOW)) for start in starts)
 
     def _read(
         self, query: Query, by: str | None, per: int | None, check_time: Callable[[], None]
@@ -129,15 +125,10 @@ class LokiSearch:
         low, high = _range(query)
         if position is not None:
             low, high = (position, high) if query.oldest_first else (low, min(high, position))
-        chosen = logql.lines(query)
         seen: dict[str, None] = {}
-        while low < high:
-            start, end = (
-                (low, min(high, low + _WINDOW))
-                if query.oldest_first
-                else (max(low, high - _WINDOW), high)
-            )
-            lines = self._site.lines(chosen, start, end, oldest_first=query.oldest_first)
+        for lines, turn in self._loki.pages(
+            logql.lines(query), low, high, oldest_first=query.oldest_first
+        ):
             for line in lines:
                 entry, moment = _entry(line), line.unix_nano
                 name = str(entry.fields.get("record_id", line.text))
@@ -148,16 +139,7 @@ class LokiSearch:
                     if len(seen) > _REMEMBERED:
                         del seen[next(iter(seen))]
                     yield entry, moment
-            if len(lines) < AT_A_TIME:
-                low, high = (end, high) if query.oldest_first else (low, start)
-            else:
-                edge = lines[-1][0]
-                # Others of this very nanosecond may follow; those that were seen are known.
-                if query.oldest_first:
-                    low = max(edge, low + 1) if lines[0][0] != edge else edge + 1
-                else:
-                    high = edge + 1 if lines[0][0] != edge else edge
-            yield None, low if query.oldest_first else high
+            yield None, turn
 
 
 def _range(query: Query) -> tuple[int, int]:

@@ -11,15 +11,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from otel_audit.readers.loki import LokiRefusedError
 from otel_audit.readers.search.logql import BUCKET, VALUE
-from otel_audit.readers.search.loki_site import LokiRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from otel_audit.readers.loki import Loki
     from otel_audit.readers.query.model import Counts
     from otel_audit.readers.search.logql import Counting
-    from otel_audit.readers.search.loki_site import LokiSite
 
 _MILLISECOND: Final = 1_000_000
 """The shortest range of LogQL."""
@@ -35,13 +35,13 @@ class LokiCount:
 
     def __init__(
         self,
-        site: LokiSite,
+        loki: Loki,
         counting: Counting,
         read: Callable[[int, int], Counts],
         check_time: Callable[[], None],
     ) -> None:
         """Take where and what to ask."""
-        self._site = site
+        self._loki = loki
         self._counting = counting
         self._read = read
         self._check_time = check_time
@@ -66,7 +66,7 @@ class LokiCount:
     def _edge(self, low: int, high: int, *, oldest: bool) -> int | None:
         """Return the time of the first or the last line that may be wanted."""
         self._check_time()
-        found = self._site.lines(self._counting.lines, low, high, oldest_first=oldest, limit=1)
+        found = self._loki.lines(self._counting.lines, low, high, oldest_first=oldest, limit=1)
         return found[0].unix_nano if found else None
 
     def _sure(self, low: int, high: int) -> Counts:
@@ -112,7 +112,7 @@ class LokiCount:
         self._check_time()
         # A range is what lies after its beginning, until its end and with that.
         length = (high - low) // _MILLISECOND
-        return self._site.numbers(self._counting.over(logql, length), high - 1)
+        return self._loki.numbers(self._counting.over(logql, length), high - 1)
 
 
 def added(parts: Iterable[Counts]) -> Counts:

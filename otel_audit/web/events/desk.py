@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import apsw
@@ -57,7 +58,14 @@ class Desk:
     async def ask_anywhere(self, work: Callable[[Backend], _T], /) -> _T:
         """Do the same with Loki, where the settings say so."""
         loki = self._loki()
-        return await (self.ask(work) if loki is None else self.in_thread(lambda: work(loki)))
+        if loki is None:
+            return await self.ask(work)
+
+        def asked() -> _T:
+            with closing(loki):
+                return work(loki)
+
+        return await self.in_thread(asked)
 
     async def open(self) -> Backend:
         """Return a search for the caller alone, who closes it; Loki, where the settings say so."""
@@ -67,10 +75,8 @@ class Desk:
         return await self.in_thread(lambda: TrailSearch(self._provider().reader()))
 
     def _loki(self) -> LokiSearch | None:
-        settings = self._provider().settings
-        if settings.query_loki is None:
-            return None
-        return LokiSearch(settings.query_loki, tenant=settings.query_loki_tenant)
+        where = self._provider().settings.query_with
+        return None if where is None else LokiSearch(where)
 
     async def in_thread(self, work: Callable[[], _T]) -> _T:
         """Call a function in one of our threads."""

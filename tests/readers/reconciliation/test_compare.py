@@ -10,8 +10,9 @@ import orjson
 import pytest
 
 from otel_audit.destinations import Destination
+from otel_audit.errors import TrailError
+from otel_audit.readers.loki import Loki
 from otel_audit.readers.reconciliation.compare import reconcile
-from otel_audit.readers.reconciliation.loki import LokiReader
 from otel_audit.readers.reconciliation.schedule import (
     CURSOR,
     Reconciler,
@@ -44,7 +45,7 @@ def loki() -> Iterator[FakeLoki]:
 
 
 def where(loki: FakeLoki) -> Destination:
-    return Destination("loki", f"{loki.url}/loki/api/v1/query_range", "X")
+    return Destination("loki", loki.url, "X")
 
 
 def shipper(place: Place, loki: FakeLoki) -> Shipper:
@@ -62,7 +63,7 @@ def shipped(place: Place, loki: FakeLoki, count: int) -> list[bytes]:
 
 def compared(place: Place, loki: FakeLoki, *bounds: int) -> Findings:
     with TrailReader(place.directory) as reader:
-        return reconcile(reader, LokiReader(where(loki)), *bounds)
+        return reconcile(reader, Loki(where(loki)), *bounds)
 
 
 def test_what_was_shipped_is_found_page_by_page(place: Place, loki: FakeLoki) -> None:
@@ -182,7 +183,7 @@ def test_a_record_that_only_says_to_be_a_checkpoint_is_judged_as_a_record(
 
 
 def test_what_retention_has_deleted_is_not_missed(place: Place, loki: FakeLoki) -> None:
-    # No longer ago than it has to be: Loki is asked for each week since.
+    # No longer ago than it has to be: Loki is asked for each window since.
     then = datetime.now(timezone.utc) - timedelta(days=100)
     old = f"{then:%Y-%m-%dT%H:%M:%SZ}"
     place.append(
@@ -210,14 +211,14 @@ def test_an_empty_trail_asks_nobody(place: Place, loki: FakeLoki) -> None:
 def test_a_loki_that_does_not_answer_is_an_error(place: Place, loki: FakeLoki, status: int) -> None:
     shipped(place, loki, 1)
     loki.status = status
-    with pytest.raises(OSError, match=f"answers HTTP {status}: too many outstanding requests"):
+    with pytest.raises(TrailError, match=f"answered {status}: too many outstanding requests"):
         compared(place, loki)
 
 
 def test_something_else_that_answers_is_an_error(place: Place, loki: FakeLoki) -> None:
     shipped(place, loki, 1)
     loki.page = Reply(200, {"content-type": "text/html"}, b"<html>")
-    with pytest.raises(OSError, match="not Loki's"):
+    with pytest.raises(TrailError, match="not Loki's"):
         compared(place, loki)
 
 

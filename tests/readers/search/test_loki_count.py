@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from otel_audit.destinations import Destination
 from otel_audit.errors import QueryError
+from otel_audit.readers.loki import Line, Loki, LokiRefusedError
 from otel_audit.readers.query.model import Query
 from otel_audit.readers.search.logql import BUCKET, VALUE, Counting, counting
 from otel_audit.readers.search.loki_count import LokiCount
-from otel_audit.readers.search.loki_site import Line, LokiRefusedError, LokiSite
 
 if TYPE_CHECKING:
     from otel_audit.readers.query.model import Counts
@@ -27,11 +28,11 @@ def told(by: str | None = None, per: int | None = None) -> Counting:
     return found
 
 
-class Small(LokiSite):
+class Small(Loki):
     """Holds lines: time, record, value. Makes at most so many series, and says so."""
 
     def __init__(self, kind: Counting, held: list[tuple[int, int, str]], series: int) -> None:
-        super().__init__("http://loki:3100", tenant="audit")
+        super().__init__(Destination("loki", "http://loki:3100", "X"))
         self.held = sorted(held)
         self.unsure: set[int] = set()
         self.asked: list[str] = []

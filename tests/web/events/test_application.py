@@ -26,6 +26,7 @@ from otel_audit.web.events import AuditEvents
 from otel_audit.web.events.admission import RateLimit
 from otel_audit.web.problem import NOT_CONFIRMED, REFUSED, described
 from otel_audit.web.tokens import FILE, TokenFile
+from tests.readers.farend import HttpFarEnd, Reply
 from tests.web.driving import Wire, http, request
 
 if TYPE_CHECKING:
@@ -220,6 +221,29 @@ async def test_the_application_may_hide_more(asker: Asker) -> None:
         shown = (await reader("/events", headers={"accept": form}, event="authentication")).body
         assert not [text for text in (b"s-1", b"account", b'"number"') if text in shown]
     assert "hidden from you" in await reader.problem(400, "/events", resource="s-3")
+
+
+class Shelf(HttpFarEnd):
+    """A Loki that has one line, and counts nothing."""
+
+    def asked(self, path: str) -> Reply:
+        if "query_range" not in path:
+            return Reply(400, {}, b"it cannot count")
+        line = [str(time.time_ns() - 10**9), orjson.dumps({"record_id": "r", "number": 7}).decode()]
+        streams = [{"stream": {"service_name": "hub"}, "values": [line]}]
+        return Reply(200, {}, orjson.dumps({"data": {"result": streams}}))
+
+
+async def test_loki_is_asked_where_the_settings_say_so(
+    make_provider: Callable[..., AuditProvider],
+) -> None:
+    with Shelf() as loki:
+        asker = Asker(make_provider(query_loki=loki.url, loki_tenant="shop"), *EVERYTHING)
+        assert found(await asker("/events")) == [7]
+        exported = await asker("/events", headers={"accept": "application/x-ndjson"})
+        assert orjson.loads(exported.body)["record"]["number"] == 7
+        assert {each["x-scope-orgid"] for each in loki.headers} == {"shop"}
+    await asker.problem(503, "/events")
 
 
 def provider_verifiers(provider: AuditProvider) -> list[Verifier]:

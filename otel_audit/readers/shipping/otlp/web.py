@@ -51,16 +51,16 @@ class Site:
     def ask(
         self,
         method: str,
-        query: str = "",
+        rest: str = "",
         *,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        """Send one request to the destination's address. Raises `OSError`."""
+        """Send one request to the destination's address with ``rest`` behind it. Raises `OSError`."""
         deadline = time.monotonic() + self._destination.timeout
         token = otel_context.attach(otel_context.set_value(SUPPRESS, True))  # noqa: FBT003 - the API has no name for it
         try:
-            return self._ask(method, self.url + query, body, headers or {}, deadline)
+            return self._ask(method, self.url + rest, body, headers or {}, deadline)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             self.close()
             raise _explained(error, self.url) from error
