@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 import orjson
 
 from otel_audit.errors import QueryError
-from otel_audit.readers.query.words import TIMESTAMP, searchable, texts_of, words_in
+from otel_audit.readers.query.words import (
+    TIMESTAMP,
+    is_hidden,
+    searchable,
+    texts_of,
+    without,
+    words_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -118,8 +125,8 @@ class Query:
     """What is asked. Times are nanoseconds since 1970: from ``start`` until before ``end``.
 
     ``words`` have to be in the record, all of them, in any case; one that ends
-    in ``*`` stands for what begins so. ``hidden`` fields take no part: whoever
-    asks may not see them. ``said`` are the times as they were said, when they
+    in ``*`` stands for what begins so. ``hidden`` fields (named in small letters)
+    take no part: whoever asks may not see them. ``said`` are the times as they were said, when they
     were relative.
     """
 
@@ -149,7 +156,7 @@ class Query:
         if name == TIMESTAMP:
             message = "timestamp cannot be filtered or counted by; use start, end and per"
             raise QueryError(message, parameter=name)
-        if name in self.hidden:
+        if is_hidden(name, self.hidden):
             message = (
                 f"{name} is hidden from you, so it cannot be filtered or counted by: that takes "
                 "the scope read:pii"
@@ -199,7 +206,7 @@ class Query:
 
     def visible(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return what whoever asks may see of a record."""
-        return {name: value for name, value in fields.items() if name not in self.hidden}
+        return without(fields, self.hidden) if self.hidden else dict(fields)
 
 
 class Page(NamedTuple):

@@ -15,7 +15,7 @@ import orjson
 from otel_audit.record.semconv import unix_nano
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Container, Mapping
 
 IDENTIFIERS: Final = ("record_id", "request_id", "trace_id", "span_id")
 """What a word that looks like an identifier is looked up in."""
@@ -35,13 +35,19 @@ _STAMPED: Final = re.compile(
     rb'"(\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{9}Z)"'
 )
 _FARTHEST: Final = 1 << 62
+_BRACKETS: Final[Mapping[type, tuple[Any, ...]]] = {bytes: (b"[", b"{"), str: ("[", "{")}
+_NESTED: Final = 100
+"""Brackets without which nothing is nested too deep for anybody; ours have 16 levels."""
 
 
-def fields_of(record: object) -> dict[str, Any]:
+def fields_of(record: Any) -> dict[str, Any]:  # noqa: ANN401 - a changed row may hold anything
     """Return a record's fields, none when it is not the JSON object that it should be."""
     try:
-        fields = orjson.loads(record)  # type: ignore[arg-type]  # a changed row may hold anything
-    except orjson.JSONDecodeError:
+        fields = orjson.loads(record)
+        if sum(map(record.count, _BRACKETS[type(record)])) > _NESTED:
+            # What can be read is nested less than 1,024 times, what can be written 255 times.
+            orjson.dumps(fields)
+    except (orjson.JSONDecodeError, TypeError):
         return {}
     return fields if isinstance(fields, dict) else {}
 
@@ -93,16 +99,40 @@ def indexable(text: str) -> str:
     return text if text.isascii() else " ".join(words_in(text))
 
 
-def searchable(fields: Mapping[str, Any], hidden: Iterable[str] = ()) -> str:
-    """Return the text that full-text search looks in, without the ``hidden`` fields."""
-    skipped = _UNSEARCHED.union(hidden) if hidden else _UNSEARCHED
+def searchable(fields: Mapping[str, Any], hidden: Collection[str] = ()) -> str:
+    """Return the text that full-text search looks in, without the ``hidden`` fields (see `is_hidden`)."""
     return "\n".join(
         [
             value if type(value) is str else orjson.dumps(value).decode()
-            for field, value in fields.items()
-            if type(value) in _SEARCHED and field not in skipped
+            for field, value in (without(fields, hidden) if hidden else fields).items()
+            if type(value) in _SEARCHED and field not in _UNSEARCHED
         ]
     )
+
+
+def is_hidden(name: str, hidden: Container[str]) -> bool:
+    """Whether a field is one of those that are ``hidden``, which are named in small letters.
+
+    It is in any case (``Email``), and as a record keeps what a caller gave by
+    a reserved name (``field_client_ip``).
+    """
+    name = name.casefold()
+    return name in hidden or name.removeprefix("field_") in hidden
+
+
+def without(fields: Mapping[str, Any], hidden: Container[str]) -> dict[str, Any]:
+    """Return a record's fields without the ``hidden`` ones, also those within others."""
+    return {
+        name: _shown(value, hidden) for name, value in fields.items() if not is_hidden(name, hidden)
+    }
+
+
+def _shown(value: Any, hidden: Container[str]) -> Any:  # noqa: ANN401 - JSON
+    if isinstance(value, dict):
+        return without(value, hidden)
+    if isinstance(value, list):
+        return [_shown(item, hidden) for item in value]
+    return value
 
 
 _SEARCHED: Final = (str, list, dict)

@@ -103,7 +103,7 @@ class AuditEvents:
         """
         self._provider = provider
         self._prefix = prefix
-        self._personal = frozenset(personal)
+        self._personal = frozenset(map(str.casefold, personal))
         self._max_streams = max_streams
         self._heartbeat = heartbeat
         self._door = Admission(authorize, per_minute, lambda: self.provider)

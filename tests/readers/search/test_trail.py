@@ -272,6 +272,53 @@ def test_a_field_that_is_hidden_cannot_be_asked_for_or_found_by_its_words(ledger
     assert "actor_id" not in query.visible({"actor_id": "alice", "event": "a"})
 
 
+def test_what_is_hidden_is_so_under_every_name_and_at_every_depth(ledger: Ledger) -> None:
+    """A caller's own `client_ip` is kept as `field_client_ip`, a user's `email` in an object."""
+    shown = {"event": "a", "user": {"plan": "free", "seen": [{}, 1]}, "fieldwork": "north"}
+    ledger.write(
+        [
+            {
+                "event": "a",
+                "field_client_ip": "alice",
+                "Email": "alice",
+                "user": {"plan": "free", "email": "alice", "seen": [{"Client_IP": "alice"}, 1]},
+                "fieldwork": "north",
+            }
+        ]
+    )
+    ledger.fill(SMALL)
+    hidden = frozenset({"client_ip", "email"})
+    for name in ("field.field_client_ip", "field.Email", "field.EMAIL"):
+        with pytest.raises(QueryError, match="is hidden from you"):
+            parse([(name, "alice")], hidden=hidden)
+    search = TrailSearch(ledger.reader)
+    for _ in range(2):
+        for words, found in (("alice", []), ("free", [0]), ("north", [0])):
+            query, _ = parse([("q", words)], hidden=hidden)
+            assert pages(search, query) == found
+            assert [query.visible(entry.fields) for entry in search.page(query).entries] == [
+                shown for _ in found
+            ]
+        ledger.index()
+
+
+@pytest.mark.parametrize("depth", [10, 99, 300, 900])
+def test_a_record_that_is_nested_too_deep_is_none_of_ours_and_stops_nobody(
+    ledger: Ledger, depth: int
+) -> None:
+    record = b'{"event":"deep","a":' + b"[" * depth + b'"word"' + b"]" * depth + b"}"
+    ledger.write([record, {"event": "deep", "a": "word"}])
+    ledger.fill(SMALL)
+    ledger.index()
+    hidden = frozenset({"email"})
+    search = TrailSearch(ledger.reader)
+    for parameters in ([("event", "deep")], [("q", "word")]):
+        query, _ = parse(parameters, hidden=hidden)
+        found = search.page(query).entries
+        assert [entry.sequence for entry in found] == ([1, 0] if depth < 255 else [1])
+        assert all(query.visible(entry.fields) for entry in found)
+
+
 @pytest.mark.parametrize("full_text", [True, False])
 def test_words_are_found_with_and_without_the_index_of_words(
     ledger: Ledger, *, full_text: bool
