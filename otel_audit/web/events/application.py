@@ -146,7 +146,7 @@ class AuditEvents:
     async def _answered(self, path: str, scope: Scope) -> Answer:
         if scope["method"] not in ("GET", "HEAD"):
             detail = "Only GET and HEAD: nothing can be changed here."
-            raise ProblemError(405, "not-found", detail, ("allow", "GET, HEAD"))
+            raise ProblemError(405, "method-not-allowed", detail, ("allow", "GET, HEAD"))
         access = await self._door.admit(scope)
         request = Asked.of(scope, access, self._personal)
         parts = path.strip("/").split("/")

@@ -110,7 +110,7 @@ async def test_other_methods_are_answered_as_without_fastapi(
         assert wire.status == 405
         assert wire.header(b"content-type") == [b"application/problem+json"]
         assert wire.header(b"allow") == [b"GET, HEAD"]
-        assert orjson.loads(wire.body)["type"].endswith("#not-found")
+        assert orjson.loads(wire.body)["type"].endswith("#method-not-allowed")
     token, _ = TokenFile(provider.directory / FILE).create("ann", ["read"])
     head = await request(app, http("/audit/events", method="HEAD", headers=bearer(token)))
     assert (head.status, head.body) == (200, b"")
