@@ -130,8 +130,8 @@ def make(options: Mapping[str, Any]) -> APIRouter:
     prefix = options.get("prefix", "/audit")
     token = HTTPBearer(auto_error=False, scheme_name="audit token")
     router = APIRouter(prefix=prefix, tags=["audit"], dependencies=[Depends(token)])
-    for path, summary, documented in _ROUTES:
-        _add(router, events, path, summary, documented)
+    for path in events.routes:
+        _add(router, events, path, *_DOCUMENTED[path])
     return router
 
 
@@ -207,9 +207,8 @@ _BY_ID: Final = [
         "schema": {"type": "string"},
     }
 ]
-_ROUTES: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
-    (
-        "/events",
+_DOCUMENTED: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
+    "/events": (
         "Find records",
         {
             "description": f"{_MORE} Scope: read. With Accept: application/x-ndjson or text/csv and "
@@ -218,8 +217,7 @@ _ROUTES: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
             "responses": _shown("application/json", _PAGE, "application/x-ndjson", "text/csv"),
         },
     ),
-    (
-        "/events/{record_id}",
+    "/events/{record_id}": (
         "One record",
         {
             "description": "Scope: read.",
@@ -227,8 +225,7 @@ _ROUTES: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
             "responses": _shown("application/json", _RECORD),
         },
     ),
-    (
-        "/events/{record_id}/proof",
+    "/events/{record_id}/proof": (
         "Prove one record",
         {
             "description": "A proof (C2SP tlog-proof) for `otel-audit check-proof`. Scope: proof.",
@@ -236,16 +233,14 @@ _ROUTES: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
             "responses": _shown("text/plain", "c2sp.org/tlog-proof@v1\n..."),
         },
     ),
-    (
-        "/checkpoint",
+    "/checkpoint": (
         "The newest checkpoint",
         {
             "description": "A signed note (C2SP tlog-checkpoint). Scope: read or proof.",
             "responses": _shown("text/plain", "otel-audit.local/hub/0123456789ab\n17\n..."),
         },
     ),
-    (
-        "/stats",
+    "/stats": (
         "Count records, and see how far the index is",
         {
             "description": f"{_MORE} Scope: read.",
@@ -253,8 +248,7 @@ _ROUTES: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
             "responses": _shown("application/json", _STATS),
         },
     ),
-    (
-        "/stream",
+    "/stream": (
         "New records as they come",
         {
             "description": f"Server-Sent Events; Last-Event-ID resumes. {_MORE} Records of queries "
@@ -263,4 +257,5 @@ _ROUTES: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
             "responses": _shown("text/event-stream", "id: 17\nevent: record\ndata: {...}\n\n"),
         },
     ),
-)
+}
+"""Of each of `AuditEvents.routes` its summary, and what OpenAPI says besides."""
