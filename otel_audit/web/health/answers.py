@@ -64,19 +64,13 @@ class Answer(NamedTuple):
 
 
 _VARIES: Final = (b"vary", b"accept")
-_CODES: Final = {
-    HealthStatus.HEALTHY: 200,
-    HealthStatus.DEGRADED: 200,
-    HealthStatus.UNHEALTHY: 503,
-    HealthStatus.UNKNOWN: 503,
-}
 _PLAIN: Final = {
-    status: Answer.of(code, {"status": status.value}, _JSON, _VARIES)
-    for status, code in _CODES.items()
+    status: Answer.of(status.http_status, {"status": status.value}, _JSON, _VARIES)
+    for status in HealthStatus
 }
 _IETF: Final = {
-    status: Answer.of(code, {"status": IETF[status]}, _HEALTH_JSON, _VARIES)
-    for status, code in _CODES.items()
+    status: Answer.of(status.http_status, {"status": IETF[status]}, _HEALTH_JSON, _VARIES)
+    for status in HealthStatus
 }
 _ALIVE: Final = Answer.of(200, {"status": "alive"})
 _STARTED: Final = Answer.of(200, {"status": "started"})
@@ -150,7 +144,7 @@ class HealthAnswers:
     def detailed(self, scope: Scope) -> Answer:
         """Answer everything that is known, to somebody who may see it."""
         report = self.checker.report()
-        code = _CODES[report.status]
+        code = report.status.http_status
         if _wants_health_json(scope["headers"]):
             return Answer.of(code, report.as_health_json(), _HEALTH_JSON, _VARIES)
         return Answer.of(code, report.as_dict(), _JSON, _VARIES)
