@@ -176,4 +176,10 @@ def test_openapi_has_every_filter_that_the_document_lists() -> None:
         assert listed - absent <= shown
         assert not absent & shown
         assert "outcome!" in shown
+        hidden = {
+            parameter["name"]
+            for parameter in paths[path]["get"]["parameters"]
+            if "read:pii" in parameter["description"]
+        }
+        assert hidden == {"actor", "client_ip", "session_id"}
     assert "queries" in {one["name"] for one in paths["/audit/stream"]["get"]["parameters"]}
