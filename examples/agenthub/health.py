@@ -7,7 +7,6 @@ the background. The audit trail is watched without a line here.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 from fastapi import FastAPI
 from starlette.requests import HTTPConnection
@@ -23,7 +22,6 @@ from otel_audit import (
 )
 from otel_audit.health.probes.agents import agents_probe
 from otel_audit.health.probes.disk import disk_probe
-from otel_audit.web.access import RefusedError
 from otel_audit.web.asgi import Scope
 from otel_audit.web.tokens import FILE, TokenFile
 
@@ -46,9 +44,8 @@ def watch(app: FastAPI, parts: Services, config: Config) -> None:
     operators = TokenFile(get_audit_provider().directory / FILE)
 
     async def may_see_details(scope: Scope) -> bool:
-        with suppress(RefusedError):
-            if await operators(scope) is not None:
-                return True
+        if await operators(scope) is not None:
+            return True
         token = HTTPConnection(scope).cookies.get(COOKIE)
         user = await asyncio.to_thread(parts.accounts.user_of, token) if token else None
         return user is not None and user.may("trail")

@@ -1,4 +1,4 @@
-"""The options by which records are chosen: one list, for every command that has them.
+"""The options by which records are chosen, for every command that has them.
 
 Promises: they are the parameters of a query over HTTP (`readers/query`), times
 and pages left aside, under their names; where the terminal had another name
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 import typer
 
 from otel_audit.cli.outcome import UsageError
+from otel_audit.readers.filters import FILTERS, Filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,31 +26,12 @@ if TYPE_CHECKING:
 _CONDITION: Final = re.compile(r"([^=!]+)(!?=)(.*)", re.DOTALL)
 _WHERE: Final = "where"
 _FILTERS: Final = (
-    ("action", "NAME", "The action's or the event's name.", ()),
-    ("event", "NAME", "The event's name.", ()),
-    ("event_type", "NAME", "The class of the event.", ()),
-    ("actor", "ID", "Who did it.", ()),
-    ("client", "ID", "What the client called itself.", ()),
-    ("client_ip", "ADDRESS", "From where.", ()),
-    ("resource_type", "NAME", "On what kind of thing.", ()),
-    ("resource_name", "NAME", "On what, by its name.", ("--resource", "--resource-name")),
-    ("server_name", "NAME", "The field server_name.", ()),
-    ("outcome", "OUTCOME", "success, failure or unknown.", ()),
-    ("status", "STATUS", "How it went, in the record's own word.", ()),
-    ("level", "LEVEL", "debug, info, warning, error or critical.", ()),
-    ("session_id", "ID", "In which session.", ()),
-    ("request_id", "ID", "In which request.", ()),
-    ("trace_id", "ID", "In which trace.", ()),
-    ("record_id", "ID", "This one record.", ()),
-    (_WHERE, "FIELD=VALUE", "Any field, also of your own; FIELD!=VALUE: not so.", ()),
-    (
-        "q",
-        "TEXT",
-        "Words that are in the record, all of them, or an id; WORD* for a beginning.",
-        ("--words", "-q"),
-    ),
+    *FILTERS[:-1],
+    Filter(_WHERE, "FIELD=VALUE", "Any field, also of your own; FIELD!=VALUE: not so.", ""),
+    FILTERS[-1],
 )
-"""Of each the parameter, what its value is called, its meaning, and its options if others."""
+_NAMES: Final = {"resource_name": ("--resource", "--resource-name"), "q": ("--words", "-q")}
+"""The options of those that have others than their name."""
 
 
 class Chosen(NamedTuple):
@@ -74,13 +56,13 @@ def filtered(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def with_filters(**given: object) -> None:
         chosen = Chosen([], [])
-        for name, *_ in _FILTERS:
-            values = given.pop(name)
+        for one in _FILTERS:
+            values = given.pop(one.name)
             for value in values if isinstance(values, list) else ():
-                if name == _WHERE:
+                if one.name == _WHERE:
                     chosen.conditions.append(value)
                 else:
-                    chosen.parameters.append((name, value))
+                    chosen.parameters.append((one.name, value))
         command(**given, chosen=chosen)
 
     own = inspect.signature(command, eval_str=True)
@@ -101,12 +83,14 @@ def option(metavar: str, meaning: str, *names: str) -> object:
 def _options() -> list[inspect.Parameter]:
     return [
         inspect.Parameter(
-            name,
+            one.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[list[str] | None, option(metavar, meaning, *names)],
+            annotation=Annotated[
+                list[str] | None, option(one.value, one.meaning, *_NAMES.get(one.name, ()))
+            ],
         )
-        for name, metavar, meaning, names in _FILTERS
+        for one in _FILTERS
     ]
 
 

@@ -57,8 +57,6 @@ _STARTING_SECONDS: Final = 1.0
 
 _JOIN_SECONDS: Final = 2.0
 _FLUSH_SECONDS: Final = 0.5
-_OK: Final = 200
-_UNAVAILABLE: Final = 503
 
 _logger: Final = logging.getLogger("otel_audit.health")
 
@@ -197,7 +195,7 @@ class HealthChecker:
 
     def get_http_status_code(self) -> int:
         """Return 200 while the whole is healthy or degraded, else 503. Never blocks."""
-        return _CODES[self.get_quick_status()]
+        return self.get_quick_status().http_status
 
     def report(self) -> HealthReport:
         """Return everything that is known now. Never blocks."""
@@ -432,12 +430,6 @@ class _Watched:
 
 _NOT_STARTED: Final = Overview(HealthStatus.UNKNOWN, started=False, fresh_until=inf)
 _LOOK_AGAIN: Final = Overview(HealthStatus.UNKNOWN, started=False, fresh_until=-inf)
-_CODES: Final = {
-    HealthStatus.HEALTHY: _OK,
-    HealthStatus.DEGRADED: _OK,
-    HealthStatus.UNHEALTHY: _UNAVAILABLE,
-    HealthStatus.UNKNOWN: _UNAVAILABLE,
-}
 
 _checkers: weakref.WeakSet[HealthChecker] = weakref.WeakSet()
 _global: list[HealthChecker] = []

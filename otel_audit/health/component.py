@@ -147,9 +147,9 @@ class ComponentState(NamedTuple):
         if seen is current:
             return current, ()
         # From unknown, which is before the first success, only worse is left.
-        worse = current is HealthStatus.UNKNOWN or seen.severity > current.severity
+        worse = seen.severity > current.severity
         streak = (*self.streak, seen)
-        if self.streak and _worse(self.streak[0], current) != worse:
+        if self.streak and (self.streak[0].severity > current.severity) != worse:
             streak = (seen,)
         needed = component.failure_threshold if worse else component.success_threshold
         if len(streak) < needed:
@@ -157,10 +157,6 @@ class ComponentState(NamedTuple):
         # Down to the mildest, up to the worst of what was seen: what all of them support.
         choose = min if worse else max
         return choose(streak, key=lambda status: status.severity), ()
-
-
-def _worse(seen: HealthStatus, current: HealthStatus) -> bool:
-    return current is HealthStatus.UNKNOWN or seen.severity > current.severity
 
 
 def _refuse(message: str) -> None:

@@ -43,18 +43,10 @@ def overview_of(states: Iterable[ComponentState], now: float) -> Overview:
         if now <= state.fresh_until:
             fresh_until = min(fresh_until, state.fresh_until)
         status = _weighed(state.at(now), critical=state.critical)
-        if _RANK[status] > _RANK[worst]:
+        if status is not worst and status.severity > worst.severity:
             worst = status
         started = started and (state.succeeded or not state.critical)
     return Overview(worst, started, fresh_until)
-
-
-_RANK = {
-    HealthStatus.HEALTHY: 0,
-    HealthStatus.DEGRADED: 1,
-    HealthStatus.UNKNOWN: 2,
-    HealthStatus.UNHEALTHY: 3,
-}
 
 
 def _weighed(status: HealthStatus, *, critical: bool) -> HealthStatus:

@@ -31,11 +31,22 @@ class HealthStatus(str, Enum):
 
     @property
     def severity(self) -> int:
-        """Rank: 0 for healthy, 1 for degraded, 2 for unhealthy, 3 for unknown."""
+        """Rank, 0 for healthy: degraded, unknown, unhealthy. What is certain is worst."""
         return _SEVERITY[self]
 
+    @property
+    def http_status(self) -> int:
+        """What whoever sends requests is told: 200 to send them here, else 503."""
+        return 200 if self in _SERVES else 503
 
-_SEVERITY: Final = {status: rank for rank, status in enumerate(HealthStatus)}
+
+_SEVERITY: Final = {
+    HealthStatus.HEALTHY: 0,
+    HealthStatus.DEGRADED: 1,
+    HealthStatus.UNKNOWN: 2,
+    HealthStatus.UNHEALTHY: 3,
+}
+_SERVES: Final = (HealthStatus.HEALTHY, HealthStatus.DEGRADED)
 
 
 class ProbeResult(NamedTuple):

@@ -6,9 +6,10 @@ more is waiting; what goes wrong is raised, and the next step tries again.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Final
+
+from otel_audit.trail.filesystem import room
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +38,7 @@ class Space:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _SPACE_SECONDS
-            facts = os.statvfs(self._directory)
-            self.free = facts.f_bavail * facts.f_frsize
+            self.free = room(self._directory).free
         return False
 
 

@@ -1,4 +1,4 @@
-"""Whether a directory can keep the promises, and its safe creation.
+"""Whether a directory can keep the promises, its safe creation, and the room it has.
 
 The trail needs working fsync, flock and shared memory between processes. A
 network file system has none of them for certain, so it is refused; tmpfs and
@@ -11,12 +11,17 @@ import logging
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_audit.errors import TrailFileSystemError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+FULL: Final = 64 << 20
+"""Free bytes below which records are about to be refused; what can be made anew leaves them alone."""
+TIGHT: Final = 1 << 30
+"""Free bytes below which somebody should make room."""
 
 _MOUNTS: Final = "/proc/self/mountinfo"
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
@@ -30,6 +35,27 @@ _FORGETFUL: Final = {
 }
 
 _logger = logging.getLogger("otel_audit.trail")
+
+
+class Room(NamedTuple):
+    """What a user without privileges may still use of a file system."""
+
+    free: int
+    """Bytes."""
+    total: int
+    """Bytes, used or not."""
+    files: int | None
+    """How many more can be made; None where there is no fixed number, as on btrfs."""
+
+
+def room(path: str | os.PathLike[str]) -> Room:
+    """Return the room where ``path`` is. Raises `OSError`."""
+    facts = os.statvfs(path)
+    return Room(
+        facts.f_bavail * facts.f_frsize,
+        facts.f_blocks * facts.f_frsize,
+        facts.f_favail if facts.f_files else None,
+    )
 
 
 def type_of(directory: Path, mounts: str | None = None) -> str:

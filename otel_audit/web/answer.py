@@ -59,6 +59,8 @@ _TITLES: Final = {
     "not-allowed": "Not allowed",
     "bad-query": "The query cannot be used",
     "not-found": "Not found",
+    "method-not-allowed": "Method not allowed",
+    "not-acceptable": "Not acceptable",
     "not-covered": "Not covered yet",
     "too-many": "Too many requests",
     "unavailable": "Not available",
@@ -82,7 +84,7 @@ def wanted_form(accept: str, *forms: str) -> str:
     if best is None:
         there = ", ".join(form.partition(";")[0] for form in forms)
         detail = f"Accept asks for what there is not; this route answers with {there}."
-        raise ProblemError(406, "bad-query", detail)
+        raise ProblemError(406, "not-acceptable", detail)
     return best[2]
 
 

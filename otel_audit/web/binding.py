@@ -3,7 +3,8 @@
 Both middlewares, ASGI's and WSGI's, bind themselves to the global provider when
 the first request comes, and anew when it is exchanged. `Binding` promises that
 what follows from options, settings and policy is worked out once for each
-provider, and that options are checked when it is made.
+provider, that options are checked when it is made, and that a request begins
+alike in both.
 """
 
 from __future__ import annotations
@@ -17,17 +18,21 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec
 from otel_audit.api.context import stay_in_requests
 from otel_audit.api.current import get_audit_provider
 from otel_audit.api.logger import AuditLogger
-from otel_audit.errors import AuditSettingsError
+from otel_audit.errors import AuditSettingsError, AuditUnavailableError, OtelAuditError
 from otel_audit.settings import Settings
-from otel_audit.web.activity import SAFE_METHODS, Activity
+from otel_audit.web.activity import ACTIVITY_KEY, SAFE_METHODS, Activity
+from otel_audit.web.asgi import REQUEST_KEY
 from otel_audit.web.caller import CallerReader
 from otel_audit.web.paths import checked_activity, checked_paths
 from otel_audit.web.proxies import TrustedProxies
+from otel_audit.web.routes import route_template
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from otel_audit.api.context import RequestScope
     from otel_audit.api.provider import AuditProvider
+    from otel_audit.web.asgi import Scope
 
 _WRAPPED: Final = "app"
 """What a middleware takes besides its options."""
@@ -119,7 +124,7 @@ class Binding:
             trusted_proxies = tuple(trusted_proxies)
         self._trusted_proxies = trusted_proxies
         self._proxy_header = proxy_header
-        self.unbound = self._caller(proxies=self._proxies(Settings()))
+        self._unbound = self._caller(proxies=self._proxies(Settings()))
         """Reads callers where no provider can be had."""
         self._bound: Bound | None = None
 
@@ -133,6 +138,36 @@ class Binding:
             bound = self._bound = Bound(provider, caller, activity)
         return bound
 
+    def begin(
+        self, interface: str, scope: Scope
+    ) -> tuple[RequestScope, Activity | None, bytes, AuditUnavailableError | None]:
+        """Begin a request: note down in its scope what it is, and who records it.
+
+        Returns both, the header of its id, and why it has to be refused, if it has to.
+        """
+        try:
+            bound = self.bind()
+        except (OtelAuditError, OSError) as error:
+            # Without lifespan this is the first that anybody hears of it.
+            caller = self._unbound
+            request = caller.read(scope, secrets.token_bytes(32))
+            refusal = AuditUnavailableError(f"the audit trail cannot be used: {error}")
+            return request, None, caller.request_id_header, refusal
+        caller = bound.caller
+        request = scope[REQUEST_KEY] = caller.read(scope, bound.salt)
+        request.asked = interface, scope.get("method"), scope.get("root_path"), scope["path"]
+        refused = bound.provider.refusal() if bound.refuses else None
+        activity = None
+        if self._excludes(scope):
+            refused = None
+        else:
+            activity = bound.activity(scope)
+            if activity is not None:
+                scope[ACTIVITY_KEY] = activity
+        if bound.asks_for_routes:
+            request.route = partial(route_template, scope, scope.get("root_path") or "")
+        return request, activity, caller.request_id_header, refused
+
     def _proxies(self, settings: Settings) -> TrustedProxies:
         """Return who is believed: as this middleware was told, else as the settings say."""
         trusted = self._trusted_proxies
@@ -141,7 +176,7 @@ class Binding:
             header=self._proxy_header or settings.proxy_header,
         )
 
-    def excludes(self, scope: Mapping[str, Any]) -> bool:
+    def _excludes(self, scope: Mapping[str, Any]) -> bool:
         """Whether the path gets no activity records and is never refused."""
         if not self._excluded:
             return False

@@ -10,19 +10,14 @@ it.
 from __future__ import annotations
 
 import asyncio
-import secrets
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.errors import AuditUnavailableError, OtelAuditError
-from otel_audit.web.activity import ACTIVITY_KEY
 from otel_audit.web.asgi import REQUEST_KEY
 from otel_audit.web.binding import Binding, refusing_unknown_options
 from otel_audit.web.bridges import ASGI, around
 from otel_audit.web.http import HttpExchange
 from otel_audit.web.identity import Identify
 from otel_audit.web.lifespan import LifespanExchange, fail_start
-from otel_audit.web.routes import route_template
 from otel_audit.web.websocket import WebSocketExchange
 
 if TYPE_CHECKING:
@@ -94,39 +89,12 @@ class AuditMiddleware:
             outer.inside = scope
             await self._nested(scope, receive, send)
         else:
-            exchange, refusal = self._begin(kind, scope, receive, send)
+            request, activity, id_header, refusal = self._binding.begin(ASGI, scope)
+            exchange = _EXCHANGES[kind](scope, receive, send, request, activity, id_header)
             if refusal is None:
                 await exchange.run(self.app, self._identify)
             else:
                 await exchange.refuse(refusal)
-
-    def _begin(
-        self, kind: str, scope: Scope, receive: Receive, send: Send
-    ) -> tuple[Exchange, AuditUnavailableError | None]:
-        """Return who carries the request, and why it has to be refused, if it has to."""
-        exchange = _EXCHANGES[kind]
-        try:
-            bound = self._binding.bind()
-        except (OtelAuditError, OSError) as error:
-            # Without lifespan this is the first that anybody hears of it.
-            caller = self._binding.unbound
-            request = caller.read(scope, secrets.token_bytes(32))
-            refusal = AuditUnavailableError(f"the audit trail cannot be used: {error}")
-            return exchange(scope, receive, send, request, None, caller.request_id_header), refusal
-        caller = bound.caller
-        request = scope[REQUEST_KEY] = caller.read(scope, bound.salt)
-        request.asked = ASGI, scope.get("method"), scope.get("root_path"), scope["path"]
-        refused = bound.provider.refusal() if bound.refuses else None
-        activity = None
-        if self._binding.excludes(scope):
-            refused = None
-        else:
-            activity = bound.activity(scope)
-            if activity is not None:
-                scope[ACTIVITY_KEY] = activity
-        if bound.asks_for_routes:
-            request.route = partial(route_template, scope, scope.get("root_path") or "")
-        return exchange(scope, receive, send, request, activity, caller.request_id_header), refused
 
     async def _nested(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stay out of the way: an instance around us does it all; only who it is may be new."""

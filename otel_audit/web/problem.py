@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from otel_audit.errors import AuditUnavailableError
-
-Header = tuple[bytes, bytes]
+    from otel_audit.web.asgi import Header
 
 STATUS: Final = 503
 MEDIA_TYPE: Final = "application/problem+json"

@@ -12,21 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import sys
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.context import get_current
 
-from otel_audit.errors import AuditUnavailableError, OtelAuditError
+from otel_audit.errors import AuditUnavailableError
 from otel_audit.web import problem
-from otel_audit.web.activity import ACTIVITY_KEY, Activity, named
-from otel_audit.web.asgi import REQUEST_KEY
+from otel_audit.web.activity import named
 from otel_audit.web.binding import Binding, refusing_unknown_options
 from otel_audit.web.bridges import WSGI, around
 from otel_audit.web.identity import actor_from
-from otel_audit.web.routes import route_template
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -34,7 +30,7 @@ if TYPE_CHECKING:
 
     from otel_audit.api.context import RequestScope
     from otel_audit.api.provider import AuditProvider
-    from otel_audit.web.caller import CallerReader
+    from otel_audit.web.activity import Activity
     from otel_audit.web.identity import IdentityHook
 
     Environ = dict[str, Any]
@@ -106,28 +102,11 @@ class AuditWSGIMiddleware:
             if self._identify is not None and outer.actor is None:
                 outer.actor = actor_from(self._identify, environ)
             return self.app(environ, start_response)
-        try:
-            bound = self._binding.bind()
-        except (OtelAuditError, OSError) as error:
-            request = self._binding.unbound.read(scope, secrets.token_bytes(32))
-            refusal = AuditUnavailableError(f"the audit trail cannot be used: {error}")
-            exchange = _Exchange(scope, request, None, start_response, self._binding.unbound)
-            return exchange.refuse(refusal)
+        request, activity, id_header, refusal = self._binding.begin(WSGI, scope)
         environ[SCOPE_KEY] = scope
-        request = scope[REQUEST_KEY] = bound.caller.read(scope, bound.salt)
-        request.asked = WSGI, scope.get("method"), scope.get("root_path"), scope["path"]
-        refused = bound.provider.refusal() if bound.refuses else None
-        activity = None
-        if self._binding.excludes(scope):
-            refused = None
-        else:
-            activity = bound.activity(scope)
-        scope[ACTIVITY_KEY] = activity
-        if bound.asks_for_routes:
-            request.route = partial(route_template, scope)
-        exchange = _Exchange(scope, request, activity, start_response, bound.caller)
-        if refused is not None:
-            return exchange.refuse(refused)
+        exchange = _Exchange(scope, request, activity, start_response, id_header)
+        if refusal is not None:
+            return exchange.refuse(refusal)
         return exchange.run(self.app, environ, self._identify)
 
 
@@ -140,13 +119,13 @@ class _Exchange:
         request: RequestScope,
         activity: Activity | None,
         start_response: StartResponse,
-        caller: CallerReader,
+        id_header: bytes,
     ) -> None:
         self._scope = scope
         self._request = request
         self._activity = activity
         self._start_response = start_response
-        self._id_header = caller.request_id_header.decode("ascii")
+        self._id_header = id_header.decode("ascii")
         self._answer: tuple[str, Headers, ExcInfo] | None = None
         self._error: str | None = None
         self._write: Callable[[bytes], object] | None = None

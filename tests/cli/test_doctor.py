@@ -21,6 +21,7 @@ from otel_audit.cli.diagnosis import place, processes, setup
 from otel_audit.cli.diagnosis import trail as examined
 from otel_audit.cli.diagnosis.check import Subject, examine
 from otel_audit.settings import Settings
+from otel_audit.trail import filesystem
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.lock import FileLock
 from otel_audit.trail.trail import Trail
@@ -337,11 +338,11 @@ def test_little_space(trail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (trail / "trail.db").unlink()
     (check,) = place.space(subject)
     assert "the trail has" not in check.message
-    monkeypatch.setattr(place, "_TIGHT", 1 << 60)
+    monkeypatch.setattr(filesystem, "TIGHT", 1 << 60)
     assert [check.state for check in place.space(subject)] == ["warn"]
     monkeypatch.setattr(place, "_FEW_FILES", 1 << 60)
     assert [check.state for check in place.space(subject)] == ["fail"]
-    monkeypatch.setattr(place, "_FULL", 1 << 60)
+    monkeypatch.setattr(filesystem, "FULL", 1 << 60)
     (check,) = place.space(subject)
     assert "about to be refused" in check.message
 

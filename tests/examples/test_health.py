@@ -46,6 +46,8 @@ def test_details_are_for_those_who_may_see_the_trail(hub: RunningHub) -> None:
         assert operator.get("/health/detailed").status_code == 403
     with hub.signed_in("aurel") as auditor:
         shown = auditor.get("/health/detailed").json()
+    wrong = {"Authorization": "Bearer guess"}
+    assert httpx.get(f"{hub.url}/health/detailed", headers=wrong).status_code == 401
     assert set(shown["components"]) == {"audit_trail", "database", "disk", "mcp_servers"}
     assert shown["components"]["audit_trail"]["details"]["records"] > 0
 

@@ -11,6 +11,14 @@ from otel_audit.health.probe import HealthStatus, ProbeResult, failed, judged, s
 HEALTHY, DEGRADED, UNHEALTHY, UNKNOWN = HealthStatus
 
 
+def test_states_have_one_order_and_each_its_status_in_http() -> None:
+    """Certainly bad is worse than not known: so the whole is as the document's table says."""
+    ordered = sorted(HealthStatus, key=lambda status: status.severity)
+    assert [(one.value, one.http_status) for one in ordered] == [
+        ("healthy", 200), ("degraded", 200), ("unknown", 503), ("unhealthy", 503),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("answer", "status"),
     [

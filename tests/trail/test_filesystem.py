@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -139,3 +140,15 @@ def test_a_directory_that_cannot_be_made_is_an_error_with_a_remedy(
     (tmp_path / "file").touch()
     with pytest.raises(TrailFileSystemError, match=r"cannot be made: .*OTEL_AUDIT_DIR"):
         filesystem.prepare(tmp_path / place)
+
+
+@pytest.mark.parametrize(("made", "files"), [(0, None), (1_000, 7)])
+def test_room_is_what_a_user_without_privileges_has(
+    monkeypatch: pytest.MonkeyPatch, made: int, files: int | None
+) -> None:
+    """Some file systems (btrfs) have no fixed number of inodes, and state 0 of 0."""
+    facts = SimpleNamespace(
+        f_frsize=512, f_bavail=3, f_bfree=5, f_blocks=9, f_files=made, f_favail=files or 0
+    )
+    monkeypatch.setattr(os, "statvfs", lambda _path: facts)
+    assert filesystem.room("/") == (3 * 512, 9 * 512, files)

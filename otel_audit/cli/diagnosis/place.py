@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import stat
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -27,9 +26,6 @@ _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _PUBLIC: Final = frozenset({"signed"})
 """Files that hold nothing but signed notes, which are for everybody."""
 
-_MEBIBYTE: Final = 1 << 20
-_FULL: Final = 64 * _MEBIBYTE
-_TIGHT: Final = 1_024 * _MEBIBYTE
 _FEW_FILES: Final = 100
 _NAMED: Final = 3
 """Files that are named; the remedy has all of them."""
@@ -180,16 +176,14 @@ def file_system(subject: Subject) -> Iterator[Check]:
 
 def space(subject: Subject) -> Iterator[Check]:
     """Whether there is room for more records."""
-    path = _existing(subject.directory)
-    usage = shutil.disk_usage(path)
-    shown = f"{_size(usage.free)} free of {_size(usage.total)}{_used(subject.directory)}"
+    free, total, files = filesystem.room(_existing(subject.directory))
+    shown = f"{_size(free)} free of {_size(total)}{_used(subject.directory)}"
     more = "make room, or move the trail (OTEL_AUDIT_DIR)"
-    nodes = os.statvfs(path)
-    if usage.free < _FULL:
+    if free < filesystem.FULL:
         yield fail("disk space", f"{shown}: records are about to be refused", more)
-    elif nodes.f_files > 0 and nodes.f_favail < _FEW_FILES:
-        yield fail("disk space", f"{shown}, but room for {nodes.f_favail} more files only", more)
-    elif usage.free < _TIGHT:
+    elif files is not None and files < _FEW_FILES:
+        yield fail("disk space", f"{shown}, but room for {files} more files only", more)
+    elif free < filesystem.TIGHT:
         yield warn("disk space", shown, more)
     else:
         yield ok("disk space", shown)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from otel_audit.health.probe import ProbeResult
+from otel_audit.trail.filesystem import FULL, TIGHT, room
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
-
-MEBIBYTE: Final = 1 << 20
-FULL: Final = 64 * MEBIBYTE
-TIGHT: Final = 1_024 * MEBIBYTE
 
 
 def disk_probe(
@@ -25,12 +22,10 @@ def disk_probe(
     """
 
     def probe() -> ProbeResult:
-        facts = os.statvfs(path)
-        free = facts.f_bavail * facts.f_frsize
-        # Some file systems (btrfs) have no fixed number of inodes and state 0 of 0.
-        no_inodes = facts.f_files > 0 and facts.f_favail == 0
-        details = {"free_bytes": free, "total_bytes": facts.f_blocks * facts.f_frsize}
-        said = f"{free // MEBIBYTE:,} MiB are free"
+        free, total, files = room(path)
+        no_inodes = files == 0
+        details = {"free_bytes": free, "total_bytes": total}
+        said = f"{free >> 20:,} MiB are free"
         if free < unhealthy_below or no_inodes:
             said = "no inodes are free" if no_inodes else said
             return ProbeResult.unhealthy(f"{said}: make room on the disk", **details)

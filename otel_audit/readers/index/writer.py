@@ -4,7 +4,7 @@
 record; it is deleted and made anew when it belongs to another trail, format or
 history, or is damaged; each step is one transaction, so that whoever reads sees
 every segment whole; an index that is written costs the trail nothing but
-reading, and leaves the disk's last `RESERVE` bytes to it.
+reading, and leaves the disk's last `FULL` bytes to it.
 
 Small segments follow the trail closely; sixty-four of them become one large
 one. What is newer than the newest segment (fewer than `segments.SMALL` records,
@@ -30,6 +30,7 @@ from otel_audit.readers.index.gathering import Gathered
 from otel_audit.readers.index.segments import LARGE, SMALL, Joined, Terms, Times
 from otel_audit.readers.index.tables import DamagedError
 from otel_audit.trail.database import Handle
+from otel_audit.trail.filesystem import FULL, room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from otel_audit.readers.index.tables import Segment
     from otel_audit.readers.pace import Share
     from otel_audit.trail.reader import TrailReader
-
-RESERVE: Final = 64 << 20
-"""Bytes of the disk that are left to the trail: the index waits when there are no more."""
 
 _BREATH: Final = 64
 """Records between two looks at the clock: a thread that indexes must not hold up those that emit."""
@@ -65,7 +63,7 @@ class QueryIndex:
         directory: Path,
         *,
         full_text: bool = True,
-        reserve: int = RESERVE,
+        reserve: int = FULL,
         breathe: Callable[[], None] = lambda: None,
     ) -> None:
         """Remember the trail's directory; nothing is opened yet.
@@ -192,8 +190,7 @@ class QueryIndex:
 
     def _check_space(self) -> None:
         if self._reserve:
-            place = os.statvfs(self.directory)
-            free = place.f_bavail * place.f_frsize
+            free = room(self.directory).free
             if free < self._reserve:
                 message = (
                     f"{self.path} is not written: the disk has {free >> 20} MiB left, and the last "

@@ -15,7 +15,7 @@ import logging
 import re
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import urlencode
 
 import apsw
@@ -58,7 +58,7 @@ from otel_audit.web.events.desk import Desk
 from otel_audit.web.events.stream import HEARTBEAT, Follower, as_beginning, as_event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 
     from otel_audit.api.provider import AuditProvider
     from otel_audit.readers.query.model import Entry, Page
@@ -71,7 +71,8 @@ _SECONDS: Final = 5.0
 """What one request may look for; then it answers with what it has, and where it goes on."""
 
 _AT_A_TIME: Final = 200
-_ID: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
+_RECORD: Final = "{record_id}"
+_ID: Final = "([A-Za-z0-9-]{1,64})"
 
 _logger = logging.getLogger("otel_audit.web")
 
@@ -146,24 +147,14 @@ class AuditEvents:
     async def _answered(self, path: str, scope: Scope) -> Answer:
         if scope["method"] not in ("GET", "HEAD"):
             detail = "Only GET and HEAD: nothing can be changed here."
-            raise ProblemError(405, "not-found", detail, ("allow", "GET, HEAD"))
+            raise ProblemError(405, "method-not-allowed", detail, ("allow", "GET, HEAD"))
         access = await self._door.admit(scope)
         request = Asked.of(scope, access, self._personal)
-        parts = path.strip("/").split("/")
-        if parts == ["events"]:
-            return await self._events(request)
-        if parts == ["stream"]:
-            return await self._stream(request)
-        if parts == ["stats"]:
-            return await self._stats(request)
-        if parts == ["checkpoint"]:
-            return await self._checkpoint(request)
-        if parts[0] == "events" and len(parts) == 2 and _ID.fullmatch(parts[1]):  # noqa: PLR2004 - events/ID
-            return await self._event(request, parts[1])
-        if parts[0] == "events" and parts[2:] == ["proof"] and _ID.fullmatch(parts[1]):
-            return await self._proof(request, parts[1])
-        detail = "There are events, events/ID, events/ID/proof, stats, checkpoint and stream."
-        raise ProblemError(404, "not-found", detail)
+        for pattern, answered in _PATTERNS:
+            match = pattern.fullmatch(path.strip("/"))
+            if match is not None:
+                return await answered(self, request, *match.groups())
+        raise ProblemError(404, "not-found", f"There are {_NAMES}.")
 
     async def _events(self, request: Asked) -> Answer:
         request.need(READ)
@@ -404,6 +395,23 @@ class AuditEvents:
         )
         with acting_as(request.access.name):
             await AuditLogger(provider=self.provider).aemit(told)
+
+    routes: ClassVar[Mapping[str, Callable[..., Awaitable[Answer]]]] = {
+        "/events": _events,
+        f"/events/{_RECORD}": _event,
+        f"/events/{_RECORD}/proof": _proof,
+        "/checkpoint": _checkpoint,
+        "/stats": _stats,
+        "/stream": _stream,
+    }
+    """What there is below the prefix, and who answers; the router documents each."""
+
+
+_PATTERNS: Final = [
+    (re.compile(path.strip("/").replace(_RECORD, _ID)), answered)
+    for path, answered in AuditEvents.routes.items()
+]
+_NAMES: Final = ", ".join(path.strip("/").replace(_RECORD, "ID") for path in AuditEvents.routes)
 
 
 def _found(search: TrailSearch, name: str) -> tuple[Leaf, Entry]:

@@ -9,6 +9,8 @@ from fastapi.security import HTTPBearer
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
+from otel_audit.readers.filters import FILTERS
+from otel_audit.readers.query.model import PERSONAL, fields_named
 from otel_audit.web.events.application import AuditEvents
 
 if TYPE_CHECKING:
@@ -46,32 +48,27 @@ _STATS: Final = {
     "counts": [{"start": "2026-01-31T08:00:00Z", "value": None, "count": 12}],
 }
 
-_FILTERS: Final = (
+_TIMES: Final = (
     (
         "start",
         "From then on: RFC 3339, a day, today, yesterday (UTC), or relative: -15m, -24h.",
         "today",
     ),
     ("end", "Until before then.", "2026-01-31T09:00:00Z"),
-    ("action", "The action's or the event's name.", "server_lifecycle_event"),
-    ("event", "The event's name.", "authentication"),
-    ("event_type", "The class of the event.", "authentication"),
-    ("server_name", "The field server_name.", "obsidian"),
-    ("client", "What the client called itself.", "cli-7"),
-    ("actor", "Who did it; takes read:pii.", "alice"),
-    ("client_ip", "From where; takes read:pii.", "192.0.2.7"),
-    ("resource_type", "On what kind of thing.", "credential"),
-    ("resource_name", "On what; `resource` means the same.", "openai"),
-    ("outcome", "success, failure or unknown.", "failure"),
+)
+_FILTERS: Final = (
+    *(
+        (
+            one.name,
+            f"{one.meaning} Takes read:pii."
+            if PERSONAL.intersection(fields_named(one.name))
+            else one.meaning,
+            one.example,
+        )
+        for one in FILTERS
+    ),
     ("outcome!", "Any other outcome: `!` after a name asks for records without it.", "success"),
-    ("status", "How it went, in the record's own word.", "denied"),
-    ("session_id", "In which session; takes read:pii.", "4be1c0a29d7f43c5a1d0b6c8e2f49a77"),
-    ("record_id", "This one record.", "5f0c4b0e-8a34-4d8e-9f6b-0d6a6a3c1f11"),
-    ("level", "debug, info, warning, error or critical.", "warning"),
-    ("request_id", "In which request.", "5f0c4b0e-8a34-4d8e-9f6b-0d6a6a3c1f11"),
-    ("trace_id", "In which trace.", "4bf92f3577b34da6a3ce929d0e0e4736"),
     ("field.NAME", "Your own field NAME.", "rotation"),
-    ("q", "Words that are in the record, all of them, or an id; WORD* for a beginning.", "refused"),
 )
 _PAGING: Final = (
     ("limit", "How many, 1 to 1000 (50).", "10"),
@@ -88,7 +85,7 @@ _STREAMING: Final = (
 _MORE: Final = (
     "A parameter may come several times: any of the values will do. Its name followed by `!` asks "
     "for records without it; in values `*` stands for any text. Fields of your own are "
-    "`field.NAME`."
+    "`field.NAME`; `resource` means `resource_name`."
 )
 _PROBLEMS: Final = {
     400: "A parameter cannot be used; the problem document says which and why.",
@@ -130,8 +127,8 @@ def make(options: Mapping[str, Any]) -> APIRouter:
     prefix = options.get("prefix", "/audit")
     token = HTTPBearer(auto_error=False, scheme_name="audit token")
     router = APIRouter(prefix=prefix, tags=["audit"], dependencies=[Depends(token)])
-    for path, summary, documented in _ROUTES:
-        _add(router, events, path, summary, documented)
+    for path in events.routes:
+        _add(router, events, path, *_DOCUMENTED[path])
     return router
 
 
@@ -207,19 +204,17 @@ _BY_ID: Final = [
         "schema": {"type": "string"},
     }
 ]
-_ROUTES: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
-    (
-        "/events",
+_DOCUMENTED: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
+    "/events": (
         "Find records",
         {
             "description": f"{_MORE} Scope: read. With Accept: application/x-ndjson or text/csv and "
             "no limit, all records are sent.",
-            "parameters": _parameters(_FILTERS, _PAGING),
+            "parameters": _parameters(_TIMES, _FILTERS, _PAGING),
             "responses": _shown("application/json", _PAGE, "application/x-ndjson", "text/csv"),
         },
     ),
-    (
-        "/events/{record_id}",
+    "/events/{record_id}": (
         "One record",
         {
             "description": "Scope: read.",
@@ -227,8 +222,7 @@ _ROUTES: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
             "responses": _shown("application/json", _RECORD),
         },
     ),
-    (
-        "/events/{record_id}/proof",
+    "/events/{record_id}/proof": (
         "Prove one record",
         {
             "description": "A proof (C2SP tlog-proof) for `otel-audit check-proof`. Scope: proof.",
@@ -236,31 +230,29 @@ _ROUTES: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
             "responses": _shown("text/plain", "c2sp.org/tlog-proof@v1\n..."),
         },
     ),
-    (
-        "/checkpoint",
+    "/checkpoint": (
         "The newest checkpoint",
         {
             "description": "A signed note (C2SP tlog-checkpoint). Scope: read or proof.",
             "responses": _shown("text/plain", "otel-audit.local/hub/0123456789ab\n17\n..."),
         },
     ),
-    (
-        "/stats",
+    "/stats": (
         "Count records, and see how far the index is",
         {
             "description": f"{_MORE} Scope: read.",
-            "parameters": _parameters(_FILTERS, _COUNTING),
+            "parameters": _parameters(_TIMES, _FILTERS, _COUNTING),
             "responses": _shown("application/json", _STATS),
         },
     ),
-    (
-        "/stream",
+    "/stream": (
         "New records as they come",
         {
             "description": f"Server-Sent Events; Last-Event-ID resumes. {_MORE} Records of queries "
             "are left out, unless queries=true. Scope: read.",
-            "parameters": _parameters(_FILTERS[2:], _STREAMING),
+            "parameters": _parameters(_FILTERS, _STREAMING),
             "responses": _shown("text/event-stream", "id: 17\nevent: record\ndata: {...}\n\n"),
         },
     ),
-)
+}
+"""Of each of `AuditEvents.routes` its summary, and what OpenAPI says besides."""

@@ -18,19 +18,24 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_audit.errors import AuditSettingsError
 from otel_audit.health.probe import HealthStatus
 from otel_audit.health.report import IETF
+from otel_audit.web.access import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Callable, Iterable
 
     from otel_audit.health.checker import HealthChecker
+    from otel_audit.web.access import Access
     from otel_audit.web.asgi import Header, Scope
 
-    Authorize = Callable[[Scope], bool | Awaitable[bool]]
+    Verdict = Access | bool | None
+    LetsIn = Callable[[Scope], Verdict | Awaitable[Verdict]]
+    """An `access.Authorize`, or a hook that says only whether: what is true is let in."""
 
 _JSON: Final = b"application/json"
 _HEALTH_JSON: Final = b"application/health+json"
@@ -59,19 +64,13 @@ class Answer(NamedTuple):
 
 
 _VARIES: Final = (b"vary", b"accept")
-_CODES: Final = {
-    HealthStatus.HEALTHY: 200,
-    HealthStatus.DEGRADED: 200,
-    HealthStatus.UNHEALTHY: 503,
-    HealthStatus.UNKNOWN: 503,
-}
 _PLAIN: Final = {
-    status: Answer.of(code, {"status": status.value}, _JSON, _VARIES)
-    for status, code in _CODES.items()
+    status: Answer.of(status.http_status, {"status": status.value}, _JSON, _VARIES)
+    for status in HealthStatus
 }
 _IETF: Final = {
-    status: Answer.of(code, {"status": IETF[status]}, _HEALTH_JSON, _VARIES)
-    for status, code in _CODES.items()
+    status: Answer.of(status.http_status, {"status": IETF[status]}, _HEALTH_JSON, _VARIES)
+    for status in HealthStatus
 }
 _ALIVE: Final = Answer.of(200, {"status": "alive"})
 _STARTED: Final = Answer.of(200, {"status": "started"})
@@ -100,7 +99,7 @@ class HealthAnswers:
         path: str,
         *,
         details: str = _DETAILS[0],
-        authorize: Authorize | None = None,
+        authorize: LetsIn | None = None,
         token: str | None = None,
     ) -> None:
         """Check everything once. Raises `AuditSettingsError`."""
@@ -145,25 +144,34 @@ class HealthAnswers:
     def detailed(self, scope: Scope) -> Answer:
         """Answer everything that is known, to somebody who may see it."""
         report = self.checker.report()
-        code = _CODES[report.status]
+        code = report.status.http_status
         if _wants_health_json(scope["headers"]):
             return Answer.of(code, report.as_health_json(), _HEALTH_JSON, _VARIES)
         return Answer.of(code, report.as_dict(), _JSON, _VARIES)
 
-    def refusal(self, scope: Scope) -> Answer | Awaitable[bool] | None:
-        """Return why the caller may not see details, or None; what is to be awaited tells later."""
+    def refusal(self, scope: Scope) -> Answer | Awaitable[Verdict] | None:
+        """Return why the caller may not see details, or None; `awaited` takes what comes later."""
         if self._open:
             return None
         if self._token is not None and hmac.compare_digest(_bearer(scope["headers"]), self._token):
             return None
-        if self._authorize is not None:
+        if self._authorize is None:
+            self._explain()
+            return self.refused
+        try:
             verdict = self._authorize(scope)
-            if not isinstance(verdict, bool):
-                return verdict
-            if verdict:
-                return None
-        self._explain()
-        return self.refused
+        except RefusedError as error:
+            return _not_held(error)
+        if isinstance(verdict, Awaitable):
+            return verdict
+        return None if verdict else self.refused
+
+    async def awaited(self, verdict: Awaitable[Verdict]) -> Answer | None:
+        """Return the same once the hook, a coroutine function, has decided."""
+        try:
+            return None if await verdict else self.refused
+        except RefusedError as error:
+            return _not_held(error)
 
     def _explain(self) -> None:
         """Tell the developer once what the caller must not be told: how to let somebody in."""
@@ -207,6 +215,11 @@ def _bearer(headers: Iterable[Header]) -> bytes:
         if name == b"authorization" and value[:7].lower() == b"bearer ":
             return value[7:].strip()
     return b""
+
+
+def _not_held(error: RefusedError) -> Answer:
+    challenge = (b"www-authenticate", b'Bearer error="invalid_token"')
+    return Answer.of(401, {"detail": str(error)}, _JSON, challenge)
 
 
 def _refuse(message: str) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from otel_audit.health.checker import HealthChecker
     from otel_audit.web.asgi import ASGIApp, Message, Receive, Scope, Send
-    from otel_audit.web.health.answers import Authorize
+    from otel_audit.web.health.answers import LetsIn
 
 _STARTED: Final = "lifespan.startup.complete"
 _STOPPING: Final = "lifespan.shutdown"
@@ -38,7 +38,7 @@ def setup_health_check_routes(
     *,
     checker: HealthChecker | None = None,
     details: Literal["authorized", "open"] = "authorized",
-    authorize: Authorize | None = None,
+    authorize: LetsIn | None = None,
     token: str | None = None,
     port: int | Sequence[int] | None = None,
     host: str = "127.0.0.1",
@@ -50,10 +50,11 @@ def setup_health_check_routes(
 
     ``checker``: default is `get_health_checker()`. ``details``: who may see
     ``{path}/detailed``: those who send ``token`` as a bearer token, those whom
-    ``authorize`` (called with the ASGI scope, may be a coroutine function) lets
-    through, or everybody ("open"). ``port``: serve the same on a port of its
-    own too, by a thread that answers while the event loop is blocked; of
-    several the first that is free, one for each worker. Raises
+    ``authorize`` lets in, or everybody ("open"). It is called with the ASGI
+    scope and may be a coroutine function: an `access.Authorize`, such as a
+    `TokenFile`, or a hook that says only whether. ``port``: serve the same on a
+    port of its own too, by a thread that answers while the event loop is
+    blocked; of several the first that is free, one for each worker. Raises
     `AuditSettingsError`.
     """
     answers = HealthAnswers(
@@ -128,7 +129,7 @@ class HealthLayer:
             return route(scope)
         refusal = self._answers.refusal(scope)
         if refusal is not None and not isinstance(refusal, Answer):
-            refusal = None if await refusal else self._answers.refused
+            refusal = await self._answers.awaited(refusal)
         return self._answers.detailed(scope) if refusal is None else refusal
 
     async def _send(self, send: Send, scope: Scope, answer: Answer) -> None:

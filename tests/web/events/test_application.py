@@ -35,6 +35,16 @@ if TYPE_CHECKING:
     Records = Callable[[], list[dict[str, Any]]]
 
 EVERYTHING = ("read", "read:pii", "proof")
+PAGE = Path(__file__).parents[3] / "docs" / "query.md"
+KINDS: dict[str, list[int]] = {
+    kind: [int(status) for status in statuses.split(", ")]
+    for kind, statuses in re.findall(
+        r"^\| \[`#([\w-]+)`\]\(#\1\) \| ([\d, ]+) \|$",
+        PAGE.read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+}
+"""Which statuses a type of problem has, as the document says."""
 
 
 class Asker:
@@ -62,6 +72,7 @@ class Asker:
         assert wire.status == document["status"] == status, document
         assert wire.header(b"content-type") == [b"application/problem+json"]
         assert document["type"].startswith("https://")
+        assert status in KINDS[document["type"].rpartition("#")[2]]
         assert document["title"]
         detail: str = document["detail"]
         return detail
@@ -314,7 +325,8 @@ async def test_a_query_whose_record_is_not_confirmed_is_not_answered(
 
 
 def test_each_type_of_problem_has_its_heading_with_cause_and_remedy() -> None:
-    root = Path(__file__).parents[3] / "docs"
+    root = PAGE.parent
+    assert set(KINDS) == set(_TITLES)
     for kind in _TITLES:
         address = orjson.loads(described(400, kind, "", ""))["type"]
         assert address.endswith(f"/docs/query.md#{kind}")
@@ -579,10 +591,13 @@ async def test_other_paths_and_methods_are_refused(asker: Asker) -> None:
         "/events/../x",
         "/events/a/proof/x",
     ):
-        assert "events/ID" in await asker.problem(404, path)
+        assert await asker.problem(404, path) == (
+            "There are events, events/ID, events/ID/proof, checkpoint, stats, stream."
+        )
     wire = await asker("/events", method="POST")
     assert wire.status == 405
     assert wire.header(b"allow") == [b"GET, HEAD"]
+    assert orjson.loads(wire.body)["type"].endswith("#method-not-allowed")
     wire = await asker("/events", method="HEAD")
     assert (wire.status, wire.body) == (200, b"")
     assert int(wire.header(b"content-length")[0]) > 100

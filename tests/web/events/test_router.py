@@ -110,7 +110,7 @@ async def test_other_methods_are_answered_as_without_fastapi(
         assert wire.status == 405
         assert wire.header(b"content-type") == [b"application/problem+json"]
         assert wire.header(b"allow") == [b"GET, HEAD"]
-        assert orjson.loads(wire.body)["type"].endswith("#not-found")
+        assert orjson.loads(wire.body)["type"].endswith("#method-not-allowed")
     token, _ = TokenFile(provider.directory / FILE).create("ann", ["read"])
     head = await request(app, http("/audit/events", method="HEAD", headers=bearer(token)))
     assert (head.status, head.body) == (200, b"")
@@ -176,4 +176,10 @@ def test_openapi_has_every_filter_that_the_document_lists() -> None:
         assert listed - absent <= shown
         assert not absent & shown
         assert "outcome!" in shown
+        hidden = {
+            parameter["name"]
+            for parameter in paths[path]["get"]["parameters"]
+            if "read:pii" in parameter["description"]
+        }
+        assert hidden == {"actor", "client_ip", "session_id"}
     assert "queries" in {one["name"] for one in paths["/audit/stream"]["get"]["parameters"]}

@@ -15,6 +15,7 @@ import pytest
 
 from otel_audit.health.checker import HealthChecker
 from otel_audit.health.loops import STALLED_SECONDS
+from otel_audit.web.access import Access, RefusedError
 from otel_audit.web.health import port as health_port
 from otel_audit.web.health.answers import HealthAnswers
 from otel_audit.web.health.port import HealthPort
@@ -80,6 +81,10 @@ def test_details_need_the_same_permission(checker: HealthChecker) -> None:
     async def coroutine(_scope: object) -> bool:
         return True
 
+    def refuse(_scope: object) -> Access | None:
+        message = "the token has expired"
+        raise RefusedError(message)
+
     with serve(checker, details="authorized", token="s3cret") as served:
         assert ask(served.port, "/health/detailed")[0] == 401
         assert ask(served.port, "/health/detailed", Authorization="Bearer s3cret")[0] == 200
@@ -87,6 +92,9 @@ def test_details_need_the_same_permission(checker: HealthChecker) -> None:
         assert ask(served.port, "/health/detailed")[0] == 200
     with serve(checker, details="authorized", authorize=coroutine) as served:
         assert ask(served.port, "/health/detailed")[0] == 403
+    with serve(checker, details="authorized", authorize=refuse) as served:
+        status, _, body = ask(served.port, "/health/detailed")
+        assert (status, body) == (401, b'{"detail":"the token has expired"}')
 
 
 @pytest.mark.parametrize("how", ["sleeping", "computing"])

@@ -19,12 +19,15 @@ from otel_audit import instrument_app
 from otel_audit.errors import AuditSettingsError
 from otel_audit.health.checker import HealthChecker, get_health_checker, set_health_checker
 from otel_audit.health.probe import HealthStatus, ProbeResult
+from otel_audit.web.access import Access, RefusedError, bearer
 from otel_audit.web.health.routes import HealthLayer, setup_health_check_routes
+from otel_audit.web.tokens import TokenFile
 from tests.health.conftest import until, wait_until
 from tests.web.driving import Wire, http, request, websocket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
     from otel_audit.api.provider import AuditProvider
     from otel_audit.web.asgi import ASGIApp, Message, Receive, Scope, Send
@@ -216,6 +219,44 @@ async def test_details_are_for_whom_the_application_lets_through(
         refused = await get(app, "/health/detailed", client=("203.0.113.9", 1))
         assert refused.status == 403
     assert "authorize=" not in caplog.text
+
+
+@pytest.mark.parametrize("plainly", [True, False])
+async def test_a_hook_that_recognises_callers_is_one_for_details_as_well(
+    checker: HealthChecker,
+    plainly: bool,  # noqa: FBT001 - a parameter of a test
+) -> None:
+    """What `access.Authorize` says, somebody, nobody or that it does not hold, means the same."""
+
+    def recognise(scope: Scope) -> Access | None:
+        token = bearer(scope)
+        if token == "guess":
+            message = "the token does not hold"
+            raise RefusedError(message)
+        return None if token is None else Access.of(token, ["proof"])
+
+    async def ask(scope: Scope) -> Access | None:
+        return recognise(scope)
+
+    hook = recognise if plainly else ask
+    app = setup_health_check_routes(plain, checker=running(checker), authorize=hook)
+    assert (await get(app, "/health/detailed")).status == 403
+    right = [(b"authorization", b"Bearer alice")]
+    assert (await get(app, "/health/detailed", headers=right)).status == 200
+    wrong = [(b"authorization", b"Bearer guess")]
+    refused = await get(app, "/health/detailed", headers=wrong)
+    assert refused.status == 401
+    assert refused.body == b'{"detail":"the token does not hold"}'
+    assert refused.header(b"www-authenticate") == [b'Bearer error="invalid_token"']
+
+
+async def test_the_file_of_tokens_is_such_a_hook(checker: HealthChecker, tmp_path: Path) -> None:
+    tokens = TokenFile(tmp_path / "tokens.json")
+    token, _ = tokens.create("operator", ["read"])
+    app = setup_health_check_routes(plain, checker=running(checker), authorize=tokens)
+    for said, status in ((token, 200), (f"{token}x", 401)):
+        headers = [(b"authorization", b"Bearer " + said.encode())]
+        assert (await get(app, "/health/detailed", headers=headers)).status == status
 
 
 async def test_details_have_the_code_of_the_status(checker: HealthChecker, db: Switch) -> None:
