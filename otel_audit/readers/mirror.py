@@ -64,8 +64,9 @@ def create(path: Path, mode: int = 0o640) -> None:
     except OSError as error:
         if error.errno not in _UNUSABLE:
             raise
+        what = "it" if path.exists() else "its directory"
         message = (
-            f"the mirror {path} cannot be written: {error.strerror}; make its directory "
+            f"the mirror {path} cannot be written: {error.strerror}; make {what} "
             "writable for this user, or set AUDIT_LOG_LOCAL_FILE to another file (or to false)"
         )
         raise AuditSettingsError(message) from error

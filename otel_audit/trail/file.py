@@ -134,8 +134,8 @@ class TrailFile:
             if (directory / name).exists():
                 message = (
                     f"{directory} has {name} but {what} {self.path.name}: the trail was removed or "
-                    f"not restored. Restore {self.path.name}, or move {name} away to begin a new "
-                    "trail under a new origin"
+                    f"not restored. Restore {self.path.name}; if it is lost for good, begin a new "
+                    "origin with `otel-audit new-origin`, whose first record says so"
                 )
                 raise TrailMismatchError(message)
 
