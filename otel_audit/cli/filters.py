@@ -30,7 +30,12 @@ _FILTERS: Final = (
     Filter(_WHERE, "FIELD=VALUE", "Any field, also of your own; FIELD!=VALUE: not so.", ""),
     FILTERS[-1],
 )
-_NAMES: Final = {"resource_name": ("--resource", "--resource-name"), "q": ("--words", "-q")}
+_NAMES: Final = {
+    "actor": ("--actor", "--actor-id"),
+    "client": ("--client", "--client-id"),
+    "resource_name": ("--resource", "--resource-name"),
+    "q": ("--words", "--q", "-q"),
+}
 """The options of those that have others than their name."""
 
 

@@ -119,7 +119,7 @@ def tag_of(body: bytes) -> str:
 def is_known(given: str, tag: str) -> bool:
     """Whether the client has this answer already (RFC 9110, section 13.1.2)."""
     tags = [item.strip().removeprefix("W/") for item in given.split(",")]
-    return tag in tags or tags == ["*"]
+    return tag.removeprefix("W/") in tags or tags == ["*"]
 
 
 async def respond(answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:

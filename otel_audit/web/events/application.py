@@ -72,6 +72,7 @@ _SECONDS: Final = 5.0
 
 _AT_A_TIME: Final = 200
 _RECORD: Final = "{record_id}"
+_VARY: Final = ("vary", "authorization, accept")
 _ID: Final = "([A-Za-z0-9-]{1,64})"
 
 _logger = logging.getLogger("otel_audit.web")
@@ -177,7 +178,7 @@ class AuditEvents:
     async def _page(
         self, request: Asked, query: Query, page: Page, form: str, link: str | None
     ) -> Answer:
-        headers = [("vary", "authorization, accept")]
+        headers = [_VARY]
         if link is not None:
             headers.append(("link", f'<{link}>; rel="next"'))
         if form == JSON:
@@ -187,7 +188,8 @@ class AuditEvents:
                 "next": link,
                 "complete": page.complete,
             }
-            tag = tag_of(orjson.dumps(content))
+            # A weak one: how far the index is may differ where the records are the same.
+            tag = f"W/{tag_of(orjson.dumps(content))}"
             index = {"indexed": progress.indexed, "size": progress.size}
             body = orjson.dumps(content | {"index": index})
         else:
@@ -211,7 +213,7 @@ class AuditEvents:
         except QueryError:
             number = None
         await self._record(request, "audit.export", number)
-        return Answer(200, self._exported(query, position, form), form)
+        return Answer(200, self._exported(query, position, form), form, [_VARY])
 
     async def _exported(
         self, query: Query, position: int | None, form: str

@@ -89,7 +89,7 @@ class Asked:
     def streaming(self) -> tuple[Query, int | None]:
         """Return what to stream, and from which sequence number on; None: from now on."""
         for name, _ in self.parameters:
-            if name in ("limit", "cursor", "order", "end"):
+            if name in ("limit", "cursor", "order", "start", "end"):
                 message = f"{name} has no meaning for a stream, which begins now and does not end"
                 raise QueryError(message, parameter=name)
         said = [value for name, value in self.parameters if name == "queries"]

@@ -427,7 +427,9 @@ async def test_entity_tags_spare_what_is_known(asker: Asker) -> None:
     for path, query in asked.items():
         wire = await asker(path, **query)
         [tag] = wire.header(b"etag")
-        for given in (tag.decode(), f'"x", W/{tag.decode()}', "*"):
+        # What else the page has, such as how far the index is, may differ.
+        assert tag.startswith(b'W/"') is (path == "/events")
+        for given in (tag.decode(), f'"x", W/{tag.decode().removeprefix("W/")}', "*"):
             again = await asker(path, headers={"if-none-match": given}, **query)
             assert again.status == 304
             assert again.body == b""
