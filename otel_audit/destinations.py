@@ -28,6 +28,7 @@ STANDARD: Final = "otlp"
 LOKI: Final = "loki"
 """The destination of LOKI_ENDPOINT."""
 
+_NAMES: Final = "OTEL_AUDIT_DESTINATIONS"
 _PREFIX: Final = "OTEL_EXPORTER_OTLP_"
 _STANDARD: Final = (f"{_PREFIX}AUDIT_", f"{_PREFIX}LOGS_", _PREFIX)
 _LOGS_PATH: Final = "/v1/logs"
@@ -184,11 +185,8 @@ class _Variables:
         """Read everything but the endpoint."""
         certificate, key = self._read("CLIENT_CERTIFICATE", _file), self._read("CLIENT_KEY", _file)
         if key is not None and certificate is None:
-            message = (
-                f"{self.find('CLIENT_KEY')}={str(key)!r} cannot be used: there is no "
-                "..._CLIENT_CERTIFICATE for it; correct it or unset it"
-            )
-            raise AuditSettingsError(message)
+            variable = f"{self.find('CLIENT_KEY')}"
+            _refuse(variable, str(key), "there is no ..._CLIENT_CERTIFICATE for it")
         said = {
             "protocol": self._read("PROTOCOL", _protocol),
             "headers": self._read("HEADERS", _headers),
@@ -256,10 +254,10 @@ def _named(name: str, variables: _Variables) -> Destination:
     found = variables.endpoint(options.get("protocol", "http/protobuf"))
     if found is None:
         message = (
-            f"OTEL_AUDIT_DESTINATIONS={name!r} cannot be used: "
+            f"{_NAMES}={name!r} cannot be used: "
             f"{_PREFIX}AUDIT_{_upper(name)}_ENDPOINT is not set; set it, or unset both"
         )
-        raise AuditSettingsError(message)
+        raise AuditSettingsError(message, setting=_NAMES)
     return Destination(name, *found, **options)
 
 
@@ -310,7 +308,7 @@ def _upper(name: str) -> str:
 
 def _refuse(variable: str, value: str, why: str) -> None:
     message = f"{variable}={value!r} cannot be used: {why}; correct it or unset it"
-    raise AuditSettingsError(message)
+    raise AuditSettingsError(message, setting=variable)
 
 
 def _split(value: str) -> SplitResult:

@@ -249,6 +249,27 @@ def test_an_address_that_cannot_be_used_is_told_without_its_password(
     assert "secret" not in str(caught.value)
 
 
+def test_diagnosis_judges_variables_beside_the_others() -> None:
+    """A name needs its endpoint, and a key its certificate."""
+    environ = {
+        "OTEL_AUDIT_DESTINATIONS": "one,two",
+        "OTEL_EXPORTER_OTLP_AUDIT_ONE_ENDPOINT": "http://one",
+        "OTEL_EXPORTER_OTLP_AUDIT_TWO_ENDPOINT": "two:4317",
+        "OTEL_EXPORTER_OTLP_AUDIT_TWO_PROTOCOL": "grpc",
+        "OTEL_EXPORTER_OTLP_AUDIT_ENDPOINT": "https://c",
+        "OTEL_EXPORTER_OTLP_AUDIT_CLIENT_CERTIFICATE": "/crt",
+        "OTEL_EXPORTER_OTLP_AUDIT_CLIENT_KEY": "/key",
+    }
+    assert Settings.salvage(environ) == (Settings.from_env(environ), ())
+    settings, [error] = Settings.salvage({**environ, "OTEL_AUDIT_TIMEOUT": "x"})
+    assert error.setting == "OTEL_AUDIT_TIMEOUT"
+    assert settings == Settings.from_env(environ)
+    settings, [error] = Settings.salvage({**environ, "LOKI_ENDPOINT": "x"}, timeout=3)
+    assert (error.setting, settings.timeout) == ("LOKI_ENDPOINT", 3)
+    with pytest.raises(AuditSettingsError, match="timeout='x' cannot be used"):
+        Settings.salvage(environ, timeout="x")
+
+
 def test_diagnosis_goes_on_when_destinations_do_not_fit_together() -> None:
     settings, errors = Settings.salvage(
         {
