@@ -375,6 +375,17 @@ class Settings:
             return None
         return (self.log_dir or self.trail_directory) / "audit.log"
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What of the environment has no effect, or another one than it says; and what to do."""
+        return (
+            *(
+                f"{name} is not a setting of otel-audit; {_remedy_of(name)}"
+                for name in self.unknown
+            ),
+            *(remark for destination in self.destinations for remark in destination.remarks),
+        )
+
     def describe(self) -> list[dict[str, str]]:
         """All settings as rows of name, variable, value, origin and meaning (secrets masked)."""
         rows = []
@@ -408,7 +419,7 @@ class Settings:
         return rows
 
 
-def remedy_of(unknown: str) -> str:
+def _remedy_of(unknown: str) -> str:
     """Say what to do about a variable that is named like a setting of ours, and is none."""
     variables = [str(spec.metadata.get("variable")) for spec in fields(Settings)]
     # Compared without what all of ours begin with, which would make all of them look alike.

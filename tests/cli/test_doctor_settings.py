@@ -170,6 +170,17 @@ def test_the_same_settings(
     assert check["message"].endswith("was started with the same settings")
 
 
+def test_a_variable_for_other_signals_that_is_replaced(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
+    (check,) = checks(cli, "settings")
+    assert check["state"] == "warn"
+    assert check["message"].endswith("cannot be used for audit records, http/protobuf is")
+    assert check["remedy"].startswith("set OTEL_EXPORTER_OTLP_AUDIT_PROTOCOL=http/protobuf")
+
+
 def test_destinations_with_names_of_their_own(
     cli: Cli, spawn: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
