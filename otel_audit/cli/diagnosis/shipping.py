@@ -67,6 +67,10 @@ def reconciled(subject: Subject) -> Iterator[Check]:
     elif since > 3 * settings.reconcile_interval:
         message = f"Loki was last compared {span(since)} ago"
         yield warn("reconciled", message, "look at the agent's log")
+    elif not row.state.get("checked"):
+        message = f"{span(since)} ago there was nothing to compare yet"
+        remedy = "wait: records are looked for two minutes after they were committed and delivered"
+        yield warn("reconciled", message, remedy)
     else:
         yield ok("reconciled", f"{span(since)} ago Loki had what the trail has")
 
