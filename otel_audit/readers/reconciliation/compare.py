@@ -4,9 +4,11 @@
 for, and the body of each entry that claims to be of this trail is checked
 against the tree (its leaf hash at its sequence number); checkpoints that Loki
 remembers are held against the tree as well, so that a trail that was rolled
-back contradicts them. It writes nothing; memory is a byte a record.
+back contradicts them. A comparison from the first record on sees entries up to
+a year before it, and one to the end up to a day ahead of now. It writes
+nothing; memory is a byte a record.
 
-Entries that claim another origin are none of its business. What Loki deletes
+Entries that claim another origin, or none, are none of its business. What Loki deletes
 by retention is not missed (the record's own class says how long it is kept).
 """
 
@@ -39,6 +41,10 @@ EXAMPLES: Final = 100
 _SECOND: Final = 1_000_000_000
 _SLACK: Final = 3_600 * _SECOND
 """Around the records' own times: where an entry that was changed may stand."""
+_PAST: Final = 366 * 86_400 * _SECOND
+"""Before the first record of a trail: no entry of it belongs there, but Loki takes one."""
+_FUTURE: Final = 86_400 * _SECOND
+"""After now: the bundled Loki takes entries from 15 hours ahead."""
 
 _CHUNK: Final = 256
 
@@ -115,7 +121,7 @@ class _Comparison:
         first, last = self._expect()
         origin = orjson.dumps(self._reader.origin).decode()
         query = f"{EVERY_STREAM} | audit_sequence_stream_id={origin}"
-        for page, _ in self._loki.pages(query, first - _SLACK, last + _SLACK):
+        for page, _ in self._loki.pages(query, first, last):
             for line in page:
                 self._judge(line)
         findings.missing = [
@@ -124,7 +130,7 @@ class _Comparison:
         return findings
 
     def _expect(self) -> tuple[int, int]:
-        """Mark the records that should be there; return the first and last time to look at."""
+        """Mark the records that should be there; return from when to when to look."""
         findings, now = self._findings, time.time_ns()
         # What a trail that was rolled back has lost is younger than all that it has.
         first, last = now, now if self._to_the_end else 0
@@ -142,6 +148,8 @@ class _Comparison:
             findings.checked += 1
             self._seen[leaf.sequence - findings.start] = _WANTED
             first, last = min(first, when), max(last, when)
+        first -= _SLACK if findings.start else _PAST
+        last += _FUTURE if self._to_the_end else _SLACK
         return first, last
 
     def _leaves(self) -> Iterator[Any]:

@@ -163,6 +163,21 @@ def test_what_is_not_due_is_not_missing_and_judged_all_the_same(
         assert reconcile(reader, Loki(where(loki)), due=0).foreign_count == 1
 
 
+def test_what_the_trail_never_had_is_found_far_before_and_ahead_of_it(
+    place: Place, loki: FakeLoki
+) -> None:
+    """Loki takes entries of any time in the past, and from 15 hours ahead."""
+    shipped(place, loki, 10)
+    day = 86_400_000_000_000
+    now = time.time_ns()
+    fakes(place, loki, now - 300 * day, now - day // 8, now + day // 8, now + day * 15 // 24)
+    assert compared(place, loki).foreign_count == 4
+    # Not around a part of it: entries of the other records' times stand there.
+    assert compared(place, loki, 0, 5).foreign_count == 2
+    assert compared(place, loki, 5).foreign_count == 2
+    assert compared(place, loki, 5, 6).foreign_count == 0
+
+
 def test_entries_of_another_trail_do_not_matter(place: Place, loki: FakeLoki) -> None:
     shipped(place, loki, 3)
     loki.view = lambda entries: [
