@@ -62,7 +62,7 @@ def event(findings: Findings, url: str, *, repaired: int = 0) -> AuditEvent:
         level="info" if findings.ok else "error",
         resource_type="loki",
         resource_name=shown_address(url),
-        error=None if findings.ok else "Loki does not have what the trail has",
+        error=None if findings.ok else "Loki differs from the trail",
         fields={**counts, "sent_again": repaired, "reason": "comparison of trail and Loki"},
     )
 
@@ -228,7 +228,7 @@ class Reconciler:
         repaired = send_again(reader, self._destination, findings) if self._repair else 0
         if not findings.ok:
             _logger.error(
-                "Loki does not have what the trail has: %s (otel-audit reconcile says which)",
+                "Loki differs from the trail: %s (otel-audit reconcile says which)",
                 ", ".join(f"{name} {count}" for name, count in counted(findings).items()),
             )
         self._tell(event(findings, self._where.endpoint, repaired=repaired))
