@@ -1,12 +1,14 @@
 """Where records are shipped to, read from OpenTelemetry's own variables.
 
 `destinations` promises: of each standard variable the one for audit records
-wins over the one for logs, and that over the general one; a value that cannot
-be used is an `AuditSettingsError` that names its variable, whether or not
-anything is shipped; a destination with a name of its own takes nothing from
-the variables of another one, so that no token goes to the wrong place. It
-reads the mapping that it is given: `settings.py` is the only one that knows
-the environment.
+wins over the one for logs, and that over the general one; a value that counts
+and cannot be used is an `AuditSettingsError` that names its variable. The
+variables for logs and the general ones are for other signals, too: they count
+only where records are shipped by them, and what OpenTelemetry allows there and
+we cannot do is replaced, with a remark. A destination with a name of its own
+takes nothing from the variables of another one, so that no token goes to the
+wrong place. It reads the mapping that it is given: `settings.py` is the only
+one that knows the environment.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import base64
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from otel_audit.errors import AuditSettingsError
@@ -28,8 +30,15 @@ STANDARD: Final = "otlp"
 LOKI: Final = "loki"
 """The destination of LOKI_ENDPOINT."""
 
+_NAMES: Final = "OTEL_AUDIT_DESTINATIONS"
 _PREFIX: Final = "OTEL_EXPORTER_OTLP_"
 _STANDARD: Final = (f"{_PREFIX}AUDIT_", f"{_PREFIX}LOGS_", _PREFIX)
+_SHARED: Final = frozenset(_STANDARD[1:])
+_INSTEAD: Final = {
+    ("PROTOCOL", "http/json"): "http/protobuf",
+    ("COMPRESSION", "deflate"): "gzip",
+}
+"""What OpenTelemetry allows and we cannot do, and what is taken where the variable is shared."""
 _LOGS_PATH: Final = "/v1/logs"
 _LOKI_PATH: Final = "/otlp/v1/logs"
 _LOKI_DEFAULT: Final = "http://localhost:3100"
@@ -53,7 +62,7 @@ class Destination:
     ``endpoint`` is the whole URL for HTTP, and scheme, host and port for
     gRPC. ``timeout`` is in seconds, for one request. Files are read when they
     are used, so that certificates and tokens can be renewed. ``variable`` says
-    what set the endpoint.
+    what set the endpoint, ``remarks`` what was asked for and is not done.
     """
 
     name: str
@@ -68,6 +77,7 @@ class Destination:
     client_certificate: Path | None = None
     client_key: Path | None = None
     proxy: str | None = field(default=None, repr=False)
+    remarks: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def secure(self) -> bool:
@@ -83,11 +93,12 @@ def destinations(environ: Mapping[str, str], said: Mapping[str, Any]) -> tuple[D
     """
     found = []
     standard = _Variables(environ, _STANDARD)
-    # Read first, so that what cannot be used is an error also where nothing is shipped.
-    options = standard.options()
     wanted = said.get("exporter")
     if wanted != "none" and (wanted == "otlp" or standard.find("ENDPOINT") is not None):
-        found.append(_standard(standard, options))
+        found.append(_standard(standard))
+    else:
+        # What is for audit records only is judged also where nothing is shipped.
+        _Variables(environ, _STANDARD[:1]).options()
     if said.get("loki_enabled"):
         found.append(_loki(environ, said))
     found += [
@@ -172,6 +183,7 @@ class _Variables:
     def __init__(self, environ: Mapping[str, str], prefixes: Sequence[str]) -> None:
         self._environ = environ
         self._prefixes = prefixes
+        self.remarks: list[str] = []
 
     def find(self, what: str) -> str | None:
         """Return the name of the variable that counts."""
@@ -182,13 +194,9 @@ class _Variables:
 
     def options(self) -> dict[str, Any]:
         """Read everything but the endpoint."""
-        certificate, key = self._read("CLIENT_CERTIFICATE", _file), self._read("CLIENT_KEY", _file)
-        if key is not None and certificate is None:
-            message = (
-                f"{self.find('CLIENT_KEY')}={str(key)!r} cannot be used: there is no "
-                "..._CLIENT_CERTIFICATE for it; correct it or unset it"
-            )
-            raise AuditSettingsError(message)
+        key = self.find("CLIENT_KEY")
+        if key is not None and self.find("CLIENT_CERTIFICATE") is None:
+            _refuse(key, self._environ[key], "there is no ..._CLIENT_CERTIFICATE for it")
         said = {
             "protocol": self._read("PROTOCOL", _protocol),
             "headers": self._read("HEADERS", _headers),
@@ -196,11 +204,10 @@ class _Variables:
             "timeout": self._read("TIMEOUT", _timeout),
             "compression": self._read("COMPRESSION", _compression),
             "certificate": self._read("CERTIFICATE", _file),
-            "client_certificate": certificate,
-            "client_key": key,
+            "client_certificate": self._read("CLIENT_CERTIFICATE", _file),
+            "client_key": self._read("CLIENT_KEY", _file),
         }
         self._read("ENDPOINT", _endpoint)
-        self._read("INSECURE", _switch)
         return {name: value for name, value in said.items() if value is not None}
 
     def endpoint(self, protocol: str) -> tuple[str, str] | None:
@@ -225,30 +232,44 @@ class _Variables:
     def _grpc_target(self, said: str) -> str:
         scheme, found, rest = said.partition("://")
         if not found:
-            scheme = "http" if self._read("INSECURE", _switch) else "https"
-            rest = said
+            scheme, rest = "http" if self._insecure() else "https", said
         return f"{scheme.lower()}://{rest.partition('/')[0]}"
 
+    def _insecure(self) -> bool:
+        """Read a switch as OpenTelemetry does: what is not true is false, with a remark."""
+        said: str = self._read("INSECURE", str.lower) or "false"
+        if said not in ("true", "false"):
+            variable = self.find("INSECURE")
+            self.remarks.append(f"{variable}={said!r} counts as false; write true or false")
+        return said == "true"
+
     def _read(self, what: str, parse: Callable[[str], Any]) -> Any:  # noqa: ANN401 - the setting's own type
-        """Parse the variable that counts; refuse those that do not, too, if they are wrong."""
-        found = None
-        for prefix in reversed(self._prefixes):
-            value = self._environ.get(prefix + what, "")
-            if not value.strip():
-                continue
-            try:
-                found = parse(value.strip())
-            except ValueError as error:
-                shown = {"HEADERS": "...", "ENDPOINT": shown_unusable(value)}.get(what, value)
-                _refuse(prefix + what, shown, str(error))
-        return found
+        """Parse the variable that counts; refuse it if it is wrong."""
+        variable = self.find(what)
+        if variable is None:
+            return None
+        value = self._environ[variable]
+        instead = _INSTEAD.get((what, value.strip().lower()))
+        if instead is not None and variable.removesuffix(what) in _SHARED:
+            self.remarks.append(
+                f"{variable}={value!r} cannot be used for audit records, {instead} is; "
+                f"set {_STANDARD[0]}{what}={instead} to say so yourself"
+            )
+            return instead
+        try:
+            return parse(value.strip())
+        except ValueError as error:
+            shown = {"HEADERS": "...", "ENDPOINT": shown_unusable(value)}.get(what, value)
+            return _refuse(variable, shown, str(error))
 
 
-def _standard(variables: _Variables, options: dict[str, Any]) -> Destination:
+def _standard(variables: _Variables) -> Destination:
+    options = variables.options()
     protocol = options.get("protocol", "http/protobuf")
     default = _GRPC_DEFAULT if protocol == "grpc" else _HTTP_DEFAULT + _LOGS_PATH
     endpoint, variable = variables.endpoint(protocol) or (default, "OTEL_AUDIT_EXPORTER")
-    return Destination(STANDARD, endpoint, variable, **options)
+    remarks = tuple(variables.remarks)
+    return Destination(STANDARD, endpoint, variable, remarks=remarks, **options)
 
 
 def _named(name: str, variables: _Variables) -> Destination:
@@ -256,11 +277,11 @@ def _named(name: str, variables: _Variables) -> Destination:
     found = variables.endpoint(options.get("protocol", "http/protobuf"))
     if found is None:
         message = (
-            f"OTEL_AUDIT_DESTINATIONS={name!r} cannot be used: "
+            f"{_NAMES}={name!r} cannot be used: "
             f"{_PREFIX}AUDIT_{_upper(name)}_ENDPOINT is not set; set it, or unset both"
         )
-        raise AuditSettingsError(message)
-    return Destination(name, *found, **options)
+        raise AuditSettingsError(message, setting=_NAMES)
+    return Destination(name, *found, remarks=tuple(variables.remarks), **options)
 
 
 def _loki(environ: Mapping[str, str], said: Mapping[str, Any]) -> Destination:
@@ -308,9 +329,9 @@ def _upper(name: str) -> str:
     return name.upper().replace("-", "_")
 
 
-def _refuse(variable: str, value: str, why: str) -> None:
+def _refuse(variable: str, value: str, why: str) -> NoReturn:
     message = f"{variable}={value!r} cannot be used: {why}; correct it or unset it"
-    raise AuditSettingsError(message)
+    raise AuditSettingsError(message, setting=variable)
 
 
 def _split(value: str) -> SplitResult:
@@ -341,10 +362,11 @@ def _protocol(value: str) -> str:
 
 
 def _compression(value: str) -> str:
-    if value not in ("gzip", "none"):
+    lowered = value.lower()
+    if lowered not in ("gzip", "none"):
         message = "expected gzip or none"
         raise ValueError(message)
-    return value
+    return lowered
 
 
 def _timeout(value: str) -> float:
@@ -355,14 +377,6 @@ def _timeout(value: str) -> float:
         message = "expected seconds (up to 300) or milliseconds (more than 300)"
         raise ValueError(message)
     return number
-
-
-def _switch(value: str) -> bool:
-    lowered = value.lower()
-    if lowered not in ("true", "false"):
-        message = "expected true or false"
-        raise ValueError(message)
-    return lowered == "true"
 
 
 def _file(value: str) -> Path:

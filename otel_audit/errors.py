@@ -32,7 +32,15 @@ class AuditEventError(OtelAuditError, ValueError):
 
 
 class AuditSettingsError(OtelAuditError, ValueError):
-    """A setting has a value that cannot be used; the message names it."""
+    """A setting has a value that cannot be used; the message names it.
+
+    ``setting`` is the variable, or the argument, where a single one is to blame.
+    """
+
+    def __init__(self, message: str, *, setting: str | None = None) -> None:
+        """Keep what is wrong, and with which setting."""
+        self.setting = setting
+        super().__init__(message)
 
 
 class AuditUnavailableError(OtelAuditError, RuntimeError):

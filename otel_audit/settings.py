@@ -52,7 +52,6 @@ _QUERIED_TENANT: Final = "audit"
 """Of the bundled Loki; one without tenants does not look at it."""
 
 _EXPORTER: Final = "OTEL_EXPORTER_OTLP_"
-_ABOUT_SHIPPING: Final = frozenset({"OTEL_AUDIT_DESTINATIONS", "LOKI_ENABLED"})
 
 
 def _text(value: str) -> str:
@@ -342,22 +341,17 @@ class Settings:
     ) -> tuple[Settings, tuple[AuditSettingsError, ...]]:
         """Read what can be used of the environment, and return what cannot: for diagnosis.
 
-        Variables that cannot be used count as not set. Raises
-        `AuditSettingsError` for ``overrides`` only.
+        A variable that cannot be used beside the others counts as not set.
+        Raises `AuditSettingsError` for ``overrides`` only.
         """
-        errors = {}
-        for variable in environ:
-            error = _refusal(variable, environ[variable])
-            if error is not None:
-                errors[variable] = error
-        usable = {name: value for name, value in environ.items() if name not in errors}
         try:
-            return cls.from_env(usable, **overrides), tuple(errors.values())
+            return cls.from_env(environ, **overrides), ()
         except AuditSettingsError as error:
-            # Each can be used, but not all together: that is about where to ship.
-            usable = {name: usable[name] for name in usable if name not in _ABOUT_SHIPPING}
-            usable = {name: usable[name] for name in usable if not name.startswith(_EXPORTER)}
-            return cls.from_env(usable, **overrides), (*errors.values(), error)
+            if error.setting not in environ:
+                raise
+            rest = {name: value for name, value in environ.items() if name != error.setting}
+            settings, others = cls.salvage(rest, **overrides)
+            return settings, (error, *others)
 
     @property
     def trail_directory(self) -> Path:
@@ -380,6 +374,17 @@ class Settings:
         if not wanted:
             return None
         return (self.log_dir or self.trail_directory) / "audit.log"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What of the environment has no effect, or another one than it says; and what to do."""
+        return (
+            *(
+                f"{name} is not a setting of otel-audit; {_remedy_of(name)}"
+                for name in self.unknown
+            ),
+            *(remark for destination in self.destinations for remark in destination.remarks),
+        )
 
     def describe(self) -> list[dict[str, str]]:
         """All settings as rows of name, variable, value, origin and meaning (secrets masked)."""
@@ -414,7 +419,7 @@ class Settings:
         return rows
 
 
-def remedy_of(unknown: str) -> str:
+def _remedy_of(unknown: str) -> str:
     """Say what to do about a variable that is named like a setting of ours, and is none."""
     variables = [str(spec.metadata.get("variable")) for spec in fields(Settings)]
     # Compared without what all of ours begin with, which would make all of them look alike.
@@ -467,15 +472,7 @@ def _parsed(name: str, value: str, parse: Callable[[str], Any]) -> Any:  # noqa:
     except ValueError as error:
         shown = shown_unusable(value) if parse is address else value
         message = f"{name}={shown!r} cannot be used: {error}; correct it or unset it"
-        raise AuditSettingsError(message) from None
-
-
-def _refusal(variable: str, value: str) -> AuditSettingsError | None:
-    try:
-        Settings.from_env({variable: value})
-    except AuditSettingsError as error:
-        return error
-    return None
+        raise AuditSettingsError(message, setting=name) from None
 
 
 def _checked(name: str, value: object, parse: Callable[[str], Any]) -> Any:  # noqa: ANN401 - the setting's own type

@@ -197,12 +197,14 @@ def test_headers_are_percent_decoded() -> None:
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:port"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c d"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318"),
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http"),
+        ("OTEL_EXPORTER_OTLP_AUDIT_PROTOCOL", "http/json"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd"),
+        ("OTEL_EXPORTER_OTLP_AUDIT_COMPRESSION", "deflate"),
+        ("LOKI_COMPRESSION", "deflate"),
         ("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "0"),
         ("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "soon"),
         ("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "nan"),
-        ("OTEL_EXPORTER_OTLP_AUDIT_INSECURE", "perhaps"),
         ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/key"),
         ("OTEL_AUDIT_DESTINATIONS", "siem"),
         ("OTEL_AUDIT_DESTINATIONS", "logs"),
@@ -225,11 +227,67 @@ def test_what_cannot_be_used_is_refused_by_name(variable: str, value: str) -> No
     assert str(caught.value).startswith(f"{variable}={value!r} cannot be used: ")
 
 
+@pytest.mark.parametrize("prefix", [LOGS, GENERAL])
+@pytest.mark.parametrize(
+    ("what", "value", "attribute", "taken"),
+    [
+        ("PROTOCOL", "http/json", "protocol", "http/protobuf"),
+        ("COMPRESSION", "Deflate", "compression", "gzip"),
+    ],
+)
+def test_what_others_can_do_with_a_shared_variable_is_replaced_and_told(
+    prefix: str, what: str, value: str, attribute: str, taken: str
+) -> None:
+    environ = {f"{AUDIT}ENDPOINT": "http://c", prefix + what: value}
+    destination = only(**environ)
+    assert getattr(destination, attribute) == taken
+    remark = (
+        f"{prefix + what}={value!r} cannot be used for audit records, {taken} is; "
+        f"set {AUDIT}{what}={taken} to say so yourself"
+    )
+    assert Settings.from_env(environ).remarks == destination.remarks == (remark,)
+    assert only(**environ, **{AUDIT + what: taken}).remarks == ()
+
+
+def test_a_shared_variable_that_does_not_count_is_not_judged() -> None:
+    wrong = {
+        "PROTOCOL": "carrier/pigeon",
+        "COMPRESSION": "zstd",
+        "TIMEOUT": "soon",
+        "HEADERS": "secret",
+        "CLIENT_KEY": "/key",
+    }
+    shared = {GENERAL + what: value for what, value in wrong.items()}
+    assert found(**shared, **{f"{GENERAL}TRACES_ENDPOINT": "http://c"}) == ()
+    assert found(**shared, **{f"{GENERAL}ENDPOINT": "c:1", "OTEL_AUDIT_EXPORTER": "none"}) == ()
+    assert found(**shared, LOKI_ENABLED="true")[0].name == "loki"
+    said = {"PROTOCOL": "grpc", "COMPRESSION": "gzip", "TIMEOUT": "3", "HEADERS": "a=b"}
+    ours = {f"{AUDIT}{what}": value for what, value in said.items()}
+    files = {f"{AUDIT}CLIENT_CERTIFICATE": "/crt"}
+    assert only(**shared, **ours, **files, **{f"{AUDIT}ENDPOINT": "c:1"}).remarks == ()
+    with pytest.raises(AuditSettingsError, match=f"^{AUDIT}TIMEOUT='soon' cannot be used"):
+        found(**{f"{AUDIT}TIMEOUT": "soon"})
+
+
+@pytest.mark.parametrize(
+    ("said", "scheme"), [("true", "http"), ("True", "http"), ("false", "https"), ("1", "https")]
+)
+def test_insecure_is_read_as_opentelemetry_does(said: str, scheme: str) -> None:
+    destination = only(
+        OTEL_EXPORTER_OTLP_PROTOCOL="grpc",
+        OTEL_EXPORTER_OTLP_ENDPOINT="c:4317",
+        OTEL_EXPORTER_OTLP_INSECURE=said,
+    )
+    assert destination.endpoint == f"{scheme}://c:4317"
+    odd = ("OTEL_EXPORTER_OTLP_INSECURE='1' counts as false; write true or false",)
+    assert destination.remarks == (odd if said == "1" else ())
+
+
 @pytest.mark.parametrize("value", ["secret", "a=b\r\nc", "=b", "a b=c", "a=\x00"])
 def test_headers_that_cannot_be_used_are_not_quoted(value: str) -> None:
     with pytest.raises(AuditSettingsError) as caught:
-        Settings.from_env({"OTEL_EXPORTER_OTLP_HEADERS": value})
-    assert str(caught.value).startswith("OTEL_EXPORTER_OTLP_HEADERS='...' cannot be used")
+        Settings.from_env({f"{AUDIT}HEADERS": value})
+    assert str(caught.value).startswith(f"{AUDIT}HEADERS='...' cannot be used")
 
 
 @pytest.mark.parametrize(
@@ -249,19 +307,40 @@ def test_an_address_that_cannot_be_used_is_told_without_its_password(
     assert "secret" not in str(caught.value)
 
 
+def test_diagnosis_judges_variables_beside_the_others() -> None:
+    """A name needs its endpoint, and a key its certificate."""
+    environ = {
+        "OTEL_AUDIT_DESTINATIONS": "one,two",
+        "OTEL_EXPORTER_OTLP_AUDIT_ONE_ENDPOINT": "http://one",
+        "OTEL_EXPORTER_OTLP_AUDIT_TWO_ENDPOINT": "two:4317",
+        "OTEL_EXPORTER_OTLP_AUDIT_TWO_PROTOCOL": "grpc",
+        "OTEL_EXPORTER_OTLP_AUDIT_ENDPOINT": "https://c",
+        "OTEL_EXPORTER_OTLP_AUDIT_CLIENT_CERTIFICATE": "/crt",
+        "OTEL_EXPORTER_OTLP_AUDIT_CLIENT_KEY": "/key",
+    }
+    assert Settings.salvage(environ) == (Settings.from_env(environ), ())
+    settings, [error] = Settings.salvage({**environ, "OTEL_AUDIT_TIMEOUT": "x"})
+    assert error.setting == "OTEL_AUDIT_TIMEOUT"
+    assert settings == Settings.from_env(environ)
+    settings, [error] = Settings.salvage({**environ, "LOKI_ENDPOINT": "x"}, timeout=3)
+    assert (error.setting, settings.timeout) == ("LOKI_ENDPOINT", 3)
+    with pytest.raises(AuditSettingsError, match="timeout='x' cannot be used"):
+        Settings.salvage(environ, timeout="x")
+
+
 def test_diagnosis_goes_on_when_destinations_do_not_fit_together() -> None:
     settings, errors = Settings.salvage(
         {
             "OTEL_AUDIT_DESTINATIONS": "siem",
             "OTEL_AUDIT_TIMEOUT": "3",
-            "OTEL_EXPORTER_OTLP_TIMEOUT": "x",
+            "OTEL_EXPORTER_OTLP_AUDIT_TIMEOUT": "x",
         }
     )
     assert settings.timeout == 3
     assert settings.destinations == ()
     assert sorted(str(error).partition("=")[0] for error in errors) == [
         "OTEL_AUDIT_DESTINATIONS",
-        "OTEL_EXPORTER_OTLP_TIMEOUT",
+        "OTEL_EXPORTER_OTLP_AUDIT_TIMEOUT",
     ]
     settings, errors = Settings.salvage(
         {

@@ -29,7 +29,7 @@ from otel_audit.api.writing import RecordWriter
 from otel_audit.errors import AuditClosedError, AuditUnavailableError, OtelAuditError
 from otel_audit.record.encode import new_record_id
 from otel_audit.record.redact import Redactor
-from otel_audit.settings import Settings, first_to_say, remedy_of
+from otel_audit.settings import Settings, first_to_say
 from otel_audit.trail.committer import Committer
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.reader import TrailReader
@@ -358,8 +358,7 @@ class AuditProvider:
             _logger.error("the agent cannot run in process %d: %s", os.getpid(), error)  # noqa: TRY400 - where it happened says nothing
 
     def _warn(self) -> None:
-        for name in self.settings.unknown:
-            text = f"{name} is not a setting of otel-audit; {remedy_of(name)}"
+        for text in self.settings.remarks:
             if first_to_say(text):
                 _logger.warning("%s", text)
 

@@ -69,6 +69,9 @@ def reconcile(
             own(reader.directory)
         first = position_of(reader, start)
         end = None if stop is None else position_of(reader, stop)
+        if end is not None and end < first:
+            message = f"nothing lies between: --from is record {first}, and --to is record {end}"
+            raise UsageError(message)
         findings = compare(reader, where, target, first, end)
         again = send_again(reader, target, findings) if repair and findings.missing else 0
     if as_json:
@@ -114,11 +117,12 @@ def _print(findings: Findings, destination: str, again: int) -> None:
     if again:
         waiting = output.count(again, "record")
         facts.append(("to be sent again", f"{waiting}, to {output.visible(destination)}"))
-    verdict = (
-        Text("Loki has what the trail has", "bold green")
-        if findings.ok
-        else Text("Loki does not have what the trail has", "bold red")
-    )
+    if not findings.ok:
+        verdict = Text("Loki differs from the trail", "bold red")
+    elif findings.checked:
+        verdict = Text("Loki has what the trail has", "bold green")
+    else:
+        verdict = Text("there was nothing to compare", "bold yellow")
     facts.append(("result", verdict))
     output.write_facts(output.console(), facts)
 

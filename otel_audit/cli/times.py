@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from otel_audit.cli.options import sequence_in
-from otel_audit.cli.outcome import UsageError
+from otel_audit.cli.outcome import AbsentError, UsageError
 
 if TYPE_CHECKING:
     from otel_audit.trail.reader import TrailReader
@@ -53,13 +53,20 @@ RecordAfter = Annotated[
 
 
 def position_of(reader: TrailReader, when: str) -> int:
-    """Turn a sequence number or a time into a sequence number. Raises `UsageError`."""
+    """Turn a sequence number or a time into a sequence number, of the next record at most.
+
+    Raises `UsageError` and `AbsentError`.
+    """
     from otel_audit.errors import QueryError
     from otel_audit.readers.query.times import moment
     from otel_audit.readers.shipping.standing import first_at
 
     number = sequence_in(when)
     if number is not None:
+        size = reader.tree().size
+        if number > size:
+            message = f"there is no record {number}: the next one of this trail will be {size}"
+            raise AbsentError(message)
         return number
     try:
         return first_at(reader, moment("WHEN", when.strip(), time.time_ns()))

@@ -170,6 +170,35 @@ def test_the_same_settings(
     assert check["message"].endswith("was started with the same settings")
 
 
+def test_a_variable_for_other_signals_that_is_replaced(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
+    (check,) = checks(cli, "settings")
+    assert check["state"] == "warn"
+    assert check["message"].endswith("cannot be used for audit records, http/protobuf is")
+    assert check["remedy"].startswith("set OTEL_EXPORTER_OTLP_AUDIT_PROTOCOL=http/protobuf")
+
+
+def test_destinations_with_names_of_their_own(
+    cli: Cli, spawn: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their variables mean something together only, here and in the service."""
+    endpoint = "OTEL_EXPORTER_OTLP_AUDIT_SIEM_ENDPOINT"
+    said = {"OTEL_AUDIT_DESTINATIONS": "siem", endpoint: "http://127.0.0.1:9"}
+    served(cli, spawn, **said)
+    (check,) = checks(cli, "environment")
+    assert check["state"] == "warn"
+    assert check["message"].endswith(f"judged here: OTEL_AUDIT_DESTINATIONS, {endpoint}")
+    for variable, value in said.items():
+        monkeypatch.setenv(variable, value)
+    assert [each["state"] for each in checks(cli, "environment")] == ["ok"]
+    assert [each["state"] for each in checks(cli, "settings")] == ["ok"]
+    (check,) = checks(cli, "shipping")
+    assert check["message"].startswith("siem is ")
+
+
 def test_a_process_that_cannot_be_asked(trail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of another user, or gone: it says that it does not know."""
     nobody = 4_194_305  # over the kernel's highest process id

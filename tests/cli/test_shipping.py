@@ -134,8 +134,10 @@ def test_a_place_is_said_in_the_words_of_a_query(
     monkeypatch.setenv(ENDPOINT, "http://localhost:4328")
     shown = cli("ship", "replay", option, when, "--json").out
     assert json.loads(shown)["from"] == position
-    found = cli("reconcile", "--loki", loki.url, option, when, "--end", "0", "--json").out
-    assert json.loads(found)["first"] == position
+    found = json.loads(
+        cli("reconcile", "--loki", loki.url, option, when, "--end", when, "--json").out
+    )
+    assert (found["first"], found["end"]) == (position, position)
 
 
 def test_the_agent_compares_on_a_schedule(
@@ -146,7 +148,7 @@ def test_the_agent_compares_on_a_schedule(
 ) -> None:
     monkeypatch.setenv("OTEL_AUDIT_RECONCILE_LOKI", loki.url)
     child = agent()
-    # Nothing is old enough to be compared yet; that is a result, too.
+    # Nothing is old enough to be missed yet; that is a result, too.
     wait_for(lambda: len(loki.records) == 13)
     child.terminate()
     child.communicate(timeout=30)
@@ -157,8 +159,11 @@ def test_the_agent_compares_on_a_schedule(
         0,
     )
     [(state, message)] = checks(cli, "reconciled")
-    assert (state, message.partition(" ago ")[2]) == ("ok", "Loki had what the trail has")
+    assert (state, message.partition(" ago ")[2]) == ("warn", "there was nothing to compare yet")
     cursors = Cursors(cli.directory)
+    cursors.set("reconcile", 5, {"checked": 5, "missing": 0, "altered": 0})
+    [(state, message)] = checks(cli, "reconciled")
+    assert (state, message.partition(" ago ")[2]) == ("ok", "Loki had what the trail has")
     cursors.set("reconcile", 5, {"missing": 3, "altered": 0})
     [(state, message)] = checks(cli, "reconciled", code=1)
     assert (state, message.rpartition(": ")[2]) == ("fail", "3 missing")
@@ -212,6 +217,14 @@ def test_what_cannot_be_done_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
     assert "neither a sequence number nor a time" in (
         cli("ship", "replay", "--from", "sometime", code=2).err
     )
+    assert "there is no record 13: the next one of this trail will be 12" in (
+        cli("ship", "replay", "--from", "13", code=4).err
+    )
+    loki = ("reconcile", "--loki", "http://127.0.0.1:9")
+    assert "there is no record 99999" in cli(*loki, "--from", "99999", code=4).err
+    assert "--from is record 9, and --to is record 4" in (
+        cli(*loki, "--from", "9", "--to", "4", code=2).err
+    )
     assert "is not a sequence number" in cli("ship", "requeue", "x", code=2).err
     assert "otlp: 0 records to be sent again" in cli("ship", "requeue").out
 
@@ -234,6 +247,7 @@ def test_findings_are_counted_and_named(cli: Cli, trail: Path, loki: FakeLoki) -
     cursors.close()
     done = cli("reconcile", "--loki", loki.url, code=1)
     assert "missing     1: 11" in done.out
-    assert "does not have what the trail has" in done.out
+    assert "Loki differs from the trail" in done.out
     monkey = cli("reconcile", "--loki", loki.url, "--to", "3")
     assert "0 to before 3" in monkey.out
+    assert "there was nothing to compare" in monkey.out

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from otel_audit._version import __version__
 from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
-from otel_audit.settings import remedy_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,15 +20,16 @@ def settings(subject: Subject) -> Iterator[Check]:
     for error in subject.unusable:
         message, _, remedy = str(error).partition("; ")
         yield fail("settings", message, remedy)
-    for name in subject.settings.unknown:
-        yield warn("settings", f"{name} is not a setting of otel-audit", remedy_of(name))
+    for remark in subject.settings.remarks:
+        message, _, remedy = remark.partition("; ")
+        yield warn("settings", message, remedy)
     if subject.settings.disabled:
         yield fail(
             "settings",
             "OTEL_AUDIT_DISABLED is set: nothing at all is recorded",
             "unset it wherever something has to be audited",
         )
-    if not subject.unusable and not subject.settings.unknown:
+    if not subject.unusable and not subject.settings.remarks:
         yield ok("settings", "every variable that is set here is known and usable")
 
 

@@ -62,11 +62,15 @@ def reconciled(subject: Subject) -> Iterator[Check]:
     since = (subject.now - row.updated_unix_nano) / _SECOND
     wrong = [f"{row.state[name]} {name}" for name in _WRONG if row.state.get(name)]
     if wrong:
-        message = f"{span(since)} ago Loki did not have what the trail has: {', '.join(wrong)}"
+        message = f"{span(since)} ago Loki differed from the trail: {', '.join(wrong)}"
         yield fail("reconciled", message, "run `otel-audit reconcile`, which says which")
     elif since > 3 * settings.reconcile_interval:
         message = f"Loki was last compared {span(since)} ago"
         yield warn("reconciled", message, "look at the agent's log")
+    elif not row.state.get("checked"):
+        message = f"{span(since)} ago there was nothing to compare yet"
+        remedy = "wait: records are looked for two minutes after they were committed and delivered"
+        yield warn("reconciled", message, remedy)
     else:
         yield ok("reconciled", f"{span(since)} ago Loki had what the trail has")
 

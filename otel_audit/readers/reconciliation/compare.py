@@ -4,9 +4,11 @@
 for, and the body of each entry that claims to be of this trail is checked
 against the tree (its leaf hash at its sequence number); checkpoints that Loki
 remembers are held against the tree as well, so that a trail that was rolled
-back contradicts them. It writes nothing; memory is a byte a record.
+back contradicts them. A comparison from the first record on sees entries up to
+a year before it, and one to the end up to a day ahead of now. It writes
+nothing; memory is a byte a record.
 
-Entries that claim another origin are none of its business. What Loki deletes
+Entries that claim another origin, or none, are none of its business. What Loki deletes
 by retention is not missed (the record's own class says how long it is kept).
 """
 
@@ -39,6 +41,10 @@ EXAMPLES: Final = 100
 _SECOND: Final = 1_000_000_000
 _SLACK: Final = 3_600 * _SECOND
 """Around the records' own times: where an entry that was changed may stand."""
+_PAST: Final = 366 * 86_400 * _SECOND
+"""Before the first record of a trail: no entry of it belongs there, but Loki takes one."""
+_FUTURE: Final = 86_400 * _SECOND
+"""After now: the bundled Loki takes entries from 15 hours ahead."""
 
 _CHUNK: Final = 256
 
@@ -76,47 +82,58 @@ def reconcile(
     start: int = 0,
     stop: int | None = None,
     *,
+    due: int | None = None,
     passed: frozenset[int] = frozenset(),
 ) -> Findings:
     """Compare the records from sequence number ``start`` up to before ``stop`` with Loki.
 
-    ``passed`` are records that are known not to be there, such as those that
-    were set aside: they are not missing. Raises `TrailError`.
+    Records from ``due`` on may still be on their way, and ``passed`` are known
+    not to be there, such as those that were set aside: they are not looked
+    for. What Loki has of them is judged all the same. Raises `TrailError`.
     """
     size = reader.tree().size
-    stop = size if stop is None else min(stop, size)
-    return _Comparison(reader, loki, Findings(start, max(start, stop)), passed).run()
+    wanted = min(bound for bound in (stop, due, size) if bound is not None)
+    findings = Findings(start, max(start, wanted))
+    to_the_end = stop is None or stop >= size
+    return _Comparison(reader, loki, findings, passed, to_the_end=to_the_end).run()
 
 
 class _Comparison:
     def __init__(
-        self, reader: TrailReader, loki: Loki, findings: Findings, passed: frozenset[int]
+        self,
+        reader: TrailReader,
+        loki: Loki,
+        findings: Findings,
+        passed: frozenset[int],
+        *,
+        to_the_end: bool,
     ) -> None:
         self._reader = reader
         self._loki = loki
         self._findings = findings
         self._passed = passed
+        self._to_the_end = to_the_end
         self._seen = bytearray(findings.stop - findings.start)
         self._size = reader.tree().size
 
     def run(self) -> Findings:
         findings = self._findings
-        times = self._expect()
-        if times is not None:
-            origin = orjson.dumps(self._reader.origin).decode()
-            query = f"{EVERY_STREAM} | audit_sequence_stream_id={origin}"
-            for page, _ in self._loki.pages(query, times[0] - _SLACK, times[1] + _SLACK):
-                for line in page:
-                    self._judge(line)
+        first, last = self._expect()
+        origin = orjson.dumps(self._reader.origin).decode()
+        query = f"{EVERY_STREAM} | audit_sequence_stream_id={origin}"
+        for page, _ in self._loki.pages(query, first, last):
+            for line in page:
+                self._judge(line)
         findings.missing = [
             findings.start + index for index, mark in enumerate(self._seen) if mark == _WANTED
         ]
         return findings
 
-    def _expect(self) -> tuple[int, int] | None:
-        """Mark the records that should be there; return the first and last of their times."""
+    def _expect(self) -> tuple[int, int]:
+        """Mark the records that should be there; return from when to when to look."""
         findings, now = self._findings, time.time_ns()
-        first = last = None
+        # What a trail that was rolled back has lost is younger than all that it has.
+        first, last = now, now if self._to_the_end else 0
         for leaf in self._leaves():
             said = _said(leaf.record)
             try:
@@ -130,12 +147,10 @@ class _Comparison:
                 continue
             findings.checked += 1
             self._seen[leaf.sequence - findings.start] = _WANTED
-            first = when if first is None else min(first, when)
-            last = when if last is None else max(last, when)
-        if first is None or last is None:
-            return None
-        # What a trail that was rolled back has lost is younger than all that it has.
-        return first, max(last + 1, now if findings.stop == self._size else 0)
+            first, last = min(first, when), max(last, when)
+        first -= _SLACK if findings.start else _PAST
+        last += _FUTURE if self._to_the_end else _SLACK
+        return first, last
 
     def _leaves(self) -> Iterator[Any]:
         for first in range(self._findings.start, self._findings.stop, _CHUNK):

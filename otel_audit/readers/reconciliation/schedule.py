@@ -1,8 +1,9 @@
 """When to reconcile: on a schedule, while this process serves the trail.
 
 `Reconciler` promises: each comparison covers all that was committed and
-delivered since the last one, and the last day again; its result is an audit
-record, gauges, and a row that `doctor` reads; with ``repair``, what is missing
+delivered since the last one, and the last day again. What is altered or
+foreign is found up to now; only that which was committed a moment ago is not
+missed yet, and comes again in the next one. The result is an audit record, gauges, and a row that `doctor` reads; with ``repair``, what is missing
 is asked to be sent again. A Loki that cannot be asked is logged, shows in the
 age of the last comparison, and is asked again within minutes.
 """
@@ -61,7 +62,7 @@ def event(findings: Findings, url: str, *, repaired: int = 0) -> AuditEvent:
         level="info" if findings.ok else "error",
         resource_type="loki",
         resource_name=shown_address(url),
-        error=None if findings.ok else "Loki does not have what the trail has",
+        error=None if findings.ok else "Loki differs from the trail",
         fields={**counts, "sent_again": repaired, "reason": "comparison of trail and Loki"},
     )
 
@@ -82,18 +83,24 @@ def counted(findings: Findings) -> dict[str, int]:
 
 
 def compare(
-    reader: TrailReader, where: Destination, destination: str, start: int, stop: int | None
+    reader: TrailReader,
+    where: Destination,
+    destination: str,
+    start: int,
+    stop: int | None,
+    *,
+    due: int | None = None,
 ) -> Findings:
-    """Compare a range, as far as it was delivered to ``destination``.
+    """Compare a range; what was not delivered to ``destination`` yet is not missing.
 
-    Records that were set aside, or wait to be sent again, are not missing.
-    Raises `TrailError`.
+    Nor are records from ``due`` on, and those that were set aside or wait to be
+    sent again. Raises `TrailError`.
     """
     now = standing(reader, destination)
     if now.delivered_unix_nano:
-        stop = now.position if stop is None else min(stop, now.position)
+        due = now.position if due is None else min(due, now.position)
     with closing(Loki(where)) as loki:
-        return reconcile(reader, loki, start, stop, passed=_passed(reader, destination))
+        return reconcile(reader, loki, start, stop, due=due, passed=_passed(reader, destination))
 
 
 def send_again(reader: TrailReader, destination: str, findings: Findings) -> int:
@@ -209,7 +216,7 @@ class Reconciler:
                 0 if row is None else row.position,
                 first_at(reader, now - _AGAIN_SECONDS * _SECOND),
             )
-            findings = compare(reader, self._where, self._destination, start, settled)
+            findings = compare(reader, self._where, self._destination, start, None, due=settled)
             self._conclude(reader, findings)
             cursors.set(CURSOR, findings.stop, counted(findings))
         finally:
@@ -221,7 +228,7 @@ class Reconciler:
         repaired = send_again(reader, self._destination, findings) if self._repair else 0
         if not findings.ok:
             _logger.error(
-                "Loki does not have what the trail has: %s (otel-audit reconcile says which)",
+                "Loki differs from the trail: %s (otel-audit reconcile says which)",
                 ", ".join(f"{name} {count}" for name, count in counted(findings).items()),
             )
         self._tell(event(findings, self._where.endpoint, repaired=repaired))

@@ -141,6 +141,8 @@ class _Worker:
         self.done_since = 0.0
         """When the last step began (monotonic clock) that left nothing to do, or could do nothing."""
         self._backoff = Backoff()
+        self._not_before = 0.0
+        """When the far end may be asked again, as it said itself (monotonic clock)."""
         self._log = _Log(destination.name)
         self._shipper: Shipper | None = None
         self._set_aside = 0
@@ -198,6 +200,9 @@ class _Worker:
 
     def _turn(self) -> tuple[float, bool]:
         """Make a step; return the pause after it, and whether it was the last for now."""
+        asked_for = self._not_before - time.monotonic()
+        if asked_for > 0:  # whoever woke us: the far end comes first
+            return asked_for, True
         self._pace.begin()
         try:
             shipper = self._shipper or self._open()
@@ -209,6 +214,7 @@ class _Worker:
             return self._backoff.failed(), True
         if progress.trouble is not None:
             self._log.failed(progress.trouble.reason)
+            self._not_before = time.monotonic() + progress.trouble.wait
             return self._backoff.failed(progress.trouble.wait), True
         self._backoff.succeeded()
         self._log.succeeded()

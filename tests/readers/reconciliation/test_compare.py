@@ -140,6 +140,44 @@ def test_a_record_that_the_trail_never_had_is_foreign(
     assert not findings.ok
 
 
+def fakes(place: Place, loki: FakeLoki, *times: int) -> None:
+    """Let Loki show an entry that the trail never had at each of these times, too."""
+    with TrailReader(place.directory) as reader:
+        labels = {"audit_sequence_stream_id": reader.origin, "audit_sequence_number": "9999"}
+    loki.view = lambda entries: [
+        *entries,
+        *((at, "{}", {**labels, "event_name": "x"}) for at in times),
+    ]
+
+
+def test_what_is_not_due_is_not_missing_and_judged_all_the_same(
+    place: Place, loki: FakeLoki
+) -> None:
+    shipped(place, loki, 10)
+    loki.view = lambda entries: change(entries, "7", line="{}")
+    with TrailReader(place.directory) as reader:
+        findings = reconcile(reader, Loki(where(loki)), due=5)
+        assert (findings.stop, findings.checked, findings.found) == (5, 5, 5)
+        assert (findings.altered_count, findings.missing) == (1, [])
+        fakes(place, loki, time.time_ns())
+        assert reconcile(reader, Loki(where(loki)), due=0).foreign_count == 1
+
+
+def test_what_the_trail_never_had_is_found_far_before_and_ahead_of_it(
+    place: Place, loki: FakeLoki
+) -> None:
+    """Loki takes entries of any time in the past, and from 15 hours ahead."""
+    shipped(place, loki, 10)
+    day = 86_400_000_000_000
+    now = time.time_ns()
+    fakes(place, loki, now - 300 * day, now - day // 8, now + day // 8, now + day * 15 // 24)
+    assert compared(place, loki).foreign_count == 4
+    # Not around a part of it: entries of the other records' times stand there.
+    assert compared(place, loki, 0, 5).foreign_count == 2
+    assert compared(place, loki, 5).foreign_count == 2
+    assert compared(place, loki, 5, 6).foreign_count == 0
+
+
 def test_entries_of_another_trail_do_not_matter(place: Place, loki: FakeLoki) -> None:
     shipped(place, loki, 3)
     loki.view = lambda entries: [
@@ -202,8 +240,18 @@ def test_what_is_no_record_is_not_looked_for(place: Place, loki: FakeLoki) -> No
     assert compared(place, loki).checked == 0
 
 
-def test_an_empty_trail_asks_nobody(place: Place, loki: FakeLoki) -> None:
+def test_an_empty_trail_misses_nothing_and_whatever_is_there_is_foreign(
+    place: Place, loki: FakeLoki
+) -> None:
     assert compared(place, loki).ok
+    fakes(place, loki, time.time_ns())
+    assert compared(place, loki).foreign_count == 1
+    assert compared(place, loki, 0, 0).foreign_count == 1
+
+
+def test_nothing_that_should_be_there_is_not_asked_for(place: Place, loki: FakeLoki) -> None:
+    place.fill(3)
+    assert compared(place, loki, 2, 2).ok
     assert loki.queries == []
 
 
@@ -318,6 +366,19 @@ def test_the_schedule_tells_repairs_and_does_not_begin_too_early(
     time.sleep(0.05)
     reconciler.stop(5.0)
     assert len(told) == 1
+
+
+def test_the_schedule_finds_at_once_what_is_not_the_trails(place: Place, loki: FakeLoki) -> None:
+    """Only what is missing may still be on its way."""
+    place.fill(5)
+    fakes(place, loki, time.time_ns())
+    told: list[AuditEvent] = []
+    reconciler = Reconciler(lambda: TrailReader(place.directory), where(loki), "loki", told.append)
+    reconciler.start()
+    wait_for(lambda: told)
+    reconciler.stop(5.0)
+    counts = [told[0].fields[name] for name in ("checked", "missing", "foreign")]
+    assert (told[0].status, counts) == ("failed", [0, 0, 1])
 
 
 def test_a_loki_that_is_away_is_asked_again(

@@ -113,6 +113,32 @@ def test_the_end_does_not_wait_for_a_far_end_that_does_not_answer(place: Place) 
     assert time.monotonic() - began < 1.0
 
 
+def test_a_far_end_that_asked_for_time_has_it_also_at_the_end(place: Place) -> None:
+    place.fill(1)
+    place.far_end.refuses = lambda _: Reply(429, {"retry-after": "30"})
+    one = served(place, to(place.far_end))
+    one.start()
+    wait_for(lambda: place.far_end.requests)
+    began = time.monotonic()
+    one.drain(5.0)
+    one.stop(5.0)
+    assert time.monotonic() - began < 4.0  # it is not waited for either
+    assert len(place.far_end.requests) == 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_far_end_that_asked_for_time_is_asked_again_after_it(place: Place) -> None:
+    records = place.fill(1)
+    place.far_end.answers.append(Reply(503, {"retry-after": "0.3"}))
+    one = served(place, to(place.far_end))
+    one.start()
+    wait_for(lambda: place.far_end.requests)
+    began = time.monotonic()
+    wait_for(lambda: place.far_end.records == records)
+    assert time.monotonic() - began > 0.2
+    one.stop(5.0)
+
+
 def test_what_is_committed_can_be_handed_over_at_once_and_shipping_goes_on(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,26 @@ def test_what_is_no_http_is_no_success(said: bytes) -> None:
     assert answer.reason
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.0 200 OK\r\nContent-Type: application/x-protobuf\r\n\r\n",
+        b"HTTP/1.1 202 Accepted\ncontent-length: 0\n\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nconnection: close\r\n\r\n",
+    ],
+)
+def test_an_empty_success_counts_when_its_headers_ended_and_not_only_the_connection(
+    head: bytes,
+) -> None:
+    def judged(said: bytes) -> str:
+        port = served(lambda connection: connection.sendall(said))
+        return HttpSender(destination(f"http://127.0.0.1:{port}", timeout=5.0)).send(b"").verdict
+
+    assert judged(head) == "delivered"
+    assert {judged(head[:length]) for length in range(len(head))} == {"later"}
+
+
 def test_a_proxy_is_used() -> None:
     with HttpFarEnd() as proxy:
         site = Site(destination("http://collector.example:4318", proxy=proxy.url))

@@ -9,9 +9,10 @@ are found.
 
 from __future__ import annotations
 
+import http.client
 import ssl
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import urllib3
@@ -116,9 +117,56 @@ class Site:
             secret = destination.token_file.read_text("utf-8").strip()
             self._headers["authorization"] = f"Bearer {secret}"
         context = tls(destination) if destination.secure else None
-        if destination.proxy:
-            return urllib3.ProxyManager(destination.proxy, num_pools=1, ssl_context=context)
-        return urllib3.PoolManager(num_pools=1, ssl_context=context)
+        pool = (
+            urllib3.ProxyManager(destination.proxy, num_pools=1, ssl_context=context)
+            if destination.proxy
+            else urllib3.PoolManager(num_pools=1, ssl_context=context)
+        )
+        pool.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
+        return pool
+
+
+class _Lines:
+    """Reads the head of an answer, and remembers its last line."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self.close, self.flush = source.close, source.flush
+        self.last = b""
+
+    def readline(self, limit: int) -> bytes:
+        self.last = self._source.readline(limit)
+        return self.last
+
+
+class _Response(http.client.HTTPResponse):
+    """Knows headers that ended from a connection that did, which the standard library does not."""
+
+    def begin(self) -> None:
+        whole = self.fp
+        lines = _Lines(whole)
+        self.fp = lines  # type: ignore[assignment]  # all that is asked of it before the body
+        super().begin()
+        self.fp = whole
+        if not lines.last:
+            message = "the connection ended within the answer's headers"
+            raise ConnectionError(message)
+
+
+class _Plain(urllib3.connection.HTTPConnection):
+    response_class = _Response
+
+
+class _Secure(urllib3.connection.HTTPSConnection):
+    response_class = _Response
+
+
+class _PlainPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Plain
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Secure
 
 
 def tls(destination: Destination) -> ssl.SSLContext:
