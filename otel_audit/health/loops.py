@@ -20,6 +20,8 @@ BEAT_SECONDS: Final = 0.5
 STALLED_SECONDS: Final = 1.0
 """A loop that has not answered for so long is stalled."""
 
+_LEAVING_SECONDS: Final = 0.1
+
 
 class LoopHandle:
     """One event loop of somebody else's."""
@@ -84,13 +86,19 @@ class OwnLoop(LoopHandle):
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
-        tasks = asyncio.all_tasks(self.loop)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            # Once: who swallows it is left behind.
-            _, left = self.loop.run_until_complete(asyncio.wait(tasks, timeout=0.1))
-            for task in left:
-                # The checker has told of it already, as a failure of the component.
-                task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - what asyncio.gather does
+        for task in asyncio.all_tasks(self.loop):
+            let_go(task)
+        # A moment for those that tidy up; who swallows it is left behind.
+        self.loop.run_until_complete(asyncio.sleep(_LEAVING_SECONDS))
         self.loop.close()
+
+
+def let_go(task: asyncio.Task[Any]) -> None:
+    """Cancel a task, in its loop, which MUST NOT wait for it any more when it ends.
+
+    It may swallow that, and `asyncio.run` waits for every task that is registered.
+    """
+    task.cancel()
+    asyncio._unregister_task(task)  # noqa: SLF001 - documented, for who makes tasks
+    # The checker has told of it already, as a failure of the component.
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - what asyncio.gather does

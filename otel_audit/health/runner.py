@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakSet
 
-from otel_audit.health.loops import STALLED_SECONDS, LoopHandle, OwnLoop
+from otel_audit.health.loops import STALLED_SECONDS, LoopHandle, OwnLoop, let_go
 from otel_audit.health.probe import ProbeResult, failed, judged
 
 if TYPE_CHECKING:
@@ -90,8 +90,12 @@ class Run:
     def abandon(self) -> None:
         """Cancel it if that is possible; whatever comes of it does not count any more."""
         self.abandoned = True
-        if self.handle is not None and self.task is not None:
-            self.handle.call(self.task.cancel)
+        if self.handle is not None:
+            self.handle.call(self._let_go)
+
+    def _let_go(self) -> None:
+        if self.task is not None:
+            let_go(self.task)
 
 
 class Runner:

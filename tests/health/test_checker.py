@@ -148,6 +148,43 @@ def test_a_coroutine_is_cancelled_when_its_time_is_up(checker: HealthChecker) ->
     wait_until(lambda: state(checker, "patient").status is UNHEALTHY)
 
 
+@pytest.mark.parametrize(("timeout", "awaited"), [(0.05, "stubborn"), (60, "plain")])
+def test_an_application_ends_whatever_a_probe_swallows(
+    checker: HealthChecker, timeout: float, awaited: str
+) -> None:
+    """`asyncio.run` waits for the tasks of its loop: for those whose time was up, and the others."""
+
+    async def application() -> None:
+        checker.register("stubborn", swallow_cancellation(), interval=0.1, timeout=timeout)
+        checker.register("plain", works, interval=0.1)
+        checker.start()
+        await until(lambda: state(checker, awaited).checks)
+        checker.stop()
+
+    thread = threading.Thread(target=asyncio.run, args=(application(),), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_who_is_cancelled_by_the_end_may_tidy_up(checker: HealthChecker) -> None:
+    began, tidy = threading.Event(), threading.Event()
+
+    async def patient() -> None:
+        began.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            tidy.set()
+
+    checker.register("patient", patient)
+    checker.start()
+    assert began.wait(5)
+    checker.stop()
+    assert tidy.wait(5)
+
+
 def test_a_component_that_hangs_is_called_once_until_it_returns(
     checker: HealthChecker, release: threading.Event
 ) -> None:
