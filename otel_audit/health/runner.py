@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakSet
@@ -107,7 +108,7 @@ class Runner:
         """The application's."""
         self._own: OwnLoop | None = None
         self._under_way: dict[Run, None] = {}
-        self._finished: deque[tuple[Run, ProbeResult | Awaitable[object], float]] = deque()
+        self._finished: deque[tuple[Run, ProbeResult | Awaitable[object] | None, float]] = deque()
         self._jobs: SimpleQueue[Run | None] = SimpleQueue()
         self._idle: set[int] = set()
         self._starved = False
@@ -199,7 +200,7 @@ class Runner:
     def _ended(self) -> Iterable[Outcome]:
         while self._finished:
             run, found, seconds = self._finished.popleft()
-            if not isinstance(found, ProbeResult):
+            if not isinstance(found, ProbeResult | None):
                 self._await_elsewhere(run, found)
                 continue
             run.returned = True
@@ -248,6 +249,12 @@ class Runner:
                 continue
             run.begun = run.begun or time.monotonic()
             run.task = loop.create_task(self._await(run), name=run.component.name)
+            run.task.add_done_callback(partial(self._account_for, run))
+
+    def _account_for(self, run: Run, task: asyncio.Task[None]) -> None:
+        """Report a run that somebody else cancelled before it began: it says nothing."""
+        if task.cancelled():
+            self._finished.append((run, None, 0.0))
 
     async def _await(self, run: Run) -> None:
         result = ProbeResult()

@@ -347,6 +347,25 @@ async def test_who_blocks_the_applications_loop_is_not_blamed_on_others(
     assert checker.loop_silence() == 0
 
 
+def test_a_check_that_is_cancelled_before_it_began_says_nothing(checker: HealthChecker) -> None:
+    """An application may cancel whatever its loop knows; the component is checked again."""
+    cancelled: list[asyncio.Task[Any]] = []
+
+    async def cancel() -> None:
+        if not cancelled:
+            me = asyncio.current_task()
+            cancelled.extend(task for task in asyncio.all_tasks() if task is not me)
+            for task in cancelled:
+                task.cancel()
+
+    checker.register("cancels", cancel, interval=0.1)
+    checker.register("db", works_async, interval=0.1)
+    checker.start()
+    wait_until(lambda: state(checker, "db").checks)
+    assert len(cancelled) == 1
+    assert state(checker, "db").failures == 0
+
+
 def test_a_loop_that_is_gone_is_replaced(checker: HealthChecker) -> None:
     async def begin() -> None:
         checker.start()
