@@ -32,6 +32,7 @@ class LoopHandle:
         self.retired = False
         """Whether nothing is started in it any more."""
         self._asked: float | None = None
+        self._asked_during: asyncio.Task[Any] | None = None
         self._answered = time.monotonic()
 
     def call(self, function: Callable[..., object], *arguments: Any) -> bool:
@@ -47,7 +48,9 @@ class LoopHandle:
         if self._asked is not None or now - self._answered < BEAT_SECONDS:
             return True
         self._asked = now
-        return self.call(self._answer)
+        asked = self.call(self._answer)
+        self._asked_during = self.current_task()
+        return asked
 
     def silence(self, now: float) -> float:
         """Return for how many seconds the loop has not answered; 0 when it does."""
@@ -57,6 +60,15 @@ class LoopHandle:
     def stalled(self, now: float) -> bool:
         """Whether the loop has not answered for longer than a working one takes."""
         return self.silence(now) >= STALLED_SECONDS
+
+    def blocker(self, now: float) -> asyncio.Task[Any] | None:
+        """Return the task that has stalled the loop, if it is the same step of one task.
+
+        It is, when that task was busy already when the loop was asked: between
+        two steps of one task a loop does what has been waiting for it.
+        """
+        task = self.current_task()
+        return task if task is self._asked_during and self.stalled(now) else None
 
     def current_task(self) -> asyncio.Task[Any] | None:
         """Return the task that keeps the loop busy at this moment, if one does."""
