@@ -53,7 +53,7 @@ class Answer(NamedTuple):
     @classmethod
     def of(cls, status: int, value: object, kind: bytes = _JSON, *more: Header) -> Answer:
         """Build an answer from a JSON value."""
-        body = json.dumps(value, separators=(",", ":"), default=str).encode()
+        body = json.dumps(value, separators=(",", ":")).encode()
         headers = (
             (b"content-type", kind),
             (b"content-length", b"%d" % len(body)),
