@@ -2,8 +2,9 @@
 
 Promises: a request is answered without the application's event loop, and says
 so when that loop does not answer: 503 on every route but `startup`. What is
-slow, silent or too much costs a connection, not the others. HTTP/1.1, GET and
-HEAD, keep-alive.
+slow, silent or too much costs its own connection; where there are too many, who
+is new takes the place of who has been silent for longest, first of those that
+never asked. HTTP/1.1, GET and HEAD, keep-alive.
 
 Each system call of a thread gives up the interpreter's lock, and while another
 thread computes, getting it back takes up to 5 ms (`sys.getswitchinterval`): so
@@ -34,6 +35,9 @@ _CONNECTIONS: Final = 128
 _LONGEST_REQUEST: Final = 16_384
 _IDLE_SECONDS: Final = 75.0
 """Longer than load balancers keep a connection, so that it is they who close it."""
+
+_FIRST_SECONDS: Final = 5.0
+"""How long somebody who has asked nothing yet may take to do so."""
 
 _SWEEP_SECONDS: Final = 5.0
 _JOIN_SECONDS: Final = 1.0
@@ -75,7 +79,9 @@ class HealthPort:
         swept = time.monotonic()
         try:
             while not self._stopping:
-                for key, _ in self._selector.select(_SWEEP_SECONDS):
+                # Newcomers last: they may put somebody out, but nobody whose request has come.
+                ready = [key for key, _ in self._selector.select(_SWEEP_SECONDS)]
+                for key in sorted(ready, key=lambda key: key.fileobj is self._socket):
                     if key.fileobj is self._socket:
                         self._accept()
                     elif isinstance(key.data, _Connection):
@@ -95,9 +101,9 @@ class HealthPort:
             # Whoever came has left again, or there are no file descriptors.
             return
         accepted.settimeout(0)
-        if len(self._selector.get_map()) >= _CONNECTIONS:
-            accepted.close()
-            return
+        connections = self._connections()
+        if len(connections) >= _CONNECTIONS:
+            self._forget(min(connections, key=_Connection.worth))
         connection = _Connection(accepted)
         self._selector.register(accepted, selectors.EVENT_READ, connection)
         # Most send their request at once: it spares a call of select to look now.
@@ -116,8 +122,9 @@ class HealthPort:
     def _answer(self, connection: _Connection, data: bytes) -> bool:
         """Answer all complete requests; False when the connection is to be closed."""
         connection.buffer += data
-        connection.seen = time.monotonic()
         while _END in connection.buffer:
+            connection.asked = True
+            connection.since = time.monotonic()
             head, _, connection.buffer = connection.buffer.partition(_END)
             response, goes_on = self._response(head)
             try:
@@ -173,9 +180,14 @@ class HealthPort:
         return answers.refused
 
     def _sweep(self, now: float) -> None:
-        for key in list(self._selector.get_map().values()):
-            if isinstance(key.data, _Connection) and now - key.data.seen > _IDLE_SECONDS:
-                self._forget(key.data)
+        for connection in self._connections():
+            patience = _IDLE_SECONDS if connection.asked else _FIRST_SECONDS
+            if now - connection.since > patience:
+                self._forget(connection)
+
+    def _connections(self) -> list[_Connection]:
+        keys = self._selector.get_map().values()
+        return [key.data for key in keys if isinstance(key.data, _Connection)]
 
     def _forget(self, connection: _Connection) -> None:
         self._selector.unregister(connection.socket)
@@ -192,12 +204,19 @@ class HealthPort:
 class _Connection:
     """One client, and what it has sent so far."""
 
-    __slots__ = ("buffer", "seen", "socket")
+    __slots__ = ("asked", "buffer", "since", "socket")
 
     def __init__(self, accepted: socket.socket) -> None:
         self.socket = accepted
         self.buffer = b""
-        self.seen = time.monotonic()
+        self.asked = False
+        """Whether a whole request has come."""
+        self.since = time.monotonic()
+        """When the newest one came, or the client."""
+
+    def worth(self) -> tuple[bool, float]:
+        """Rank it: the least is closed first where there are too many."""
+        return self.asked, self.since
 
 
 def _listen(host: str, ports: Iterable[int]) -> socket.socket:
