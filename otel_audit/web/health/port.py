@@ -22,6 +22,7 @@ import time
 from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from otel_audit.web.health.answers import NOT_ALLOWED, Answer, allowed
 
@@ -42,6 +43,7 @@ _FIRST_SECONDS: Final = 5.0
 _SWEEP_SECONDS: Final = 5.0
 _JOIN_SECONDS: Final = 1.0
 _END: Final = b"\r\n\r\n"
+_BODIES: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 _logger: Final = logging.getLogger("otel_audit.health")
 _NOT_FOUND: Final = Answer.of(404, {"detail": "only health is here"})
@@ -121,11 +123,13 @@ class HealthPort:
 
     def _answer(self, connection: _Connection, data: bytes) -> bool:
         """Answer all complete requests; False when the connection is to be closed."""
-        connection.buffer += data
+        # Empty lines before a request are to be passed over (RFC 9112, section 2.2).
+        connection.buffer = (connection.buffer + data).lstrip(b"\r\n")
         while _END in connection.buffer:
             connection.asked = True
             connection.since = time.monotonic()
-            head, _, connection.buffer = connection.buffer.partition(_END)
+            head, _, behind = connection.buffer.partition(_END)
+            connection.buffer = behind.lstrip(b"\r\n")
             response, goes_on = self._response(head)
             try:
                 connection.socket.sendall(response)
@@ -142,11 +146,12 @@ class HealthPort:
             scope = _scope(head)
         except ValueError:
             return _bytes(_MALFORMED, head_only=False, goes_on=False), False
-        headers = dict(scope["headers"])
+        headers = scope["headers"]
+        wishes = b",".join(value for name, value in headers if name == b"connection").lower()
         goes_on = (
             scope["http_version"] == "1.1"
-            and headers.get(b"connection", b"").lower() != b"close"
-            and not ({b"content-length", b"transfer-encoding"} & headers.keys())
+            and b"close" not in map(bytes.strip, wishes.split(b","))
+            and not any(name in _BODIES for name, _ in headers)
         )
         try:
             answer = self._find(scope)
@@ -251,6 +256,9 @@ def _scope(head: bytes) -> Scope:
     if not version.startswith("HTTP/1."):
         raise ValueError(version)
     path, _, query = target.partition("?")
+    if not target.startswith("/"):
+        # A proxy may have said scheme and host, too (RFC 9112, section 3.2.2).
+        path = urlsplit(path).path
     headers = []
     for line in lines:
         name, separator, value = line.partition(b":")

@@ -157,6 +157,22 @@ def test_a_connection_is_kept_and_questions_may_follow_each_other(checker: Healt
         assert answers.count(b"connection: close") == 1
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        b"GET http://shop.example/health?x=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"\r\nGET /health HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Close\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nConnection: close\r\nConnection: te\r\nHost: x\r\n\r\n",
+        b"GET /health HTTP/1.0\r\n\r\n\r\n",
+    ],
+)
+def test_requests_are_read_as_the_standard_says(checker: HealthChecker, question: bytes) -> None:
+    with serve(checker) as served:
+        answer = raw(served.port, question)
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"\r\nconnection: close\r\n" in answer
+
+
 def test_a_question_may_come_in_pieces(checker: HealthChecker) -> None:
     with serve(checker) as served, socket.create_connection(("127.0.0.1", served.port)) as client:
         for piece in (b"GET /health/li", b"ve HTTP/1.0\r", b"\n\r\n"):
