@@ -189,6 +189,17 @@ async def test_a_path_below_a_root_path_is_found(checker: HealthChecker) -> None
     assert (await get(app, "/health")).body == b"/health"
 
 
+async def test_a_path_below_the_root_path_of_a_fastapi_is_found(checker: HealthChecker) -> None:
+    """It becomes the scope's only within the application."""
+    app = fastapi()
+    app.root_path = "/api"
+    setup_health_check_routes(app, checker=running(checker), details="open")
+    for path in ("/health", "/api/health", "/api/health/live", "/api/health/detailed"):
+        assert (await get(app, path)).status == 200
+    assert (await get(app, "/api/hello")).body == b'{"hello":"world"}'
+    assert (await get(app, "/api/other")).status == 404
+
+
 # details
 
 
