@@ -86,6 +86,9 @@ class Run:
         """Whether the probe can be called again without two of its calls being under way."""
         if self.returned or self.handle is None:
             return self.returned
+        if self.task is not None and self.task.cancelled():
+            # By somebody else, before it began: else it would have returned.
+            return True
         return self.handle.loop.is_closed() or (self.handle.retired and not self.blocks_its_loop)
 
     @property
@@ -127,13 +130,13 @@ class Runner:
         """The application's."""
         self._own: OwnLoop | None = None
         self._under_way: dict[Run, None] = {}
-        self._finished: deque[tuple[Run, ProbeResult | Awaitable[object] | None, float]] = deque()
+        self._finished: deque[tuple[Run, ProbeResult | Awaitable[object], float]] = deque()
         self._jobs: SimpleQueue[Run | None] = SimpleQueue()
         self._idle: set[int] = set()
         self._starved = False
         self._coroutines: WeakSet[Component] = WeakSet()
         self._blocking: WeakSet[Component] = WeakSet()
-        self._tasks: dict[asyncio.Task[None], Run] = {}
+        self._tasks: dict[asyncio.Task[None] | None, Run] = {}
 
     @property
     def busy(self) -> bool:
@@ -213,7 +216,7 @@ class Runner:
     def _look_for_blockers(self, handle: LoopHandle, now: float) -> None:
         """Have a probe that stalls a loop run elsewhere from now on."""
         task = handle.blocker(now)
-        run = None if task is None else self._tasks.get(task)
+        run = self._tasks.get(task)
         if run is not None and run.component not in self._blocking:
             self._blocking.add(run.component)
             run.note = _BLOCKS
@@ -236,13 +239,13 @@ class Runner:
     def _ended(self) -> Iterable[Outcome]:
         while self._finished:
             run, found, seconds = self._finished.popleft()
-            if not isinstance(found, ProbeResult | None):
+            if not isinstance(found, ProbeResult):
                 self._await_elsewhere(run, found)
                 continue
             run.returned = True
             if run in self._under_way:
                 del self._under_way[run]
-                yield Outcome(run, found and run.noted(found), seconds)
+                yield Outcome(run, run.noted(found), seconds)
 
     def _await_elsewhere(self, run: Run, answer: Awaitable[object]) -> None:
         """Have an event loop await what a plain probe returned."""
@@ -260,6 +263,12 @@ class Runner:
 
     def _given_up(self, run: Run, now: float) -> Iterable[Outcome]:
         """Give up on a run that is overdue, once it is known whose fault that is."""
+        if run.ended:
+            # Without a word, so that nothing is known.
+            del self._under_way[run]
+            self._tasks.pop(run.task, None)
+            yield Outcome(run, None, 0.0)
+            return
         result = ProbeResult.unhealthy(f"no answer within {run.component.timeout:g} s")
         blamed = run.begun is not None
         if run.blocks_its_loop:
@@ -286,13 +295,6 @@ class Runner:
             run.begun = run.begun or time.monotonic()
             run.task = loop.create_task(self._await(run), name=run.component.name)
             self._tasks[run.task] = run
-            run.task.add_done_callback(self._account_for)
-
-    def _account_for(self, task: asyncio.Task[None]) -> None:
-        """Report a run that somebody else cancelled before it began: it says nothing."""
-        run = self._tasks.pop(task)
-        if task.cancelled():
-            self._finished.append((run, None, 0.0))
 
     async def _await(self, run: Run) -> None:
         result = ProbeResult()
@@ -304,6 +306,7 @@ class Runner:
             result = judged(answer)
         except BaseException as error:  # noqa: BLE001 - a probe may raise what it likes
             result = failed(error)
+        self._tasks.pop(run.task, None)
         self._finished.append((run, result, time.monotonic() - begun))
 
     # in a worker

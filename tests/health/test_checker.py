@@ -402,7 +402,7 @@ def test_a_check_that_is_cancelled_before_it_began_says_nothing(checker: HealthC
                 task.cancel()
 
     checker.register("cancels", cancel, interval=0.1)
-    checker.register("db", works_async, interval=0.1)
+    checker.register("db", works_async, interval=0.1, timeout=0.5)
     checker.start()
     wait_until(lambda: state(checker, "db").checks)
     assert len(cancelled) == 1
