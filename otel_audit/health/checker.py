@@ -360,6 +360,7 @@ class HealthChecker:
             elif watched.run is not None and watched.run.blamed:
                 hangs = now - watched.run.launched
                 result = ProbeResult.unhealthy(f"no answer for {hangs:.0f} s; it still hangs")
+                result = watched.run.noted(result)
                 changes += watched.learn(Outcome(watched.run, result, None), now)
         return changes
 

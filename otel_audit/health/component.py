@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from otel_audit.health.probe import Probe
 
 _LONGEST_NAME = 100
+_DAY = 86_400
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,18 +51,19 @@ class Component:
 
     def __post_init__(self) -> None:
         """Check everything once. Raises `AuditSettingsError`."""
-        if not 0 < len(self.name) <= _LONGEST_NAME:
+        name: object = self.name
+        if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
             _refuse(f"a component needs a name of up to {_LONGEST_NAME} characters: {self.name!r}")
         probe: object = self.probe
         if not callable(probe):
             _refuse(f"{self.name}: the probe {probe!r} cannot be called; give a function")
         for option in ("interval", "timeout"):
-            if not 0 < getattr(self, option) <= 86_400:  # noqa: PLR2004 - a day
+            if not _is_within(getattr(self, option), _DAY):
                 _refuse(f"{self.name}: {option} is seconds, more than 0 and at most a day")
         for option in ("failure_threshold", "success_threshold"):
             if not isinstance(getattr(self, option), int) or getattr(self, option) < 1:
                 _refuse(f"{self.name}: {option} is a whole number of at least 1")
-        if self.degraded_after_ms is not None and not self.degraded_after_ms > 0:
+        if self.degraded_after_ms is not None and not _is_within(self.degraded_after_ms, inf):
             _refuse(f"{self.name}: degraded_after_ms is milliseconds, more than 0, or None")
 
     @property
@@ -157,6 +159,11 @@ class ComponentState(NamedTuple):
         # Down to the mildest, up to the worst of what was seen: what all of them support.
         choose = min if worse else max
         return choose(streak, key=lambda status: status.severity), ()
+
+
+def _is_within(value: object, most: float) -> bool:
+    """Whether it is a number above 0, and not above ``most``."""
+    return isinstance(value, int | float) and 0 < value <= most
 
 
 def _refuse(message: str) -> None:

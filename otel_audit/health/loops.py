@@ -20,6 +20,8 @@ BEAT_SECONDS: Final = 0.5
 STALLED_SECONDS: Final = 1.0
 """A loop that has not answered for so long is stalled."""
 
+_LEAVING_SECONDS: Final = 0.1
+
 
 class LoopHandle:
     """One event loop of somebody else's."""
@@ -30,6 +32,7 @@ class LoopHandle:
         self.retired = False
         """Whether nothing is started in it any more."""
         self._asked: float | None = None
+        self._asked_during: asyncio.Task[Any] | None = None
         self._answered = time.monotonic()
 
     def call(self, function: Callable[..., object], *arguments: Any) -> bool:
@@ -45,7 +48,9 @@ class LoopHandle:
         if self._asked is not None or now - self._answered < BEAT_SECONDS:
             return True
         self._asked = now
-        return self.call(self._answer)
+        asked = self.call(self._answer)
+        self._asked_during = self.current_task()
+        return asked
 
     def silence(self, now: float) -> float:
         """Return for how many seconds the loop has not answered; 0 when it does."""
@@ -55,6 +60,15 @@ class LoopHandle:
     def stalled(self, now: float) -> bool:
         """Whether the loop has not answered for longer than a working one takes."""
         return self.silence(now) >= STALLED_SECONDS
+
+    def blocker(self, now: float) -> asyncio.Task[Any] | None:
+        """Return the task that has stalled the loop, if it is the same step of one task.
+
+        It is, when that task was busy already when the loop was asked: between
+        two steps of one task a loop does what has been waiting for it.
+        """
+        task = self.current_task()
+        return task if task is self._asked_during and self.stalled(now) else None
 
     def current_task(self) -> asyncio.Task[Any] | None:
         """Return the task that keeps the loop busy at this moment, if one does."""
@@ -84,13 +98,19 @@ class OwnLoop(LoopHandle):
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
-        tasks = asyncio.all_tasks(self.loop)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            # Once: who swallows it is left behind.
-            _, left = self.loop.run_until_complete(asyncio.wait(tasks, timeout=0.1))
-            for task in left:
-                # The checker has told of it already, as a failure of the component.
-                task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - what asyncio.gather does
+        for task in asyncio.all_tasks(self.loop):
+            let_go(task)
+        # A moment for those that tidy up; who swallows it is left behind.
+        self.loop.run_until_complete(asyncio.sleep(_LEAVING_SECONDS))
         self.loop.close()
+
+
+def let_go(task: asyncio.Task[Any]) -> None:
+    """Cancel a task, in its loop, which MUST NOT wait for it any more when it ends.
+
+    It may swallow that, and `asyncio.run` waits for every task that is registered.
+    """
+    task.cancel()
+    asyncio._unregister_task(task)  # noqa: SLF001 - documented, for who makes tasks
+    # The checker has told of it already, as a failure of the component.
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - what asyncio.gather does

@@ -3,8 +3,9 @@
 A probe is a callable without parameters, plain or a coroutine function. It
 says that all is well by returning None, True or "healthy", that something is
 wrong by False, "degraded", "unhealthy", a `ProbeResult`, or by raising. What
-else it returns is a failure, whose message says so. Messages MUST NOT hold
-secrets: what looks like one is masked, and they are cut at 300 characters.
+else it returns is a failure, whose message says so. Messages and details MUST
+NOT hold secrets: what looks like one is masked. Messages are cut at 300
+characters; details become plain JSON as the fields of a record do, of at most 16 KiB.
 """
 
 from __future__ import annotations
@@ -12,11 +13,23 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+import orjson
+
+from otel_audit.record.coerce import plain
 from otel_audit.record.redact import Redactor
+from otel_audit.record.shorten import shorten
+
+if TYPE_CHECKING:
+    from otel_audit.record.shorten import JsonValue
 
 _LONGEST: Final = 300
+_MOST_DETAILS: Final = 16_384
+"""Bytes of one component's details."""
+
+_DETAILS: Final = "details"
+
 _USER_INFO: Final = re.compile(r"(?<=://)[^/\s@]*@")
 _redactor: Final = Redactor()
 
@@ -50,7 +63,7 @@ _SERVES: Final = (HealthStatus.HEALTHY, HealthStatus.DEGRADED)
 
 
 class ProbeResult(NamedTuple):
-    """What a probe found out; ``details`` are shown in ``/health/detailed`` and must be JSON."""
+    """What a probe found out; ``details`` are shown in ``/health/detailed``."""
 
     status: HealthStatus = HealthStatus.HEALTHY
     message: str = ""
@@ -125,8 +138,17 @@ def _checked(result: ProbeResult) -> ProbeResult:
     try:
         status = _stated(status)
         message = shown(message) if message else ""
-        details = None if details is None else dict(details)
+        details = None if details is None else cast("dict[str, Any]", _plain(dict(details)))
     except Exception as error:  # noqa: BLE001 - what stands in there is somebody else's
         reason = f"the probe returned a ProbeResult that means nothing: {error}"
         return ProbeResult.unhealthy(shown(reason))
     return ProbeResult(status, message, details)
+
+
+def _plain(details: dict[Any, Any]) -> JsonValue:
+    """Return details that can be shown, whatever they hold."""
+    # As one field: many small ones could not be cut.
+    fields, _ = plain({_DETAILS: details}, _redactor)
+    _redactor.fields(fields)
+    shorten(fields, len(orjson.dumps(fields)) - _MOST_DETAILS)
+    return fields[_DETAILS]

@@ -5,7 +5,9 @@ coroutine in an event loop: the application's where there is one, because
 clients and pools belong to it, else one of ours. A run that exceeds its time is
 cancelled if it can be, and abandoned in any case; what it returns later is
 dropped. A run that was kept from running by somebody else, who blocks the
-event loop, says nothing about its component, and so is no observation.
+event loop, says nothing about its component, and so is no observation. A
+coroutine that has stalled an event loop itself runs on a daemon thread, in a
+loop of its own, from then on.
 
 All methods are for one thread, the checker's.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import threading
 import time
 from collections import deque
@@ -22,7 +25,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakSet
 
-from otel_audit.health.loops import STALLED_SECONDS, LoopHandle, OwnLoop
+from otel_audit.health.loops import STALLED_SECONDS, LoopHandle, OwnLoop, let_go
 from otel_audit.health.probe import ProbeResult, failed, judged
 
 if TYPE_CHECKING:
@@ -32,6 +35,14 @@ if TYPE_CHECKING:
 
 _IDLE_WORKERS: Final = 4
 """Daemon threads that wait for the next probe; others end when they have nothing to do."""
+
+_BLOCKS: Final = "it blocks its event loop: make the probe a plain function"
+_APART: Final = (
+    "it has blocked its event loop, and so runs in one of its own, where clients of the application "
+    "may not work: make the probe a plain function"
+)
+
+_logger: Final = logging.getLogger("otel_audit.health")
 
 
 class Outcome(NamedTuple):
@@ -47,7 +58,7 @@ class Run:
 
     __slots__ = (
         "abandoned", "asked", "awaitable", "begun", "blamed", "component", "handle", "launched", "loop_answers",
-        "returned", "task",
+        "note", "returned", "task",
     )  # fmt: skip
 
     def __init__(self, component: Component, now: float) -> None:
@@ -66,6 +77,8 @@ class Run:
         self.abandoned = False
         self.blamed = False
         """Whether it was given up as a failure of its component."""
+        self.note = ""
+        """What is to be said beside whatever it finds."""
         self.returned = False
 
     @property
@@ -73,6 +86,9 @@ class Run:
         """Whether the probe can be called again without two of its calls being under way."""
         if self.returned or self.handle is None:
             return self.returned
+        if self.task is not None and self.task.cancelled():
+            # By somebody else, before it began: else it would have returned.
+            return True
         return self.handle.loop.is_closed() or (self.handle.retired and not self.blocks_its_loop)
 
     @property
@@ -80,6 +96,13 @@ class Run:
         """Whether its probe is what the event loop is busy with right now."""
         handle, task = self.handle, self.task
         return handle is not None and task is not None and handle.current_task() is task
+
+    def noted(self, result: ProbeResult) -> ProbeResult:
+        """Return a result of it with what is to be said beside that."""
+        if not self.note:
+            return result
+        said = "; ".join(filter(None, (result.message, self.note)))
+        return ProbeResult(result.status, said, result.details)
 
     def ask_loop(self) -> None:
         """Have its loop answer, to learn whether it is the probe or the loop that hangs."""
@@ -90,8 +113,12 @@ class Run:
     def abandon(self) -> None:
         """Cancel it if that is possible; whatever comes of it does not count any more."""
         self.abandoned = True
-        if self.handle is not None and self.task is not None:
-            self.handle.call(self.task.cancel)
+        if self.handle is not None:
+            self.handle.call(self._let_go)
+
+    def _let_go(self) -> None:
+        if self.task is not None:
+            let_go(self.task)
 
 
 class Runner:
@@ -108,6 +135,8 @@ class Runner:
         self._idle: set[int] = set()
         self._starved = False
         self._coroutines: WeakSet[Component] = WeakSet()
+        self._blocking: WeakSet[Component] = WeakSet()
+        self._tasks: dict[asyncio.Task[None] | None, Run] = {}
 
     @property
     def busy(self) -> bool:
@@ -120,7 +149,10 @@ class Runner:
         in_loop = []
         for run in runs:
             self._under_way[run] = None
-            if run.component.is_coroutine or run.component in self._coroutines:
+            if run.component in self._blocking:
+                run.note = _APART
+                self._jobs.put(run)
+            elif run.component.is_coroutine or run.component in self._coroutines:
                 in_loop.append(run)
             else:
                 self._jobs.put(run)
@@ -169,14 +201,26 @@ class Runner:
         return self._own
 
     def _beat(self, now: float) -> None:
-        if self.loop is not None and not self.loop.beat(now):
-            self.loop = None
+        if self.loop is not None:
+            self._look_for_blockers(self.loop, now)
+            if not self.loop.beat(now):
+                self.loop = None
         if self._own is not None:
+            self._look_for_blockers(self._own, now)
             self._own.beat(now)
             if self._own.stalled(now):
                 # Whoever blocks it keeps it; the others go on in another one.
                 self._own.retire()
                 self._own = None
+
+    def _look_for_blockers(self, handle: LoopHandle, now: float) -> None:
+        """Have a probe that stalls a loop run elsewhere from now on."""
+        task = handle.blocker(now)
+        run = self._tasks.get(task)
+        if run is not None and run.component not in self._blocking:
+            self._blocking.add(run.component)
+            run.note = _BLOCKS
+            _logger.warning("%s: %s; it runs in a loop of its own now", run.component.name, _BLOCKS)
 
     def _staff(self) -> None:
         """Provide threads: one at first, one for each waiting probe when that one is held up."""
@@ -201,7 +245,7 @@ class Runner:
             run.returned = True
             if run in self._under_way:
                 del self._under_way[run]
-                yield Outcome(run, found, seconds)
+                yield Outcome(run, run.noted(found), seconds)
 
     def _await_elsewhere(self, run: Run, answer: Awaitable[object]) -> None:
         """Have an event loop await what a plain probe returned."""
@@ -219,10 +263,16 @@ class Runner:
 
     def _given_up(self, run: Run, now: float) -> Iterable[Outcome]:
         """Give up on a run that is overdue, once it is known whose fault that is."""
-        message = f"no answer within {run.component.timeout:g} s"
+        if run.ended:
+            # Without a word, so that nothing is known.
+            del self._under_way[run]
+            self._tasks.pop(run.task, None)
+            yield Outcome(run, None, 0.0)
+            return
+        result = ProbeResult.unhealthy(f"no answer within {run.component.timeout:g} s")
         blamed = run.begun is not None
         if run.blocks_its_loop:
-            message += "; it blocks its event loop: make the probe a plain function"
+            run.note = run.note or _BLOCKS
         elif run.handle is not None and not run.loop_answers:
             if not run.asked:
                 run.ask_loop()
@@ -232,7 +282,7 @@ class Runner:
         del self._under_way[run]
         run.blamed = blamed
         run.abandon()
-        yield Outcome(run, ProbeResult.unhealthy(message) if run.blamed else None, None)
+        yield Outcome(run, run.noted(result) if run.blamed else None, None)
 
     # in an event loop
 
@@ -244,6 +294,7 @@ class Runner:
                 continue
             run.begun = run.begun or time.monotonic()
             run.task = loop.create_task(self._await(run), name=run.component.name)
+            self._tasks[run.task] = run
 
     async def _await(self, run: Run) -> None:
         result = ProbeResult()
@@ -255,6 +306,7 @@ class Runner:
             result = judged(answer)
         except BaseException as error:  # noqa: BLE001 - a probe may raise what it likes
             result = failed(error)
+        self._tasks.pop(run.task, None)
         self._finished.append((run, result, time.monotonic() - begun))
 
     # in a worker
@@ -275,11 +327,20 @@ class Runner:
         begun = run.begun = time.monotonic()
         found: ProbeResult | Awaitable[object]
         try:
-            answer = run.component.probe()
+            alone = run.component in self._blocking
+            answer = asyncio.run(_called(run)) if alone else run.component.probe()
             found = answer if inspect.isawaitable(answer) else judged(answer)
         except BaseException as error:  # noqa: BLE001 - a probe may raise what it likes
             found = failed(error)
         self._finished.append((run, found, time.monotonic() - begun))
+
+
+async def _called(run: Run) -> object:
+    """Return the answer of a probe that has this loop for itself; `Run.abandon` cancels it."""
+    run.task = asyncio.current_task()
+    run.handle = LoopHandle(asyncio.get_running_loop())
+    answer = run.component.probe()
+    return await answer if inspect.isawaitable(answer) else answer
 
 
 def _drop(answer: Awaitable[object]) -> None:

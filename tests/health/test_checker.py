@@ -14,6 +14,7 @@ import pytest
 
 from otel_audit.errors import AuditSettingsError
 from otel_audit.health import checker as checking
+from otel_audit.health import loops
 from otel_audit.health.checker import (
     HealthChecker,
     get_health_checker,
@@ -148,6 +149,43 @@ def test_a_coroutine_is_cancelled_when_its_time_is_up(checker: HealthChecker) ->
     wait_until(lambda: state(checker, "patient").status is UNHEALTHY)
 
 
+@pytest.mark.parametrize(("timeout", "awaited"), [(0.05, "stubborn"), (60, "plain")])
+def test_an_application_ends_whatever_a_probe_swallows(
+    checker: HealthChecker, timeout: float, awaited: str
+) -> None:
+    """`asyncio.run` waits for the tasks of its loop: for those whose time was up, and the others."""
+
+    async def application() -> None:
+        checker.register("stubborn", swallow_cancellation(), interval=0.1, timeout=timeout)
+        checker.register("plain", works, interval=0.1)
+        checker.start()
+        await until(lambda: state(checker, awaited).checks)
+        checker.stop()
+
+    thread = threading.Thread(target=asyncio.run, args=(application(),), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_who_is_cancelled_by_the_end_may_tidy_up(checker: HealthChecker) -> None:
+    began, tidy = threading.Event(), threading.Event()
+
+    async def patient() -> None:
+        began.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            tidy.set()
+
+    checker.register("patient", patient)
+    checker.start()
+    assert began.wait(5)
+    checker.stop()
+    assert tidy.wait(5)
+
+
 def test_a_component_that_hangs_is_called_once_until_it_returns(
     checker: HealthChecker, release: threading.Event
 ) -> None:
@@ -279,24 +317,29 @@ def test_the_degree_that_a_component_matters(checker: HealthChecker) -> None:
 
 
 async def test_coroutines_run_in_the_loop_that_started_the_checker(checker: HealthChecker) -> None:
-    loops: list[asyncio.AbstractEventLoop] = []
+    seen: list[asyncio.AbstractEventLoop] = []
 
     async def where() -> ProbeResult:
-        loops.append(asyncio.get_running_loop())
+        seen.append(asyncio.get_running_loop())
         return ProbeResult.healthy()
 
     checker.register("where", where)
     checker.start()
     checker.start()
-    await until(lambda: loops)
-    assert loops[0] is asyncio.get_running_loop()
+    await until(lambda: seen)
+    assert seen[0] is asyncio.get_running_loop()
 
 
 async def test_who_blocks_the_applications_loop_is_not_blamed_on_others(
     checker: HealthChecker,
 ) -> None:
-    """A coroutine that could not run says nothing about its component."""
-    checker.register("db", works_async, interval=0.1, timeout=0.1)
+    """A coroutine that could not run says nothing about its component, and stays in its loop."""
+    seen: set[asyncio.AbstractEventLoop] = set()
+
+    async def database() -> None:
+        seen.add(asyncio.get_running_loop())
+
+    checker.register("db", database, interval=0.1, timeout=0.1)
     checker.register("plain", works, **FAST)
     checker.start()
     await until(lambda: state(checker, "db").status is HEALTHY)
@@ -308,6 +351,62 @@ async def test_who_blocks_the_applications_loop_is_not_blamed_on_others(
     assert checker.get_quick_status() is UNKNOWN
     await until(lambda: checker.get_quick_status() is HEALTHY)
     assert checker.loop_silence() == 0
+    assert seen == {asyncio.get_running_loop()}
+
+
+async def test_who_blocks_the_applications_loop_runs_in_one_of_its_own_from_then_on(
+    checker: HealthChecker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loops, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(loops, "STALLED_SECONDS", 0.2)
+    foreign = asyncio.get_running_loop().create_future()
+    cancelled = threading.Event()
+    threads: list[threading.Thread] = []
+
+    async def blocks() -> None:
+        threads.append(threading.current_thread())
+        if len(threads) == 1:
+            time.sleep(0.6)  # noqa: ASYNC251 - to block the loop is the test
+        if len(threads) == 2:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                cancelled.set()
+        if len(threads) == 3:
+            await foreign
+
+    checker.register("blocks", blocks, interval=0.1, timeout=1, failure_threshold=1)
+    checker.start()
+    await until(lambda: threads)
+    await until(lambda: state(checker, "blocks").message)
+    assert "make the probe a plain function" in state(checker, "blocks").message
+    assert "blocks: it blocks its event loop" in caplog.text
+    await until(cancelled.is_set)
+    await until(lambda: "different loop" in state(checker, "blocks").message)
+    assert "clients of the application may not work" in state(checker, "blocks").message
+    await until(lambda: state(checker, "blocks").status is HEALTHY)
+    assert "make the probe a plain function" in state(checker, "blocks").message
+    here = threading.current_thread()
+    assert [thread is here for thread in threads[:4]] == [True, False, False, False]
+
+
+def test_a_check_that_is_cancelled_before_it_began_says_nothing(checker: HealthChecker) -> None:
+    """An application may cancel whatever its loop knows; the component is checked again."""
+    cancelled: list[asyncio.Task[Any]] = []
+
+    async def cancel() -> None:
+        if not cancelled:
+            me = asyncio.current_task()
+            cancelled.extend(task for task in asyncio.all_tasks() if task is not me)
+            for task in cancelled:
+                task.cancel()
+
+    checker.register("cancels", cancel, interval=0.1)
+    checker.register("db", works_async, interval=0.1, timeout=0.5)
+    checker.start()
+    wait_until(lambda: state(checker, "db").checks)
+    assert len(cancelled) == 1
+    assert state(checker, "db").failures == 0
 
 
 def test_a_loop_that_is_gone_is_replaced(checker: HealthChecker) -> None:

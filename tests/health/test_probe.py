@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 
 from otel_audit.health.probe import HealthStatus, ProbeResult, failed, judged, shown
@@ -76,6 +77,52 @@ def test_details_are_a_copy() -> None:
     result = judged(ProbeResult(details=details))
     details["queue"] = 4
     assert result.details == {"queue": 3}
+
+
+class Rude:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+    __str__ = __repr__
+
+
+CYCLE: dict[str, Any] = {}
+CYCLE["me"] = CYCLE
+DEEP: list[Any] = []
+for _ in range(1_000):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    ("details", "visible"),
+    [
+        ({("eu", 1): 2}, b'{"[\\"eu\\",1]":2}'),
+        (CYCLE, b'{"me":{"me":"[cycle]"}}'),
+        ({"lag": float("nan")}, b'{"lag":"NaN"}'),
+        ({"rude": Rude()}, b'{"rude":"[unreadable Rude: RuntimeError]"}'),
+        (
+            {"deep": DEEP},
+            b'{"deep":' + b"[" * 15 + b'"[cut: deeper than 16 levels]"' + b"]" * 15 + b"}",
+        ),
+        (
+            {"password": "hunter2", "at": ["postgres://u:hunter2@db"]},
+            b'{"password":"[REDACTED]","at":["postgres://u:[REDACTED:url_password]@db"]}',
+        ),
+    ],
+    ids=["key", "cycle", "NaN", "rude", "deep", "secret"],
+)
+def test_details_become_plain_json_without_secrets(details: Any, visible: bytes) -> None:
+    result = judged(ProbeResult(details=details))
+    assert result.status is HEALTHY
+    assert orjson.dumps(result.details) == visible
+
+
+@pytest.mark.parametrize(
+    "many", [dict.fromkeys(range(9_000), 1), {"said": "x" * 1_000_000}], ids=["many", "long"]
+)
+def test_details_are_bounded(many: dict[Any, Any]) -> None:
+    result = judged(ProbeResult(details=many))
+    assert 14_000 < len(orjson.dumps(result.details)) <= 16_384
 
 
 def test_a_message_has_one_line_no_secret_and_an_end() -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import re
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
 
 _JSON: Final = b"application/json"
 _HEALTH_JSON: Final = b"application/health+json"
+# An element of Accept with that type, and without the weight 0 (RFC 9110, section 12.5.1).
+_ACCEPTS: Final = re.compile(
+    rb"(?:^|,)[ \t]*application/health\+json[ \t]*(?![^,]*;[ \t]*q=0(?:\.0*)?[ \t]*(?:[,;]|$))(?:[,;]|$)",
+    re.IGNORECASE,
+)
 _METHODS: Final = frozenset({"GET", "HEAD"})
 _DETAILS: Final = ("authorized", "open")
 
@@ -53,7 +59,7 @@ class Answer(NamedTuple):
     @classmethod
     def of(cls, status: int, value: object, kind: bytes = _JSON, *more: Header) -> Answer:
         """Build an answer from a JSON value."""
-        body = json.dumps(value, separators=(",", ":"), default=str).encode()
+        body = json.dumps(value, separators=(",", ":")).encode()
         headers = (
             (b"content-type", kind),
             (b"content-length", b"%d" % len(body)),
@@ -207,7 +213,7 @@ NOT_ALLOWED: Final = _NOT_ALLOWED
 
 
 def _wants_health_json(headers: Iterable[Header]) -> bool:
-    return any(name == b"accept" and _HEALTH_JSON in value for name, value in headers)
+    return any(name == b"accept" and _ACCEPTS.search(value) for name, value in headers)
 
 
 def _bearer(headers: Iterable[Header]) -> bytes:

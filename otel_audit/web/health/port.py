@@ -2,8 +2,9 @@
 
 Promises: a request is answered without the application's event loop, and says
 so when that loop does not answer: 503 on every route but `startup`. What is
-slow, silent or too much costs a connection, not the others. HTTP/1.1, GET and
-HEAD, keep-alive.
+slow, silent or too much costs its own connection; where there are too many, who
+is new takes the place of who has been silent for longest, first of those that
+never asked. HTTP/1.1, GET and HEAD, keep-alive.
 
 Each system call of a thread gives up the interpreter's lock, and while another
 thread computes, getting it back takes up to 5 ms (`sys.getswitchinterval`): so
@@ -21,6 +22,7 @@ import time
 from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from otel_audit.web.health.answers import NOT_ALLOWED, Answer, allowed
 
@@ -35,9 +37,13 @@ _LONGEST_REQUEST: Final = 16_384
 _IDLE_SECONDS: Final = 75.0
 """Longer than load balancers keep a connection, so that it is they who close it."""
 
+_FIRST_SECONDS: Final = 5.0
+"""How long somebody who has asked nothing yet may take to do so."""
+
 _SWEEP_SECONDS: Final = 5.0
 _JOIN_SECONDS: Final = 1.0
 _END: Final = b"\r\n\r\n"
+_BODIES: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 _logger: Final = logging.getLogger("otel_audit.health")
 _NOT_FOUND: Final = Answer.of(404, {"detail": "only health is here"})
@@ -75,7 +81,9 @@ class HealthPort:
         swept = time.monotonic()
         try:
             while not self._stopping:
-                for key, _ in self._selector.select(_SWEEP_SECONDS):
+                # Newcomers last: they may put somebody out, but nobody whose request has come.
+                ready = [key for key, _ in self._selector.select(_SWEEP_SECONDS)]
+                for key in sorted(ready, key=lambda key: key.fileobj is self._socket):
                     if key.fileobj is self._socket:
                         self._accept()
                     elif isinstance(key.data, _Connection):
@@ -95,9 +103,9 @@ class HealthPort:
             # Whoever came has left again, or there are no file descriptors.
             return
         accepted.settimeout(0)
-        if len(self._selector.get_map()) >= _CONNECTIONS:
-            accepted.close()
-            return
+        connections = self._connections()
+        if len(connections) >= _CONNECTIONS:
+            self._forget(min(connections, key=_Connection.worth))
         connection = _Connection(accepted)
         self._selector.register(accepted, selectors.EVENT_READ, connection)
         # Most send their request at once: it spares a call of select to look now.
@@ -115,10 +123,13 @@ class HealthPort:
 
     def _answer(self, connection: _Connection, data: bytes) -> bool:
         """Answer all complete requests; False when the connection is to be closed."""
-        connection.buffer += data
-        connection.seen = time.monotonic()
+        # Empty lines before a request are to be passed over (RFC 9112, section 2.2).
+        connection.buffer = (connection.buffer + data).lstrip(b"\r\n")
         while _END in connection.buffer:
-            head, _, connection.buffer = connection.buffer.partition(_END)
+            connection.asked = True
+            connection.since = time.monotonic()
+            head, _, behind = connection.buffer.partition(_END)
+            connection.buffer = behind.lstrip(b"\r\n")
             response, goes_on = self._response(head)
             try:
                 connection.socket.sendall(response)
@@ -135,11 +146,12 @@ class HealthPort:
             scope = _scope(head)
         except ValueError:
             return _bytes(_MALFORMED, head_only=False, goes_on=False), False
-        headers = dict(scope["headers"])
+        headers = scope["headers"]
+        wishes = b",".join(value for name, value in headers if name == b"connection").lower()
         goes_on = (
             scope["http_version"] == "1.1"
-            and headers.get(b"connection", b"").lower() != b"close"
-            and not ({b"content-length", b"transfer-encoding"} & headers.keys())
+            and b"close" not in map(bytes.strip, wishes.split(b","))
+            and not any(name in _BODIES for name, _ in headers)
         )
         try:
             answer = self._find(scope)
@@ -173,9 +185,14 @@ class HealthPort:
         return answers.refused
 
     def _sweep(self, now: float) -> None:
-        for key in list(self._selector.get_map().values()):
-            if isinstance(key.data, _Connection) and now - key.data.seen > _IDLE_SECONDS:
-                self._forget(key.data)
+        for connection in self._connections():
+            patience = _IDLE_SECONDS if connection.asked else _FIRST_SECONDS
+            if now - connection.since > patience:
+                self._forget(connection)
+
+    def _connections(self) -> list[_Connection]:
+        keys = self._selector.get_map().values()
+        return [key.data for key in keys if isinstance(key.data, _Connection)]
 
     def _forget(self, connection: _Connection) -> None:
         self._selector.unregister(connection.socket)
@@ -192,12 +209,19 @@ class HealthPort:
 class _Connection:
     """One client, and what it has sent so far."""
 
-    __slots__ = ("buffer", "seen", "socket")
+    __slots__ = ("asked", "buffer", "since", "socket")
 
     def __init__(self, accepted: socket.socket) -> None:
         self.socket = accepted
         self.buffer = b""
-        self.seen = time.monotonic()
+        self.asked = False
+        """Whether a whole request has come."""
+        self.since = time.monotonic()
+        """When the newest one came, or the client."""
+
+    def worth(self) -> tuple[bool, float]:
+        """Rank it: the least is closed first where there are too many."""
+        return self.asked, self.since
 
 
 def _listen(host: str, ports: Iterable[int]) -> socket.socket:
@@ -232,6 +256,9 @@ def _scope(head: bytes) -> Scope:
     if not version.startswith("HTTP/1."):
         raise ValueError(version)
     path, _, query = target.partition("?")
+    if not target.startswith("/"):
+        # A proxy may have said scheme and host, too (RFC 9112, section 3.2.2).
+        path = urlsplit(path).path
     headers = []
     for line in lines:
         name, separator, value = line.partition(b":")

@@ -78,7 +78,7 @@ def setup_health_check_routes(
 class HealthLayer:
     """The outermost ASGI layer: answers health, and passes everything else on."""
 
-    __slots__ = ("_answers", "_host", "_managed", "_port", "_ports", "_routes", "app")
+    __slots__ = ("_answers", "_host", "_managed", "_port", "_ports", "_root", "_routes", "app")
 
     def __init__(
         self, app: ASGIApp, answers: HealthAnswers, host: str, ports: Sequence[int]
@@ -87,6 +87,8 @@ class HealthLayer:
         self.app = app
         self._answers = answers
         self._routes = answers.routes
+        # FastAPI's own, which it makes the scope's when it is called.
+        self._root: str = getattr(app, "root_path", "")
         self._host = host
         self._ports = ports
         self._port: HealthPort | None = None
@@ -107,8 +109,9 @@ class HealthLayer:
             if route is not None:
                 await self._send(send, scope, route(scope) if allowed(scope) else NOT_ALLOWED)
                 return
-            if scope.get("root_path") or path == self._answers.detailed_path:
-                answer = await self._rarer(scope)
+            root = self._root or scope.get("root_path", "")
+            if root or path == self._answers.detailed_path:
+                answer = await self._rarer(scope, path.removeprefix(root))
                 if answer is not None:
                     await self._send(send, scope, answer)
                     return
@@ -117,9 +120,8 @@ class HealthLayer:
             return
         await self.app(scope, receive, send)
 
-    async def _rarer(self, scope: Scope) -> Answer | None:
+    async def _rarer(self, scope: Scope, path: str) -> Answer | None:
         """Answer details, and what is asked for below a root path; None for everything else."""
-        path: str = scope["path"].removeprefix(scope.get("root_path") or "")
         route = self._routes.get(path)
         if route is None and path != self._answers.detailed_path:
             return None

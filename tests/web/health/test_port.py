@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -157,6 +157,22 @@ def test_a_connection_is_kept_and_questions_may_follow_each_other(checker: Healt
         assert answers.count(b"connection: close") == 1
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        b"GET http://shop.example/health?x=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"\r\nGET /health HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Close\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nConnection: close\r\nConnection: te\r\nHost: x\r\n\r\n",
+        b"GET /health HTTP/1.0\r\n\r\n\r\n",
+    ],
+)
+def test_requests_are_read_as_the_standard_says(checker: HealthChecker, question: bytes) -> None:
+    with serve(checker) as served:
+        answer = raw(served.port, question)
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"\r\nconnection: close\r\n" in answer
+
+
 def test_a_question_may_come_in_pieces(checker: HealthChecker) -> None:
     with serve(checker) as served, socket.create_connection(("127.0.0.1", served.port)) as client:
         for piece in (b"GET /health/li", b"ve HTTP/1.0\r", b"\n\r\n"):
@@ -188,26 +204,65 @@ def test_a_body_is_not_read_and_the_connection_ends(checker: HealthChecker) -> N
         assert b"connection: close" in answer
 
 
-def test_silent_clients_cost_only_themselves(
+class Clients(ExitStack):
+    """Connections to a port, which are all closed in the end."""
+
+    def connect(self, port: int) -> socket.socket:
+        return self.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+
+
+def answered(client: socket.socket, question: bytes = b"GET /health HTTP/1.1\r\n\r\n") -> bool:
+    client.sendall(question)
+    return client.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_who_asks_takes_the_place_of_who_is_silent(
     checker: HealthChecker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health_port, "_CONNECTIONS", 8)
-    monkeypatch.setattr(health_port, "_IDLE_SECONDS", 0.2)
+    """And who has asked before keeps his, as long as there are others."""
+    with serve(checker) as served, Clients() as clients:
+        monkeypatch.setattr(health_port, "_CONNECTIONS", 8)
+        balancer = clients.connect(served.port)
+        for _ in range(2):
+            assert answered(balancer)
+            silent = [clients.connect(served.port) for _ in range(20)]
+            assert answered(clients.connect(served.port))
+            assert silent[0].recv(1) == b""
+
+
+def test_nobody_is_put_out_whose_request_has_come(
+    checker: HealthChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, release = threading.Event(), threading.Event()
+
+    def hold_up(_scope: object) -> bool:
+        busy.set()
+        return release.wait(5)
+
+    with serve(checker, details="authorized", authorize=hold_up) as served, Clients() as clients:
+        monkeypatch.setattr(health_port, "_CONNECTIONS", 2)
+        first, second = clients.connect(served.port), clients.connect(served.port)
+        second.sendall(b"GET /health/detailed HTTP/1.1\r\n\r\n")
+        assert busy.wait(5)
+        third = clients.connect(served.port)
+        first.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+        release.set()
+        assert first.recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert answered(third)
+
+
+@pytest.mark.parametrize(
+    ("begins", "patience"),
+    [(b"GET /health HTTP/1.1\r\n", "_FIRST_SECONDS"), (b"GET / HTTP/1.1\r\n\r\n", "_IDLE_SECONDS")],
+    ids=["asks nothing", "asks no more"],
+)
+def test_silence_ends_a_connection(
+    checker: HealthChecker, monkeypatch: pytest.MonkeyPatch, begins: bytes, patience: str
+) -> None:
+    monkeypatch.setattr(health_port, patience, 0.1)
     monkeypatch.setattr(health_port, "_SWEEP_SECONDS", 0.05)
     with serve(checker) as served:
-        silent = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(20)]
-        wait_until(lambda: _answers(served.port))
-        for client in silent:
-            client.close()
-
-
-def _answers(port: int) -> bool:
-    try:
-        return ask(port)[0] == 200
-    except OSError:
-        return False
-    except http.client.HTTPException:
-        return False
+        assert raw(served.port, begins).count(b"HTTP/1.1") == begins.count(b"\r\n\r\n")
 
 
 def test_an_answer_that_fails_is_a_500(

@@ -116,6 +116,26 @@ async def test_health_speaks_the_format_of_the_draft(checker: HealthChecker, db:
     assert check["observedUnit"] == "ms"
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("Application/Health+JSON", b"application/health+json"),
+        ("text/html, application/health+json ; q=0.1", b"application/health+json"),
+        ("application/health+json;charset=utf-8;q=1.0,*/*;q=0", b"application/health+json"),
+        ("application/health+json;q=0", b"application/json"),
+        ("application/health+json; charset=utf-8 ; Q=0.000 , */*", b"application/json"),
+        ("application/health+jsonp", b"application/json"),
+        ("x-application/health+json", b"application/json"),
+    ],
+)
+async def test_the_format_of_the_draft_is_for_who_accepts_it(
+    checker: HealthChecker, accept: str, kind: bytes
+) -> None:
+    app = setup_health_check_routes(plain, checker=running(checker))
+    wire = await get(app, headers=[(b"accept", accept.encode())])
+    assert wire.header(b"content-type") == [kind]
+
+
 async def test_the_routes_of_kubernetes(checker: HealthChecker, db: Switch) -> None:
     app = setup_health_check_routes(plain, checker=checker)
     db.answer = False
@@ -167,6 +187,17 @@ async def test_a_path_below_a_root_path_is_found(checker: HealthChecker) -> None
     assert (await get(app, "/api/status", method="PUT", **below)).status == 405
     assert (await get(app, "/api/other", **below)).body == b"/api/other"
     assert (await get(app, "/health")).body == b"/health"
+
+
+async def test_a_path_below_the_root_path_of_a_fastapi_is_found(checker: HealthChecker) -> None:
+    """It becomes the scope's only within the application."""
+    app = fastapi()
+    app.root_path = "/api"
+    setup_health_check_routes(app, checker=running(checker), details="open")
+    for path in ("/health", "/api/health", "/api/health/live", "/api/health/detailed"):
+        assert (await get(app, path)).status == 200
+    assert (await get(app, "/api/hello")).body == b'{"hello":"world"}'
+    assert (await get(app, "/api/other")).status == 404
 
 
 # details
