@@ -166,8 +166,8 @@ class HealthAnswers:
             return self.refused
         try:
             verdict = self._authorize(scope)
-        except RefusedError as error:
-            return _not_held(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it lets nobody in
+            return _not_let_in(error)
         if isinstance(verdict, Awaitable):
             return verdict
         return None if verdict else self.refused
@@ -176,8 +176,8 @@ class HealthAnswers:
         """Return the same once the hook, a coroutine function, has decided."""
         try:
             return None if await verdict else self.refused
-        except RefusedError as error:
-            return _not_held(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it lets nobody in
+            return _not_let_in(error)
 
     def _explain(self) -> None:
         """Tell the developer once what the caller must not be told: how to let somebody in."""
@@ -223,9 +223,14 @@ def _bearer(headers: Iterable[Header]) -> bytes:
     return b""
 
 
-def _not_held(error: RefusedError) -> Answer:
-    challenge = (b"www-authenticate", b'Bearer error="invalid_token"')
-    return Answer.of(401, {"detail": str(error)}, _JSON, challenge)
+def _not_let_in(error: Exception) -> Answer:
+    if isinstance(error, RefusedError):
+        challenge = (b"www-authenticate", b'Bearer error="invalid_token"')
+        return Answer.of(401, {"detail": str(error)}, _JSON, challenge)
+    _logger.error("authorize= failed, so nobody sees details", exc_info=error)
+    return Answer.of(
+        503, {"detail": "who you are could not be found out; the server's log says why"}
+    )
 
 
 def _refuse(message: str) -> None:

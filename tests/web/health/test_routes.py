@@ -255,6 +255,7 @@ async def test_details_are_for_whom_the_application_lets_through(
 @pytest.mark.parametrize("plainly", [True, False])
 async def test_a_hook_that_recognises_callers_is_one_for_details_as_well(
     checker: HealthChecker,
+    caplog: pytest.LogCaptureFixture,
     plainly: bool,  # noqa: FBT001 - a parameter of a test
 ) -> None:
     """What `access.Authorize` says, somebody, nobody or that it does not hold, means the same."""
@@ -264,6 +265,8 @@ async def test_a_hook_that_recognises_callers_is_one_for_details_as_well(
         if token == "guess":
             message = "the token does not hold"
             raise RefusedError(message)
+        if token == "broken":
+            raise LookupError(token)
         return None if token is None else Access.of(token, ["proof"])
 
     async def ask(scope: Scope) -> Access | None:
@@ -279,6 +282,9 @@ async def test_a_hook_that_recognises_callers_is_one_for_details_as_well(
     assert refused.status == 401
     assert refused.body == b'{"detail":"the token does not hold"}'
     assert refused.header(b"www-authenticate") == [b'Bearer error="invalid_token"']
+    broken = [(b"authorization", b"Bearer broken")]
+    assert (await get(app, "/health/detailed", headers=broken)).status == 503
+    assert "authorize= failed" in caplog.text
 
 
 async def test_the_file_of_tokens_is_such_a_hook(checker: HealthChecker, tmp_path: Path) -> None:
