@@ -26,13 +26,16 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
-from otel_audit.api.current import changed, get_audit_provider
+from otel_audit.api.companions import changed
+from otel_audit.api.current import get_audit_provider
 from otel_audit.api.logger import get_audit_logger
+from otel_audit.api.silent import silent_rules
 from otel_audit.errors import OtelAuditError
 from otel_audit.instrumentation.given import GivenAttributes
 from otel_audit.instrumentation.instrumentor import AuditInstrumentor, Patch
 from otel_audit.instrumentation.span_sorts import SpanSort
 from otel_audit.record.coerce import plain
+from otel_audit.settings import first_to_say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableSet, Sequence
@@ -53,6 +56,10 @@ _OURS: Final = "otel_audit"
 _KINDS: Final = {kind: kind.name.lower() for kind in trace.SpanKind}
 _SORTS: Final = 4_096
 """Tracers and kinds of spans; who makes up tracers' names must not fill the memory."""
+
+
+_OWN: Final = frozenset({"rules", "audit"})
+"""Options by which somebody has other spans or another logger than the global provider's."""
 
 
 class RuleProcessor(SpanProcessor):
@@ -161,11 +168,37 @@ class SpanInstrumentor(AuditInstrumentor):
     """Has the policy's span rules looked at; as long as there are none it changes nothing.
 
     The rules are those of the global provider, also of one that is configured later,
-    unless ``rules=`` says others.
+    unless ``rules=`` says others. A global provider that has some starts it by itself.
     """
 
     name = "spans"
     requires = "opentelemetry-sdk >= 1.37"
+    _attending = False
+
+    def instrument(self, **options: Any) -> None:
+        """Instrument the SDK; who asks for it gets what is asked for, whatever runs by itself."""
+        if self._attending and _OWN.isdisjoint(options):
+            self._attending = False
+            changed.append(self._follow)
+            return
+        if self._attending:
+            self.uninstrument()
+        super().instrument(**options)
+
+    def attend(self, rules: tuple[SpanRule, ...]) -> None:
+        """Look at these rules from now on, as long as there are some and nobody has asked for others.
+
+        For whoever has set up a provider and no instrumentor: rules MUST NOT be dead for that.
+        """
+        if self._attending and rules:
+            self._use(rules)
+        elif self._attending:
+            self.uninstrument()
+        elif rules and not self.is_instrumented_by_opentelemetry:
+            super().instrument(rules=rules)
+            self._attending = self.is_instrumented_by_opentelemetry
+        if self._attending:
+            _warn_of_silent(rules)
 
     def _instrument(self, **options: Any) -> None:
         rules: tuple[SpanRule, ...] | None = options.get("rules")
@@ -179,6 +212,7 @@ class SpanInstrumentor(AuditInstrumentor):
         changed.append(self._follow)
 
     def _uninstrument(self, **options: Any) -> None:  # noqa: ARG002 - the base class has them
+        self._attending = False
         with suppress(ValueError):
             changed.remove(self._follow)
         if self._patch is not None:
@@ -208,7 +242,9 @@ class SpanInstrumentor(AuditInstrumentor):
             provider.add_span_processor(self._processor)
 
     def _follow(self, provider: AuditProvider | None) -> None:
-        self._use(() if provider is None or provider.disabled else provider.policy.spans)
+        rules = () if provider is None or provider.disabled else provider.policy.spans
+        self._use(rules)
+        _warn_of_silent(rules)
 
     def _use(self, rules: tuple[SpanRule, ...]) -> None:
         self._processor.use(rules)
@@ -234,6 +270,14 @@ class SpanInstrumentor(AuditInstrumentor):
         if isinstance(sampler, RuleSampler) and sampler.processor is self._processor:
             return sampler.inner
         return sampler
+
+
+def _warn_of_silent(rules: tuple[SpanRule, ...]) -> None:
+    """Log which rules can make no record here, unless the process that started this one has."""
+    for silent in silent_rules(rules):
+        text = f"{silent.finding}, so there is no record of them: {silent.remedy}"
+        if first_to_say(text):
+            _logger.warning("%s", text)
 
 
 def _go_ahead(processors: Any, ours: RuleProcessor) -> None:
