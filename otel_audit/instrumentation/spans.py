@@ -11,7 +11,7 @@ request fail, elsewhere it is logged.
 Two things are added to a provider of OpenTelemetry, its own or anybody's: a
 span processor, and a sampler around its sampler that records what a rule could
 match and the sampler drops, without having it exported. Both are added when
-the provider is made, because tracers copy the sampler.
+the provider is made, because tracers copy the sampler, or when it is set.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class SpanInstrumentor(AuditInstrumentor):
         rules: tuple[SpanRule, ...] | None = options.get("rules")
         self._processor = RuleProcessor((), options.get("audit") or get_audit_logger())
         self._providers: MutableSet[Any] = WeakSet()
-        self._patch: Patch | None = None
+        self._patches: tuple[Patch, ...] = ()
         if rules is not None:
             self._use(rules)
             return
@@ -215,8 +215,8 @@ class SpanInstrumentor(AuditInstrumentor):
         self._attending = False
         with suppress(ValueError):
             changed.remove(self._follow)
-        if self._patch is not None:
-            self._patch.restore()
+        for patch in self._patches:
+            patch.restore()
         # Somebody may have put a sampler of their own around ours: what stays matches nothing.
         self._processor.use(())
         for provider in list(self._providers):
@@ -250,9 +250,17 @@ class SpanInstrumentor(AuditInstrumentor):
         self._processor.use(rules)
         if not rules:
             return
-        if self._patch is None:
-            self._patch = Patch("opentelemetry.sdk.trace", "TracerProvider", "__init__", self._init)
-            self._patch.apply()
+        if not self._patches:
+            self._patches = (
+                Patch("opentelemetry.sdk.trace", "TracerProvider", "__init__", self._init),
+                # Not the public one, of which many have a copy in their own module.
+                Patch("opentelemetry.trace", "", "_set_tracer_provider", self._set, needed=False),
+            )
+            for patch in self._patches:
+                patch.apply()
+        self._equip_global()
+
+    def _equip_global(self) -> None:
         try:
             self.equip(trace.get_tracer_provider())
         except Exception:
@@ -265,6 +273,17 @@ class SpanInstrumentor(AuditInstrumentor):
             self.equip(tracers)
 
         return init
+
+    def _set(self, original: Callable[..., None]) -> Callable[..., None]:
+        """Reach a provider that was made before us, and is set after us."""
+
+        @functools.wraps(original)
+        def set_tracer_provider(*arguments: Any, **keywords: Any) -> None:
+            original(*arguments, **keywords)
+            # The one that is set, which is another one where it cannot be overridden.
+            self._equip_global()
+
+        return set_tracer_provider
 
     def _without_ours(self, sampler: Sampler) -> Sampler:
         if isinstance(sampler, RuleSampler) and sampler.processor is self._processor:

@@ -18,7 +18,8 @@ from opentelemetry.sdk.trace.sampling import (
     Sampler,
     SamplingResult,
 )
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode, set_tracer_provider
+from opentelemetry.util._once import Once
 
 from otel_audit import (
     acting_as,
@@ -442,6 +443,34 @@ def test_who_asks_for_the_instrumentor_gets_what_is_asked_for(
         assert instrumentor.is_instrumented_by_opentelemetry
     finally:
         instrumentor.uninstrument()
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a global tracer provider be set, for the length of a test."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
+
+
+@pytest.mark.usefixtures("unset")
+def test_a_provider_that_was_made_before_and_is_set_after_is_reached(
+    trail: AuditTrail, spans: InMemorySpanExporter
+) -> None:
+    before = trace._set_tracer_provider
+    provider, other = tracers(ALWAYS_OFF, spans), tracers(ALWAYS_OFF, spans)
+    tracer = provider.get_tracer("db.driver")
+    instrumentor = SpanInstrumentor()
+    instrumentor.instrument(rules=parse_policy(RULES, "rules").policy.spans)
+    try:
+        set_tracer_provider(provider)
+        set_tracer_provider(other)
+        tracer.start_span("q", kind=SpanKind.CLIENT, attributes={"query": "DELETE FROM t"}).end()
+        assert trail.record(event="data_change")["resource_name"] == "t"
+        assert other.sampler is ALWAYS_OFF
+    finally:
+        instrumentor.uninstrument()
+    assert trace._set_tracer_provider is before
+    assert provider.sampler is ALWAYS_OFF
 
 
 def test_our_own_spans_have_their_record_already(
