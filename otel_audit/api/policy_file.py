@@ -1,8 +1,8 @@
 """The policy as a YAML file, checked down to the last key.
 
 Promises: what cannot be used is an `AuditSettingsError` with the file, line
-and column, what is wrong there, and what would be right; there are no silent
-defaults. Two rules that say different things about the same events are an
+and column, the key, what is wrong there, and what would be right; there are no
+silent defaults. Two rules that say different things about the same events are an
 error too, since the second would never count. What rules mean is in `policy`
 and `derived`.
 """
@@ -198,11 +198,15 @@ class _Reader:
     def __init__(self, name: str, *, shipped: bool) -> None:
         self._name = name
         self._known = (*_KEYS, "made_by") if shipped else _KEYS
+        self._keys: dict[yaml.Node, str] = {}
+        """Under which key a node was met: errors name it."""
 
     def policy(self, node: yaml.Node) -> PolicyFile:
         said = self._mapping(node, self._known)
         if "version" in said and self._text(said["version"]) != "1":
-            self._refuse(said["version"], "this version of otel-audit reads version 1 only")
+            self._refuse(
+                said["version"], "this version of otel-audit reads version 1 only; write 1"
+            )
         rules = tuple(self._rule(one) for one in self._items(said.get("rules")))
         routes = [self._route(one) for one in self._items(said.get("routes"))]
         made_by = self._texts(said.get("made_by"))
@@ -210,7 +214,7 @@ class _Reader:
         sets: list[str] = []
         for one in self._items(said.get("rule_sets")):
             try:
-                shipped = rule_set(self._text(one), "rule_sets").policy
+                shipped = rule_set(self._text(one), "the list").policy
             except AuditSettingsError as error:
                 self._refuse(one, str(error))
             if one.value in sets:
@@ -246,9 +250,12 @@ class _Reader:
             )
         match = self._mapping(said["match"], PATTERNS)
         if not match:
-            self._refuse(said["match"], f"match is empty; name one of {', '.join(PATTERNS)}")
+            self._refuse(said["match"], f"it is empty; name one of {', '.join(PATTERNS)}")
         return Rule(
-            **{name: self._filled(pattern) for name, pattern in match.items()},
+            **{
+                name: self._filled(pattern, "write one rule for each, or a pattern such as 'log*'")
+                for name, pattern in match.items()
+            },
             record=self._boolean(said.get("record")),
             level=self._choice(said.get("level"), LEVELS),
             retention=self._filled(said["retention"]) if "retention" in said else None,
@@ -262,9 +269,9 @@ class _Reader:
             node, ("match", "outcome", "event", "action", "fields", *_WORDS), ("match", "event")
         )
         matches = said["match"]
-        nodes = matches.value if isinstance(matches, yaml.SequenceNode) else [matches]
+        nodes = self._items(matches) if isinstance(matches, yaml.SequenceNode) else [matches]
         if not nodes:
-            self._refuse(matches, "match is empty; name a method and a route")
+            self._refuse(matches, "it is empty; name a method and a route")
         routes = tuple(self._method_and_route(one) for one in nodes)
         return RouteRule(
             routes,
@@ -300,7 +307,7 @@ class _Reader:
         if not any(node.value for node in match.values()):
             self._refuse(
                 said["match"],
-                "match is empty: it would make a record of every span; name a scope, a name or a kind",
+                "it is empty and would make a record of every span; name a scope, a name or a kind",
             )
         kinds = self._some(match["kind"]) if "kind" in match else ()
         for kind in kinds:
@@ -326,7 +333,7 @@ class _Reader:
                 self._refuse(patterns, str(error))
             attributes[looked_up] = tuple(pattern.lower() for pattern in self._some(patterns))
         if not attributes:
-            self._refuse(node, "attributes are empty; name one, or leave them out")
+            self._refuse(node, "it is empty; name an attribute, or leave it out")
         return attributes
 
     def _saying(
@@ -338,7 +345,7 @@ class _Reader:
             if name in RESERVED:
                 self._refuse(
                     said["fields"],
-                    f"a field cannot be called {name!r}: the record has that key itself",
+                    f"a field cannot be called {name!r}: the record has that key itself; call it otherwise",
                 )
         if "level" in said and "{" not in self._text(said["level"]):
             self._choice(said["level"], LEVELS)
@@ -410,6 +417,7 @@ class _Reader:
             if name in said:
                 self._refuse(key, f"{name!r} is said twice; keep one")
             said[name] = value
+            self._keys[value] = name
         return said
 
     def _items(self, node: yaml.Node | None) -> list[yaml.Node]:
@@ -418,11 +426,19 @@ class _Reader:
         if not isinstance(node, yaml.SequenceNode):
             self._refuse(node, "expected a list (each item on a line, after `- `)")
         items: list[yaml.Node] = node.value
+        if node in self._keys:
+            self._keys.update(dict.fromkeys(items, self._keys[node]))
         return items
 
-    def _text(self, node: yaml.Node) -> str:
-        if not isinstance(node, yaml.ScalarNode) or node.tag.endswith(":null"):
-            self._refuse(node, "expected a text")
+    def _text(self, node: yaml.Node, instead: str = "write one") -> str:
+        """Read one text; of a list, ``instead`` is what would be right."""
+        if not isinstance(node, yaml.ScalarNode):
+            found = "keys with values" if isinstance(node, yaml.MappingNode) else "a list"
+            self._refuse(node, f"expected a text, not {found}; {instead}")
+        if node.tag.endswith(":null"):
+            self._refuse(
+                node, "expected a text, and nothing is said; say something, or leave it out"
+            )
         return str(node.value)
 
     def _optional(self, node: yaml.Node | None) -> str | None:
@@ -440,8 +456,8 @@ class _Reader:
             self._refuse(node, "the list is empty; name something, or leave it out")
         return texts
 
-    def _filled(self, node: yaml.Node) -> str:
-        text = self._text(node)
+    def _filled(self, node: yaml.Node, instead: str = "write one") -> str:
+        text = self._text(node, instead)
         if not text:
             self._refuse(node, "the text is empty; say something, or leave it out")
         return text
@@ -463,7 +479,7 @@ class _Reader:
             return None
         text = self._text(node).lower()
         if text not in _TRUE | _FALSE:
-            self._refuse(node, f"{text!r} is neither true nor false")
+            self._refuse(node, f"{text!r} is neither true nor false; write one of them")
         return text in _TRUE
 
     def _choice(
@@ -479,7 +495,9 @@ class _Reader:
 
     def _chosen(self, node: yaml.Node, text: str, choices: tuple[str, ...]) -> str:
         if text not in choices:
-            self._refuse(node, f"{text!r} is not one of {', '.join(choices)}")
+            near = difflib.get_close_matches(text.lower(), choices, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "write one of them"
+            self._refuse(node, f"{text!r} is not one of {', '.join(choices)}; {hint}")
         return text
 
     def _template(self, node: yaml.Node, routes: Sequence[str], *, empty: bool = False) -> Template:
@@ -497,7 +515,8 @@ class _Reader:
         return f"{self._name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
 
     def _refuse(self, node: yaml.Node, what: str) -> NoReturn:
-        message = f"{self._place(node)}: {what}"
+        key = self._keys.get(node)
+        message = f"{self._place(node)}: {'' if key is None else f'{key}: '}{what}"
         raise AuditSettingsError(message)
 
 

@@ -101,7 +101,7 @@ def test_a_whole_file() -> None:
         ("on_failur: fail", "1:1", "unknown key 'on_failur'; did you mean 'on_failure'?"),
         ("zzz: 1", "1:1", "unknown key 'zzz'; known are version, "),
         ("rules: {}", "1:8", "expected a list"),
-        ("rules:\n  - match: {}\n    record: true", "2:12", "match is empty"),
+        ("rules:\n  - match: {}\n    record: true", "2:12", "match: it is empty; name "),
         ("rules:\n  - match: {event: a}", "2:5", "says nothing"),
         ("rules:\n  - record: true", "2:5", "'match' is missing"),
         ("rules:\n  - match: {event: a}\n    record: maybe", "3:13", "neither true nor false"),
@@ -113,7 +113,7 @@ def test_a_whole_file() -> None:
         ("redact:\n  patterns: [ok, '(a+)+$']", "2:13", "'(a+)+$' takes twice as long"),
         ("rule_sets: [nothing]", "1:13", "name some of aws, "),
         ("routes:\n  - match: /x\n    event: e", "2:12", "no method and route"),
-        ("routes:\n  - match: []\n    event: e", "2:12", "match is empty"),
+        ("routes:\n  - match: []\n    event: e", "2:12", "match: it is empty; name "),
         ("routes:\n  - match: GET /x", "2:5", "'event' is missing"),
         ("routes:\n  - match: GET /x/{id}\n    event: e\n    resource_name: '{di}'", "4:20",
          "the route has no parameter 'di'; did you mean 'id'?"),
@@ -152,7 +152,7 @@ def test_a_whole_file() -> None:
         ("rules:\n  - match: {event: a}\n    redact: [error, actor_id]", "3:13", "'actor_id' is a key of the record itself"),
         ("spans:\n  - match: {attributes: {}}\n    event: e", "2:12", "every span"),
         ("spans:\n  - match: {kind: []}\n    event: e", "2:12", "every span"),
-        ("spans:\n  - match: {kind: client, attributes: {}}\n    event: e", "2:39", "attributes are empty"),
+        ("spans:\n  - match: {kind: client, attributes: {}}\n    event: e", "2:39", "attributes: it is empty"),
         ("spans:\n  - match: {name: a, kind: []}\n    event: e", "2:28", "the list is empty"),
         ("spans:\n  - match: {attributes: {a: []}}\n    event: e", "2:29", "the list is empty"),
         ("spans:\n  - match: {attributes: {'a:b': x}}\n    event: e", "2:33", "no filter 'b'"),
@@ -167,6 +167,29 @@ def test_what_cannot_be_used_is_refused_where_it_stands(text: str, place: str, w
     assert str(caught.value).startswith(f"p.yaml:{place}: ")
     assert str(caught.value).count(place) == 1
     assert what in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("on_failure:", "1:12: on_failure: expected a text, and nothing is said; say something, or leave it out"),
+        ("on_failure: Fial", "1:13: on_failure: 'Fial' is not one of fail, continue, shutdown; did you mean 'fail'?"),
+        ("version: 2", "1:10: version: this version of otel-audit reads version 1 only; write 1"),
+        ("rules:\n- {match: {event: a}, record: maybe}", "2:31: record: 'maybe' is neither true nor false; write one of them"),
+        ("rules:\n- match: {event: [a, b]}\n  record: no",
+         "2:18: event: expected a text, not a list; write one rule for each, or a pattern such as 'log*'"),
+        ("rules:\n- match: {event: {a: b}}\n  record: no",
+         "2:18: event: expected a text, not keys with values; write one rule for each, or a pattern such as 'log*'"),
+        ("rules:\n- {match: {event: a}, redact: [a, [b]]}", "2:35: redact: expected a text, not a list; write one"),
+        ("rule_sets: [nothing]", "1:13: rule_sets: the list names 'nothing', which is no rule set; name some of"),
+        ("spans:\n- {match: {attributes: {x: []}}, event: e}", "2:28: x: the list is empty; name something, or leave it out"),
+        ("routes:\n- {match: [GET /x, x], event: e}", "2:20: match: 'x' is no method and route; write for example"),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_key_and_what_to_do(text: str, said: str) -> None:
+    with pytest.raises(AuditSettingsError) as caught:
+        parse_policy(text, "p.yaml")
+    assert str(caught.value).startswith(f"p.yaml:{said}")
 
 
 @pytest.mark.parametrize(
