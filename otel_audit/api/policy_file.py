@@ -94,6 +94,7 @@ def policy_for(settings: Settings) -> tuple[Policy, Redactor]:
             rules=said.policy.rules,
             routes=_all(said.policy.routes, (one.policy.routes for one in sets)),
             spans=_all(said.policy.spans, (one.policy.spans for one in sets)),
+            redact=said.policy.redact,
         ),
         said.redactor,
     )
@@ -223,6 +224,7 @@ class _Reader:
             routes += shipped.routes
             spans += shipped.spans
         self._check_conflicts(said.get("rules"), rules)
+        keys, redactor = self._everywhere(said.get("redact"))
         on_failure = self._choice(said.get("on_failure"), ON_FAILURE)
         http_activity = self._choice(said.get("http_activity"), HTTP_ACTIVITY, _ACTIVITY)
         return PolicyFile(
@@ -232,8 +234,10 @@ class _Reader:
                 rules=rules,
                 routes=tuple(routes),
                 spans=tuple(spans),
+                # A redactor looks at callers' fields only.
+                redact=tuple(name for name in keys if name in OWN),
             ),
-            self._redactor(said.get("redact")),
+            redactor,
             on_failure,
             http_activity,
             tuple(sets),
@@ -356,13 +360,15 @@ class _Reader:
             {name: self._template(value, routes, empty=True) for name, value in fields.items()},
         )
 
-    def _redactor(self, node: yaml.Node | None) -> Redactor:
+    def _everywhere(self, node: yaml.Node | None) -> tuple[tuple[str, ...], Redactor]:
+        """Read what is taken out of all records: the names, and who finds them in callers' fields."""
         if node is None:
-            return Redactor()
+            return (), Redactor()
         said = self._mapping(node, ("keys", "patterns"))
+        keys = self._redacted(said["keys"]) if "keys" in said else ()
         patterns = self._texts(said.get("patterns"))
         try:
-            redactor = Redactor(self._texts(said.get("keys")), patterns)
+            redactor = Redactor(keys, patterns)
         except AuditSettingsError as error:
             self._refuse(node, str(error))
         for pattern in patterns:
@@ -373,7 +379,7 @@ class _Reader:
                     f"{pattern!r} takes twice as long with each character or two, milliseconds with {length}, and would "
                     "stop the application; let no repetition contain another one of the same characters",
                 )
-        return redactor
+        return keys, redactor
 
     def _check_conflicts(self, node: yaml.Node | None, rules: tuple[Rule, ...]) -> None:
         """Refuse a rule of which something can never count: an earlier one says otherwise."""
@@ -463,14 +469,14 @@ class _Reader:
         return text
 
     def _redacted(self, node: yaml.Node) -> tuple[str, ...]:
-        """Read which fields a rule takes out; of the record's own keys it can take some."""
+        """Read which fields are taken out; of the record's own keys some can be."""
         names = self._some(node)
         for name in names:
             if not can_be_taken_out(name):
                 own = ", ".join(sorted(OWN))
                 self._refuse(
                     node,
-                    f"{name!r} is a key of the record itself, which no rule can take out; of these there are {own}",
+                    f"{name!r} is a key of the record itself, which cannot be taken out; of these name some of {own}",
                 )
         return names
 

@@ -150,6 +150,8 @@ def test_a_whole_file() -> None:
         ("rules:\n  - match: {event: a}\n    retention: ''", "3:16", "the text is empty"),
         ("rules:\n  - match: {event: a}\n    redact: []", "3:13", "the list is empty"),
         ("rules:\n  - match: {event: a}\n    redact: [error, actor_id]", "3:13", "'actor_id' is a key of the record itself"),
+        ("redact: {keys: [error, actor_id]}", "1:16", "keys: 'actor_id' is a key of the record itself"),
+        ("redact: {keys: []}", "1:16", "the list is empty"),
         ("spans:\n  - match: {attributes: {}}\n    event: e", "2:12", "every span"),
         ("spans:\n  - match: {kind: []}\n    event: e", "2:12", "every span"),
         ("spans:\n  - match: {kind: client, attributes: {}}\n    event: e", "2:39", "attributes: it is empty"),
@@ -301,6 +303,25 @@ def test_a_rule_takes_fields_out(tmp_path: Path) -> None:
         trail.logger.audit_event("e", "do", error="of Ann", diagnosis="flu", ward=3)
         record = trail.record(event="e")
     assert (record["diagnosis"], record["error"], record["ward"]) == ("[REDACTED]", "[REDACTED]", 3)
+
+
+def test_keys_of_the_record_itself_are_taken_out_of_all(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "redact: {keys: [resource_name, error, name]}\nrules: [{match: {event: e}, redact: [ward]}]"
+    )
+    with audit_trail(policy_file=path) as trail:
+        trail.logger.audit_event("e", "do", "patient", "Ann", "failed", error="of Ann", ward=3)
+        trail.logger.audit_event("f", "do", "patient", "Ann", name="Ann", of={"error": "of Ann"})
+        trail.logger.audit_event("f", "do")
+        first, second, third = trail.records()
+    gone = ("resource_name", "error", "ward")
+    assert [first[name] for name in gone] == ["[REDACTED]"] * 3
+    assert (first["resource_type"], first["status"]) == ("patient", "failed")
+    assert (second["name"], second["of"]) == ("[REDACTED]", {"error": "[REDACTED]"})
+    assert second["resource_name"] == "[REDACTED]"
+    assert "error" not in third
+    assert "resource_name" not in third
 
 
 @pytest.mark.parametrize(
