@@ -3,7 +3,7 @@
 Promises: what cannot be used is an `AuditSettingsError` with the file, line
 and column, the key, what is wrong there, and what would be right; there are no
 silent defaults. Two rules that say different things about the same events are an
-error too, since the second would never count. What rules mean is in `policy`
+error too, since the second would never count, as are two that make the same record. What rules mean is in `policy`
 and `derived`.
 """
 
@@ -212,6 +212,8 @@ class _Reader:
         routes = [self._route(one) for one in self._items(said.get("routes"))]
         made_by = self._texts(said.get("made_by"))
         spans = [self._span(one, made_by) for one in self._items(said.get("spans"))]
+        self._check_doubles(said.get("routes"), routes)
+        self._check_doubles(said.get("spans"), spans)
         sets: list[str] = []
         for one in self._items(said.get("rule_sets")):
             try:
@@ -397,6 +399,19 @@ class _Reader:
                         "of all these events before; keep one, or put this one first",
                     )
             (of_several if _WILD.search(rule.event) else alike).append(rule)
+
+    def _check_doubles(self, node: yaml.Node | None, rules: Sequence[RouteRule | SpanRule]) -> None:
+        """Refuse a rule that makes the record of an earlier one once more, whatever else it says."""
+        made: dict[object, str] = {}
+        for one, rule in zip(self._items(node), rules, strict=True):
+            for same in rule.makes():
+                if same in made:
+                    self._refuse(
+                        one,
+                        f"this rule has the match, event, action and resource of the one at {made[same]}, so "
+                        "there would be two records each time; keep one, or let them differ in one of these",
+                    )
+            made.update(dict.fromkeys(rule.makes(), rule.origin))
 
     # What a node has to be
 

@@ -145,6 +145,16 @@ def test_a_whole_file() -> None:
             "4:5",
             "this rule says record: true, and the one at p.yaml:2:5 says record: false of all these events before",
         ),
+        (
+            "routes:\n- {match: 'GET /{a}', event: x}\n- {match: ['PUT,GET /{a}', GET /b], outcome: success, event: x, level: info}",
+            "3:3",
+            "routes: this rule has the match, event, action and resource of the one at p.yaml:2:3",
+        ),
+        (
+            "spans:\n- {match: {name: a, attributes: {x: [b, c]}}, event: e}\n- {match: {name: a, kind: client, attributes: {x: [c, b]}}, event: e}",
+            "3:3",
+            "spans: this rule has the match, event, action and resource of the one at p.yaml:2:3",
+        ),
         ("rule_sets: [logins, sql, logins]", "1:26", "'logins' is named twice"),
         ("rules:\n  - match: {event: ''}\n    record: no", "2:20", "the text is empty"),
         ("rules:\n  - match: {event: a}\n    retention: ''", "3:16", "the text is empty"),
@@ -303,6 +313,22 @@ def test_a_rule_takes_fields_out(tmp_path: Path) -> None:
         trail.logger.audit_event("e", "do", error="of Ann", diagnosis="flu", ward=3)
         record = trail.record(event="e")
     assert (record["diagnosis"], record["error"], record["ward"]) == ("[REDACTED]", "[REDACTED]", 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "routes: [{match: GET /a, event: x, outcome: success}, {match: GET /a, event: x, outcome: failure}]",
+        "routes: [{match: GET /a, event: x}, {match: PUT /a, event: x}, {match: GET /b, event: x}]",
+        "routes: [{match: GET /a, event: x}, {match: GET /a, event: y}]",
+        "routes: [{match: 'GET /{a}', event: x, resource_name: '{a}'}, {match: 'GET /{a}', event: x}]",
+        "spans: [{match: {name: a, kind: client}, event: x}, {match: {name: a, kind: server}, event: x}]",
+        "spans: [{match: {name: a}, event: x, action: b}, {match: {name: a}, event: x}]",
+    ],
+)  # fmt: skip
+def test_what_makes_two_different_records_is_not_refused(text: str) -> None:
+    policy = parse_policy(text, "p.yaml").policy
+    assert len(policy.routes) + len(policy.spans) > 1
 
 
 def test_keys_of_the_record_itself_are_taken_out_of_all(tmp_path: Path) -> None:
