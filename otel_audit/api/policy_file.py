@@ -142,7 +142,11 @@ def parse_policy(text: str, name: str, *, shipped: bool = False) -> PolicyFile:
         message = f"{where}: this is not YAML: {what}; correct the line, or the one before it"
         raise AuditSettingsError(message) from None
     if node is None:
-        return PolicyFile(Policy(), Redactor())
+        message = (
+            f"{name}:1:1: the policy says nothing, as a file that was cut off or never filled; write at "
+            "least `version: 1`, or take the one of `otel-audit init`"
+        )
+        raise AuditSettingsError(message)
     return _Reader(name, shipped=shipped).policy(node)
 
 

@@ -94,6 +94,8 @@ def test_a_whole_file() -> None:
 @pytest.mark.parametrize(
     ("text", "place", "what"),
     [
+        ("", "1:1", "the policy says nothing, as a file that was cut off or never filled; write at least `version: 1`"),
+        ("# version: 1\n\n", "1:1", "the policy says nothing"),
         ("rules: [", "1:9", "this is not YAML"),
         ("- a", "1:1", "expected keys with values"),
         ("version: 2", "1:10", "version 1 only"),
@@ -269,12 +271,12 @@ def test_a_variable_wins_over_the_file_and_sets_add_up(tmp_path: Path) -> None:
     chosen = {"OTEL_AUDIT_ON_FAILURE": "fail", "OTEL_AUDIT_HTTP_ACTIVITY": "all"}
     policy, _ = policy_for(settings(tmp_path, "http_activity: mutating", **chosen))
     assert (policy.on_failure, policy.http_activity) == ("fail", "all")
-    policy, _ = policy_for(settings(tmp_path, "", OTEL_AUDIT_RULE_SETS="logins"))
+    policy, _ = policy_for(settings(tmp_path, "version: 1", OTEL_AUDIT_RULE_SETS="logins"))
     assert policy.routes
     with pytest.raises(
         AuditSettingsError, match="OTEL_AUDIT_RULE_SETS names 'x', which is no rule set"
     ):
-        policy_for(settings(tmp_path, "", OTEL_AUDIT_RULE_SETS="x"))
+        policy_for(settings(tmp_path, "version: 1", OTEL_AUDIT_RULE_SETS="x"))
 
 
 def test_a_set_that_file_and_variable_name_counts_once(tmp_path: Path) -> None:
@@ -288,7 +290,7 @@ def test_a_set_that_file_and_variable_name_counts_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", rule_set_names())
 def test_each_shipped_set_is_in_order(tmp_path: Path, name: str) -> None:
-    policy, _ = policy_for(settings(tmp_path, "", OTEL_AUDIT_RULE_SETS=name))
+    policy, _ = policy_for(settings(tmp_path, "version: 1", OTEL_AUDIT_RULE_SETS=name))
     assert policy.routes or policy.spans
 
 
