@@ -27,6 +27,7 @@ from otel_audit.instrumentation.said import (
     text_of,
     unsaid,
 )
+from otel_audit.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +140,7 @@ def setup_logging(
     """Configure structlog and logging: the application's log and the audit trail, apart.
 
     ``app.log`` in ``log_dir`` gets one JSON line an event, from ``level`` on,
-    rotated at 100 MB, with 10 older files. What the logger ``audit`` says,
+    rotated at 100 MB, with 10 older files. Variables in ``log_dir`` are expanded. What the logger ``audit`` says,
     through structlog or logging, at whatever level, goes into the trail only,
     and its mirror: that of the provider that is configured already, else one in
     the same directory, with ``audit.log``. Raises `AuditSettingsError` where
@@ -152,7 +153,7 @@ def setup_logging(
             "AuditProcessor() to its processors instead, or pass force=True"
         )
         raise AuditSettingsError(message)
-    directory = Path(log_dir)
+    directory = _expanded(log_dir)
     level = _checked(level)
     handler = _app_log(directory / APP_LOG)
     try:
@@ -183,6 +184,11 @@ def setup_logging(
     _configure_logging(handler, level, shared)
     if directory.resolve() not in provider.directory.resolve().parents:
         _logger.info("the audit trail is in %s, as configured before", provider.directory)
+
+
+def _expanded(log_dir: str | Path) -> Path:
+    """Return the directory that LOG_DIR would mean. Raises `AuditSettingsError`."""
+    return Settings.from_env({}, log_dir=log_dir).log_dir or Path()
 
 
 def _checked(level: int | str) -> int:

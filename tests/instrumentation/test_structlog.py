@@ -227,6 +227,20 @@ def test_setup_logging_replaces_nobody_s_configuration(tmp_path: Path) -> None:
     assert [line["event"] for line in lines] == [where, where, "once"]
 
 
+def test_setup_logging_means_the_directory_that_a_setting_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BASE", str(tmp_path / "var"))
+    with pytest.raises(AuditSettingsError, match="names a variable that is not set"):
+        setup_logging("$BASED/log")
+    setup_logging("$BASE/log")
+    structlog.get_logger("app").info("hello")
+    assert "hello" in (tmp_path / "var" / "log" / "app.log").read_text()
+    assert get_audit_provider().directory == tmp_path / "var" / "log" / "trail"
+    assert [one.name for one in tmp_path.iterdir()] == ["var"]
+
+
 def test_setup_logging_configures_nothing_unless_it_can_configure_all(tmp_path: Path) -> None:
     """So that it can be called again, once what is wrong has been put right."""
     in_the_way = tmp_path / "app.log"
