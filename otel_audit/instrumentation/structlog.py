@@ -66,7 +66,8 @@ class AuditProcessor:
 
     The audit logger is called ``audit``, or ``audit.`` and something. Where the
     logger factory forgets names (structlog's default does), an event that has
-    an ``action`` is an audit event; ``accepts`` decides otherwise. What was
+    an ``action``, or such a name in its field ``logger``, is an audit event;
+    ``accepts`` decides otherwise. What was
     emitted goes no further, unless ``keep`` says so. Its place is before
     filters by level and before whatever turns the event into text, and after
     ``merge_contextvars``. Positional arguments become the field ``message``, the
@@ -238,9 +239,15 @@ def _replace(logger: logging.Logger, handler: logging.Handler) -> None:
 
 
 def _is_audit(name: str | None, event_dict: EventDict) -> bool:
-    """Whether an event is one for the trail, said by a logger of that name, if it has any."""
+    """Whether an event is one for the trail, said by a logger of that name, if it has any.
+
+    Where it has none, a field ``logger`` may name it, and be a field of the caller's as well: it
+    MUST NOT keep an event with an action from the trail.
+    """
     if name is None:
+        if "action" in event_dict:
+            return True
         name = event_dict.get("logger")
         if type(name) is not str:
-            return "action" in event_dict
+            return False
     return name == AUDIT or name.startswith(f"{AUDIT}.")

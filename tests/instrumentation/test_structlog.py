@@ -84,6 +84,24 @@ def test_an_audit_logger_writes_the_trail_and_nothing_else(
     assert [event["event"] for event in printed] == ["request"]
 
 
+def test_a_field_decides_only_where_the_logger_has_no_name_and_nothing_else_says_it(
+    trail: AuditTrail, printed: Printed
+) -> None:
+    structlog.configure(
+        processors=[AuditProcessor(), printed], logger_factory=structlog.PrintLoggerFactory()
+    )
+    nameless: Any = structlog.get_logger("audit")
+    nameless.info("said", action="do", logger="other")
+    nameless.info("named", logger="audit.billing")
+    nameless.info("neither", logger="other")
+    nameless.info("nothing")
+    assert [(one["event"], one["logger"]) for one in trail.records()] == [
+        ("said", "other"),
+        ("named", "audit.billing"),
+    ]
+    assert [one["event"] for one in printed] == ["neither", "nothing"]
+
+
 @pytest.mark.usefixtures("printed")
 @pytest.mark.parametrize(
     ("method", "level", "outcome"),
