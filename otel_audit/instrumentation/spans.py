@@ -294,7 +294,7 @@ class SpanInstrumentor(AuditInstrumentor):
 def _warn_of_silent(rules: tuple[SpanRule, ...]) -> None:
     """Log which rules can make no record here, unless the process that started this one has."""
     for silent in silent_rules(rules):
-        text = f"{silent.finding}, so there is no record of them: {silent.remedy}"
+        text = f"{silent.finding}, so records may be missing: {silent.remedy}"
         if first_to_say(text):
             _logger.warning("%s", text)
 
