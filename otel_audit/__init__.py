@@ -2,11 +2,12 @@
 
 The names below are the public surface; each is loaded on first use, so that
 importing the package costs next to nothing. This module is also where the
-parts meet: it gives every provider its agent.
+parts meet: it gives every provider its agent, and looks at spans for one that has rules for them.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -242,3 +243,19 @@ def _console(provider: AuditProvider) -> Companion | None:
 
 
 companions.factories.append(_console)
+
+
+def _attend(provider: AuditProvider | None) -> None:
+    """Have the span rules of the global provider looked at: no launcher is needed for them."""
+    from otel_audit.api.current import span_rules_of
+
+    rules = span_rules_of(provider)
+    # Whoever has no such rules does not pay for the SDK of OpenTelemetry.
+    if rules or _SPANS in sys.modules:
+        from otel_audit.instrumentation.spans import SpanInstrumentor
+
+        SpanInstrumentor().attend(rules)
+
+
+_SPANS = f"{__name__}.instrumentation.spans"
+companions.changed.append(_attend)

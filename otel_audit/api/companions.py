@@ -1,7 +1,7 @@
 """What lives as long as a provider without the provider knowing it.
 
-Readers stand above the API, so the API cannot start them; the package's root
-puts a factory here instead.
+Readers and instrumentation stand above the API, so the API cannot start them;
+the package's root puts here who does instead.
 """
 
 from __future__ import annotations
@@ -36,3 +36,6 @@ class Companion(Protocol):
 
 factories: list[Callable[[AuditProvider], Companion | None]] = []
 """Each is called once for every provider; None means that none is needed."""
+
+changed: list[Callable[[AuditProvider | None], None]] = []
+"""Each is called with the provider that has become the global one."""

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from otel_audit.api.companions import changed
 from otel_audit.api.provider import AuditProvider, providers
 from otel_audit.errors import AuditSettingsError
 from otel_audit.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from otel_audit.api.derived import SpanRule
     from otel_audit.api.policy import Policy
     from otel_audit.record.redact import Redactor
     from otel_audit.trail.keys import TrailKeys
-
-changed: Final[list[Callable[[AuditProvider | None], None]]] = []
-"""Each is called with the provider that has become the global one."""
 
 _global: AuditProvider | None = None
 _global_mutex = threading.RLock()
@@ -94,6 +91,35 @@ def provider_for(settings: Settings) -> AuditProvider:
 def is_configured() -> bool:
     """Whether there is a global provider."""
     return _global is not None
+
+
+def span_rules_of(provider: AuditProvider | None) -> tuple[SpanRule, ...]:
+    """Return the rules of a provider that have to be looked at when spans end."""
+    if provider is None or provider.disabled:
+        return ()
+    return _unless_left_out(provider.settings, provider.policy.spans)
+
+
+def span_rules_ahead() -> tuple[SpanRule, ...]:
+    """Return those of the provider that the environment will give, while nobody has asked for it.
+
+    What cannot be used has none: who makes the provider is told why.
+    """
+    if is_configured():
+        return ()
+    try:
+        settings = Settings.from_env()
+        if settings.disabled or not (settings.policy_file or settings.rule_sets):
+            return ()
+        from otel_audit.api.policy_file import policy_for  # noqa: PLC0415 - YAML is for those who use it
+
+        return _unless_left_out(settings, policy_for(settings)[0].spans)
+    except AuditSettingsError:
+        return ()
+
+
+def _unless_left_out(settings: Settings, rules: tuple[SpanRule, ...]) -> tuple[SpanRule, ...]:
+    return () if "spans" in settings.disabled_instrumentations else rules
 
 
 def reset() -> None:

@@ -65,6 +65,16 @@ class Saying:
             fields,
         )
 
+    @property
+    def subject(self) -> tuple[str | None, ...]:
+        """What its event says was done, and on what: another subject is another record."""
+        on = (self.words.get(name) for name in ("resource_type", "resource_name"))
+        return (
+            self.event.text,
+            self.action.text,
+            *(None if one is None else one.text for one in on),
+        )
+
     def narrowed(self, names: Collection[str]) -> Saying:
         """Return what says the same of facts with no names but these, with fewer look-ups."""
         return Saying(
@@ -140,6 +150,16 @@ class RouteRule:
             for methods, pattern in self.routes
         )
 
+    def makes(self) -> list[object]:
+        """Return what is the same for a rule that makes a record of the same requests again."""
+        outcomes = OUTCOMES if self.outcome is None else (self.outcome,)
+        return [
+            (self.saying.subject, method, route, outcome)
+            for methods, route in self.routes
+            for method in methods
+            for outcome in outcomes
+        ]
+
 
 @dataclass(frozen=True)
 class SpanRule:
@@ -174,6 +194,15 @@ class SpanRule:
         object.__setattr__(self, "_attributes", compiled)
         if self.name is not None:
             object.__setattr__(self, "_name", re.compile(translate(self.name)).match)
+
+    def makes(self) -> list[object]:
+        """Return what is the same for a rule that makes a record of the same spans again."""
+        attributes = frozenset((of, frozenset(said)) for of, said in self.attributes.items())
+        kinds = self.kinds or KINDS
+        return [
+            (self.saying.subject, self.name, kind, self.scope, attributes, self.status)
+            for kind in kinds
+        ]
 
     def could_match(self, scope: str, kind: str) -> bool:
         """Whether what is known of a tracer's spans before they end speaks against it."""

@@ -28,7 +28,7 @@ HTTP_ACTIVITY: Final = ("all", "mutating", "off")
 OWN: Final = frozenset({
     "client_id", "client_ip", "error", "request_id", "resource_name", "session_id", "user_agent",
 })  # fmt: skip
-"""Keys of the record itself that a rule may take out."""
+"""Keys of the record itself that a policy may take out."""
 
 _MATTERS: Final = ("record", "level", "retention", "on_failure")
 """What a rule can say of which the first that is said counts."""
@@ -80,13 +80,7 @@ class Rule:
         """Refuse what no record could have. Raises `AuditSettingsError`."""
         _check("level", self.level, LEVELS)
         _check("on_failure", self.on_failure, ON_FAILURE)
-        for name in self.redact:
-            if not can_be_taken_out(name):
-                message = (
-                    f"a rule of the policy takes out {name!r}, a key of the record itself, which "
-                    f"none can; of these there are {', '.join(sorted(OWN))}"
-                )
-                raise AuditSettingsError(message)
+        _check_redacted(self.redact)
 
     def overruled_by(self, earlier: Rule) -> str | None:
         """Return a matter of which this rule never counts: an earlier one says otherwise of all."""
@@ -138,6 +132,8 @@ class Policy:
     rules: tuple[Rule, ...] = ()
     routes: tuple[RouteRule, ...] = ()
     spans: tuple[SpanRule, ...] = ()
+    redact: tuple[str, ...] = ()
+    """What is taken out of every event, like the ``redact`` of a rule."""
     _decisions: dict[tuple[str, ...], Decision] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -147,6 +143,7 @@ class Policy:
         """Refuse unknown words. Raises `AuditSettingsError`."""
         _check("on_failure", self.on_failure, ON_FAILURE)
         _check("http_activity", self.http_activity, HTTP_ACTIVITY)
+        _check_redacted(self.redact)
         object.__setattr__(self, "_narrow", any(rule.narrow for rule in self.rules))
 
     @property
@@ -188,7 +185,9 @@ class Policy:
                 [rule.on_failure for rule in matching],
                 default="continue" if event_type == HTTP_REQUEST else self.on_failure,
             ),
-            redact=tuple({name: None for rule in matching for name in rule.redact}),
+            redact=tuple(
+                dict.fromkeys((*self.redact, *(name for rule in matching for name in rule.redact)))
+            ),
         )
         if len(self._decisions) >= _CACHED:
             # Names made of user input must not fill the memory.
@@ -246,3 +245,13 @@ def _check(name: str, value: str | None, choices: tuple[str, ...]) -> None:
     if value is not None and value not in choices:
         message = f"the policy's {name} is {value!r}; it must be one of {', '.join(choices)}"
         raise AuditSettingsError(message)
+
+
+def _check_redacted(names: tuple[str, ...]) -> None:
+    for name in names:
+        if not can_be_taken_out(name):
+            message = (
+                f"the policy takes out {name!r}, a key of the record itself, which none can; of these "
+                f"there are {', '.join(sorted(OWN))}"
+            )
+            raise AuditSettingsError(message)

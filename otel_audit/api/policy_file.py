@@ -1,9 +1,9 @@
 """The policy as a YAML file, checked down to the last key.
 
 Promises: what cannot be used is an `AuditSettingsError` with the file, line
-and column, what is wrong there, and what would be right; there are no silent
-defaults. Two rules that say different things about the same events are an
-error too, since the second would never count. What rules mean is in `policy`
+and column, the key, what is wrong there, and what would be right; there are no
+silent defaults. Two rules that say different things about the same events are an
+error too, since the second would never count, as are two that make the same record. What rules mean is in `policy`
 and `derived`.
 """
 
@@ -94,6 +94,7 @@ def policy_for(settings: Settings) -> tuple[Policy, Redactor]:
             rules=said.policy.rules,
             routes=_all(said.policy.routes, (one.policy.routes for one in sets)),
             spans=_all(said.policy.spans, (one.policy.spans for one in sets)),
+            redact=said.policy.redact,
         ),
         said.redactor,
     )
@@ -141,7 +142,11 @@ def parse_policy(text: str, name: str, *, shipped: bool = False) -> PolicyFile:
         message = f"{where}: this is not YAML: {what}; correct the line, or the one before it"
         raise AuditSettingsError(message) from None
     if node is None:
-        return PolicyFile(Policy(), Redactor())
+        message = (
+            f"{name}:1:1: the policy says nothing, as a file that was cut off or never filled; write at "
+            "least `version: 1`, or take the one of `otel-audit init`"
+        )
+        raise AuditSettingsError(message)
     return _Reader(name, shipped=shipped).policy(node)
 
 
@@ -198,19 +203,25 @@ class _Reader:
     def __init__(self, name: str, *, shipped: bool) -> None:
         self._name = name
         self._known = (*_KEYS, "made_by") if shipped else _KEYS
+        self._keys: dict[yaml.Node, str] = {}
+        """Under which key a node was met: errors name it."""
 
     def policy(self, node: yaml.Node) -> PolicyFile:
         said = self._mapping(node, self._known)
         if "version" in said and self._text(said["version"]) != "1":
-            self._refuse(said["version"], "this version of otel-audit reads version 1 only")
+            self._refuse(
+                said["version"], "this version of otel-audit reads version 1 only; write 1"
+            )
         rules = tuple(self._rule(one) for one in self._items(said.get("rules")))
         routes = [self._route(one) for one in self._items(said.get("routes"))]
         made_by = self._texts(said.get("made_by"))
         spans = [self._span(one, made_by) for one in self._items(said.get("spans"))]
+        self._check_doubles(said.get("routes"), routes)
+        self._check_doubles(said.get("spans"), spans)
         sets: list[str] = []
         for one in self._items(said.get("rule_sets")):
             try:
-                shipped = rule_set(self._text(one), "rule_sets").policy
+                shipped = rule_set(self._text(one), "the list").policy
             except AuditSettingsError as error:
                 self._refuse(one, str(error))
             if one.value in sets:
@@ -219,6 +230,7 @@ class _Reader:
             routes += shipped.routes
             spans += shipped.spans
         self._check_conflicts(said.get("rules"), rules)
+        keys, redactor = self._everywhere(said.get("redact"))
         on_failure = self._choice(said.get("on_failure"), ON_FAILURE)
         http_activity = self._choice(said.get("http_activity"), HTTP_ACTIVITY, _ACTIVITY)
         return PolicyFile(
@@ -228,8 +240,10 @@ class _Reader:
                 rules=rules,
                 routes=tuple(routes),
                 spans=tuple(spans),
+                # A redactor looks at callers' fields only.
+                redact=tuple(name for name in keys if name in OWN),
             ),
-            self._redactor(said.get("redact")),
+            redactor,
             on_failure,
             http_activity,
             tuple(sets),
@@ -246,9 +260,12 @@ class _Reader:
             )
         match = self._mapping(said["match"], PATTERNS)
         if not match:
-            self._refuse(said["match"], f"match is empty; name one of {', '.join(PATTERNS)}")
+            self._refuse(said["match"], f"it is empty; name one of {', '.join(PATTERNS)}")
         return Rule(
-            **{name: self._filled(pattern) for name, pattern in match.items()},
+            **{
+                name: self._filled(pattern, "write one rule for each, or a pattern such as 'log*'")
+                for name, pattern in match.items()
+            },
             record=self._boolean(said.get("record")),
             level=self._choice(said.get("level"), LEVELS),
             retention=self._filled(said["retention"]) if "retention" in said else None,
@@ -262,9 +279,9 @@ class _Reader:
             node, ("match", "outcome", "event", "action", "fields", *_WORDS), ("match", "event")
         )
         matches = said["match"]
-        nodes = matches.value if isinstance(matches, yaml.SequenceNode) else [matches]
+        nodes = self._items(matches) if isinstance(matches, yaml.SequenceNode) else [matches]
         if not nodes:
-            self._refuse(matches, "match is empty; name a method and a route")
+            self._refuse(matches, "it is empty; name a method and a route")
         routes = tuple(self._method_and_route(one) for one in nodes)
         return RouteRule(
             routes,
@@ -300,7 +317,7 @@ class _Reader:
         if not any(node.value for node in match.values()):
             self._refuse(
                 said["match"],
-                "match is empty: it would make a record of every span; name a scope, a name or a kind",
+                "it is empty and would make a record of every span; name a scope, a name or a kind",
             )
         kinds = self._some(match["kind"]) if "kind" in match else ()
         for kind in kinds:
@@ -326,7 +343,7 @@ class _Reader:
                 self._refuse(patterns, str(error))
             attributes[looked_up] = tuple(pattern.lower() for pattern in self._some(patterns))
         if not attributes:
-            self._refuse(node, "attributes are empty; name one, or leave them out")
+            self._refuse(node, "it is empty; name an attribute, or leave it out")
         return attributes
 
     def _saying(
@@ -338,7 +355,7 @@ class _Reader:
             if name in RESERVED:
                 self._refuse(
                     said["fields"],
-                    f"a field cannot be called {name!r}: the record has that key itself",
+                    f"a field cannot be called {name!r}: the record has that key itself; call it otherwise",
                 )
         if "level" in said and "{" not in self._text(said["level"]):
             self._choice(said["level"], LEVELS)
@@ -349,13 +366,15 @@ class _Reader:
             {name: self._template(value, routes, empty=True) for name, value in fields.items()},
         )
 
-    def _redactor(self, node: yaml.Node | None) -> Redactor:
+    def _everywhere(self, node: yaml.Node | None) -> tuple[tuple[str, ...], Redactor]:
+        """Read what is taken out of all records: the names, and who finds them in callers' fields."""
         if node is None:
-            return Redactor()
+            return (), Redactor()
         said = self._mapping(node, ("keys", "patterns"))
+        keys = self._redacted(said["keys"]) if "keys" in said else ()
         patterns = self._texts(said.get("patterns"))
         try:
-            redactor = Redactor(self._texts(said.get("keys")), patterns)
+            redactor = Redactor(keys, patterns)
         except AuditSettingsError as error:
             self._refuse(node, str(error))
         for pattern in patterns:
@@ -366,7 +385,7 @@ class _Reader:
                     f"{pattern!r} takes twice as long with each character or two, milliseconds with {length}, and would "
                     "stop the application; let no repetition contain another one of the same characters",
                 )
-        return redactor
+        return keys, redactor
 
     def _check_conflicts(self, node: yaml.Node | None, rules: tuple[Rule, ...]) -> None:
         """Refuse a rule of which something can never count: an earlier one says otherwise."""
@@ -384,6 +403,19 @@ class _Reader:
                         "of all these events before; keep one, or put this one first",
                     )
             (of_several if _WILD.search(rule.event) else alike).append(rule)
+
+    def _check_doubles(self, node: yaml.Node | None, rules: Sequence[RouteRule | SpanRule]) -> None:
+        """Refuse a rule that makes the record of an earlier one once more, whatever else it says."""
+        made: dict[object, str] = {}
+        for one, rule in zip(self._items(node), rules, strict=True):
+            for same in rule.makes():
+                if same in made:
+                    self._refuse(
+                        one,
+                        f"this rule has the match, event, action and resource of the one at {made[same]}, so "
+                        "there would be two records each time; keep one, or let them differ in one of these",
+                    )
+            made.update(dict.fromkeys(rule.makes(), rule.origin))
 
     # What a node has to be
 
@@ -410,6 +442,7 @@ class _Reader:
             if name in said:
                 self._refuse(key, f"{name!r} is said twice; keep one")
             said[name] = value
+            self._keys[value] = name
         return said
 
     def _items(self, node: yaml.Node | None) -> list[yaml.Node]:
@@ -418,11 +451,19 @@ class _Reader:
         if not isinstance(node, yaml.SequenceNode):
             self._refuse(node, "expected a list (each item on a line, after `- `)")
         items: list[yaml.Node] = node.value
+        if node in self._keys:
+            self._keys.update(dict.fromkeys(items, self._keys[node]))
         return items
 
-    def _text(self, node: yaml.Node) -> str:
-        if not isinstance(node, yaml.ScalarNode) or node.tag.endswith(":null"):
-            self._refuse(node, "expected a text")
+    def _text(self, node: yaml.Node, instead: str = "write one") -> str:
+        """Read one text; of a list, ``instead`` is what would be right."""
+        if not isinstance(node, yaml.ScalarNode):
+            found = "keys with values" if isinstance(node, yaml.MappingNode) else "a list"
+            self._refuse(node, f"expected a text, not {found}; {instead}")
+        if node.tag.endswith(":null"):
+            self._refuse(
+                node, "expected a text, and nothing is said; say something, or leave it out"
+            )
         return str(node.value)
 
     def _optional(self, node: yaml.Node | None) -> str | None:
@@ -440,21 +481,21 @@ class _Reader:
             self._refuse(node, "the list is empty; name something, or leave it out")
         return texts
 
-    def _filled(self, node: yaml.Node) -> str:
-        text = self._text(node)
+    def _filled(self, node: yaml.Node, instead: str = "write one") -> str:
+        text = self._text(node, instead)
         if not text:
             self._refuse(node, "the text is empty; say something, or leave it out")
         return text
 
     def _redacted(self, node: yaml.Node) -> tuple[str, ...]:
-        """Read which fields a rule takes out; of the record's own keys it can take some."""
+        """Read which fields are taken out; of the record's own keys some can be."""
         names = self._some(node)
         for name in names:
             if not can_be_taken_out(name):
                 own = ", ".join(sorted(OWN))
                 self._refuse(
                     node,
-                    f"{name!r} is a key of the record itself, which no rule can take out; of these there are {own}",
+                    f"{name!r} is a key of the record itself, which cannot be taken out; of these name some of {own}",
                 )
         return names
 
@@ -463,7 +504,7 @@ class _Reader:
             return None
         text = self._text(node).lower()
         if text not in _TRUE | _FALSE:
-            self._refuse(node, f"{text!r} is neither true nor false")
+            self._refuse(node, f"{text!r} is neither true nor false; write one of them")
         return text in _TRUE
 
     def _choice(
@@ -479,7 +520,9 @@ class _Reader:
 
     def _chosen(self, node: yaml.Node, text: str, choices: tuple[str, ...]) -> str:
         if text not in choices:
-            self._refuse(node, f"{text!r} is not one of {', '.join(choices)}")
+            near = difflib.get_close_matches(text.lower(), choices, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "write one of them"
+            self._refuse(node, f"{text!r} is not one of {', '.join(choices)}; {hint}")
         return text
 
     def _template(self, node: yaml.Node, routes: Sequence[str], *, empty: bool = False) -> Template:
@@ -497,7 +540,8 @@ class _Reader:
         return f"{self._name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
 
     def _refuse(self, node: yaml.Node, what: str) -> NoReturn:
-        message = f"{self._place(node)}: {what}"
+        key = self._keys.get(node)
+        message = f"{self._place(node)}: {'' if key is None else f'{key}: '}{what}"
         raise AuditSettingsError(message)
 
 

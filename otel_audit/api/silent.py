@@ -2,7 +2,8 @@
 
 Promises: a rule is called silent only where it is known which distributions make
 its spans, by the shipped set or by the name of an instrumentation of
-OpenTelemetry, and none of them is installed. Spans of the application's own are
+OpenTelemetry, and none of them is installed, or one is that does not take the
+version of its library that is installed. Spans of the application's own are
 not known: a rule for those may be called silent wrongly.
 """
 
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from opentelemetry.instrumentation.dependencies import DependencyConflict
+
     from otel_audit.api.derived import SpanRule
 
 
@@ -22,11 +25,12 @@ class Silent(NamedTuple):
 
     rules: str
     remedy: str
+    why: str = "no instrumentation that could make such spans is installed"
 
     @property
     def finding(self) -> str:
         """What is wrong."""
-        return f"{self.rules}: no instrumentation that could make such spans is installed"
+        return f"{self.rules}: {self.why}"
 
 
 def makers_of(scope: str | None) -> tuple[str, ...]:
@@ -38,22 +42,64 @@ def makers_of(scope: str | None) -> tuple[str, ...]:
 
 
 def silent_rules(rules: Iterable[SpanRule]) -> list[Silent]:
-    """Return the rules whose spans nothing makes that is installed; those of a shipped set once."""
-    found: dict[str, Silent] = {}
+    """Return the rules whose spans are not made, or not all; those of a shipped set once."""
+    found: dict[str, tuple[str, ...]] = {}
     for rule in rules:
-        if not rule.made_by or any(map(_is_installed, rule.made_by)):
+        if rule.made_by:
+            shipped = rule.origin.startswith(_SHIPPED)
+            which = rule.origin.partition(":")[0] if shipped else f"the rule at {rule.origin}"
+            found[which] = rule.made_by
+    return [silent for which, makers in found.items() for silent in _silent(which, makers)]
+
+
+def _silent(rules: str, makers: tuple[str, ...]) -> list[Silent]:
+    installed = [name for name in makers if _is_installed(name)]
+    if not installed:
+        usual = _fitting().get(makers[0], makers[0])
+        return [Silent(rules, _to_install(makers) or f"pip install {usual}")]
+    conflicts = {name: _conflict(name) for name in installed}
+    working = next((name for name, conflict in conflicts.items() if conflict is None), None)
+    silent = []
+    for name, conflict in conflicts.items():
+        # A library that is absent is used by nobody.
+        if conflict is None or not (found := _found(conflict)):
             continue
-        shipped = rule.origin.startswith(_SHIPPED)
-        which = rule.origin.partition(":")[0] if shipped else f"the rule at {rule.origin}"
-        found[which] = Silent(which, _remedy(rule.made_by))
-    return list(found.values())
+        if working is None:
+            instead = _to_install(one for one in makers if one not in installed)
+        else:
+            instead = f"pip uninstall {name}, where {working} sees the same"
+        wanted = _wanted(conflict)
+        why = f"{name} makes no spans, as it takes {wanted} and {found} is installed"
+        remedy = f"pip install {wanted}"
+        silent.append(Silent(rules, f"{remedy}, or {instead}" if instead else remedy, why))
+    return silent
 
 
-def _remedy(makers: tuple[str, ...]) -> str:
-    """Name those whose library is here, else the one that is used most."""
-    of_libraries = [name for name in makers if _is_of_a_library_here(name)]
+def _conflict(maker: str) -> DependencyConflict | None:
+    """Return what keeps an instrumentation from working, if anything does."""
+    from opentelemetry.instrumentation.dependencies import (  # noqa: PLC0415 - doctor answers without
+        get_dist_dependency_conflicts,
+    )
+
+    return get_dist_dependency_conflicts(distribution(maker))
+
+
+def _wanted(conflict: DependencyConflict) -> str:
+    said = [conflict.required] if conflict.required else list(conflict.required_any or ())
+    return " or ".join(f"'{str(one).partition(';')[0].strip()}'" for one in said)
+
+
+def _found(conflict: DependencyConflict) -> str:
+    """Name what is installed of what is wanted, if anything is."""
+    return conflict.found or ", ".join(conflict.found_any or ())
+
+
+def _to_install(makers: Iterable[str]) -> str | None:
+    """Name those whose library is here."""
     fitting = _fitting()
-    named = [fitting.get(name, name) for name in of_libraries or makers[:1]]
+    named = [fitting.get(name, name) for name in makers if _is_of_a_library_here(name)]
+    if not named:
+        return None
     return f"pip install {'one of ' if len(named) > 1 else ''}{', '.join(named)}"
 
 

@@ -78,7 +78,6 @@ def post_instrument() -> None:
 def _start() -> None:
     """Open the trail, and instrument every library that is not disabled by name."""
     from otel_audit.api.current import get_audit_provider  # noqa: PLC0415 - see the module
-    from otel_audit.api.silent import silent_rules  # noqa: PLC0415 - see the module
 
     provider = get_audit_provider()
     if provider.disabled:
@@ -96,9 +95,6 @@ def _start() -> None:
         if name not in off:
             module, _, kind = where.partition(":")
             getattr(import_module(f"otel_audit.instrumentation.{module}"), kind)().instrument()
-    if "spans" not in off:
-        for silent in silent_rules(provider.policy.spans):
-            _warn(f"{silent.finding}, so there is no record of them: {silent.remedy}")
 
 
 def _warn(text: str) -> None:

@@ -11,7 +11,7 @@ request fail, elsewhere it is logged.
 Two things are added to a provider of OpenTelemetry, its own or anybody's: a
 span processor, and a sampler around its sampler that records what a rule could
 match and the sampler drops, without having it exported. Both are added when
-the provider is made, because tracers copy the sampler.
+the provider is made, because tracers copy the sampler, or when it is set.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
-from otel_audit.api.current import changed, get_audit_provider
+from otel_audit.api.companions import changed
+from otel_audit.api.current import get_audit_provider
 from otel_audit.api.logger import get_audit_logger
+from otel_audit.api.silent import silent_rules
 from otel_audit.errors import OtelAuditError
 from otel_audit.instrumentation.given import GivenAttributes
 from otel_audit.instrumentation.instrumentor import AuditInstrumentor, Patch
 from otel_audit.instrumentation.span_sorts import SpanSort
 from otel_audit.record.coerce import plain
+from otel_audit.settings import first_to_say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableSet, Sequence
@@ -53,6 +56,10 @@ _OURS: Final = "otel_audit"
 _KINDS: Final = {kind: kind.name.lower() for kind in trace.SpanKind}
 _SORTS: Final = 4_096
 """Tracers and kinds of spans; who makes up tracers' names must not fill the memory."""
+
+
+_OWN: Final = frozenset({"rules", "audit"})
+"""Options by which somebody has other spans or another logger than the global provider's."""
 
 
 class RuleProcessor(SpanProcessor):
@@ -161,17 +168,43 @@ class SpanInstrumentor(AuditInstrumentor):
     """Has the policy's span rules looked at; as long as there are none it changes nothing.
 
     The rules are those of the global provider, also of one that is configured later,
-    unless ``rules=`` says others.
+    unless ``rules=`` says others. A global provider that has some starts it by itself.
     """
 
     name = "spans"
     requires = "opentelemetry-sdk >= 1.37"
+    _attending = False
+
+    def instrument(self, **options: Any) -> None:
+        """Instrument the SDK; who asks for it gets what is asked for, whatever runs by itself."""
+        if self._attending and _OWN.isdisjoint(options):
+            self._attending = False
+            changed.append(self._follow)
+            return
+        if self._attending:
+            self.uninstrument()
+        super().instrument(**options)
+
+    def attend(self, rules: tuple[SpanRule, ...]) -> None:
+        """Look at these rules from now on, as long as there are some and nobody has asked for others.
+
+        For whoever has set up a provider and no instrumentor: rules MUST NOT be dead for that.
+        """
+        if self._attending and rules:
+            self._use(rules)
+        elif self._attending:
+            self.uninstrument()
+        elif rules and not self.is_instrumented_by_opentelemetry:
+            super().instrument(rules=rules)
+            self._attending = self.is_instrumented_by_opentelemetry
+        if self._attending:
+            _warn_of_silent(rules)
 
     def _instrument(self, **options: Any) -> None:
         rules: tuple[SpanRule, ...] | None = options.get("rules")
         self._processor = RuleProcessor((), options.get("audit") or get_audit_logger())
         self._providers: MutableSet[Any] = WeakSet()
-        self._patch: Patch | None = None
+        self._patches: tuple[Patch, ...] = ()
         if rules is not None:
             self._use(rules)
             return
@@ -179,10 +212,11 @@ class SpanInstrumentor(AuditInstrumentor):
         changed.append(self._follow)
 
     def _uninstrument(self, **options: Any) -> None:  # noqa: ARG002 - the base class has them
+        self._attending = False
         with suppress(ValueError):
             changed.remove(self._follow)
-        if self._patch is not None:
-            self._patch.restore()
+        for patch in self._patches:
+            patch.restore()
         # Somebody may have put a sampler of their own around ours: what stays matches nothing.
         self._processor.use(())
         for provider in list(self._providers):
@@ -208,15 +242,25 @@ class SpanInstrumentor(AuditInstrumentor):
             provider.add_span_processor(self._processor)
 
     def _follow(self, provider: AuditProvider | None) -> None:
-        self._use(() if provider is None or provider.disabled else provider.policy.spans)
+        rules = () if provider is None or provider.disabled else provider.policy.spans
+        self._use(rules)
+        _warn_of_silent(rules)
 
     def _use(self, rules: tuple[SpanRule, ...]) -> None:
         self._processor.use(rules)
         if not rules:
             return
-        if self._patch is None:
-            self._patch = Patch("opentelemetry.sdk.trace", "TracerProvider", "__init__", self._init)
-            self._patch.apply()
+        if not self._patches:
+            self._patches = (
+                Patch("opentelemetry.sdk.trace", "TracerProvider", "__init__", self._init),
+                # Not the public one, of which many have a copy in their own module.
+                Patch("opentelemetry.trace", "", "_set_tracer_provider", self._set, needed=False),
+            )
+            for patch in self._patches:
+                patch.apply()
+        self._equip_global()
+
+    def _equip_global(self) -> None:
         try:
             self.equip(trace.get_tracer_provider())
         except Exception:
@@ -230,10 +274,29 @@ class SpanInstrumentor(AuditInstrumentor):
 
         return init
 
+    def _set(self, original: Callable[..., None]) -> Callable[..., None]:
+        """Reach a provider that was made before us, and is set after us."""
+
+        @functools.wraps(original)
+        def set_tracer_provider(*arguments: Any, **keywords: Any) -> None:
+            original(*arguments, **keywords)
+            # The one that is set, which is another one where it cannot be overridden.
+            self._equip_global()
+
+        return set_tracer_provider
+
     def _without_ours(self, sampler: Sampler) -> Sampler:
         if isinstance(sampler, RuleSampler) and sampler.processor is self._processor:
             return sampler.inner
         return sampler
+
+
+def _warn_of_silent(rules: tuple[SpanRule, ...]) -> None:
+    """Log which rules can make no record here, unless the process that started this one has."""
+    for silent in silent_rules(rules):
+        text = f"{silent.finding}, so records may be missing: {silent.remedy}"
+        if first_to_say(text):
+            _logger.warning("%s", text)
 
 
 def _go_ahead(processors: Any, ours: RuleProcessor) -> None:

@@ -27,6 +27,7 @@ from otel_audit.instrumentation.said import (
     text_of,
     unsaid,
 )
+from otel_audit.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +66,8 @@ class AuditProcessor:
 
     The audit logger is called ``audit``, or ``audit.`` and something. Where the
     logger factory forgets names (structlog's default does), an event that has
-    an ``action`` is an audit event; ``accepts`` decides otherwise. What was
+    an ``action``, or such a name in its field ``logger``, is an audit event;
+    ``accepts`` decides otherwise. What was
     emitted goes no further, unless ``keep`` says so. Its place is before
     filters by level and before whatever turns the event into text, and after
     ``merge_contextvars``. Positional arguments become the field ``message``, the
@@ -139,7 +141,7 @@ def setup_logging(
     """Configure structlog and logging: the application's log and the audit trail, apart.
 
     ``app.log`` in ``log_dir`` gets one JSON line an event, from ``level`` on,
-    rotated at 100 MB, with 10 older files. What the logger ``audit`` says,
+    rotated at 100 MB, with 10 older files. Variables in ``log_dir`` are expanded. What the logger ``audit`` says,
     through structlog or logging, at whatever level, goes into the trail only,
     and its mirror: that of the provider that is configured already, else one in
     the same directory, with ``audit.log``. Raises `AuditSettingsError` where
@@ -152,7 +154,7 @@ def setup_logging(
             "AuditProcessor() to its processors instead, or pass force=True"
         )
         raise AuditSettingsError(message)
-    directory = Path(log_dir)
+    directory = _expanded(log_dir)
     level = _checked(level)
     handler = _app_log(directory / APP_LOG)
     try:
@@ -183,6 +185,11 @@ def setup_logging(
     _configure_logging(handler, level, shared)
     if directory.resolve() not in provider.directory.resolve().parents:
         _logger.info("the audit trail is in %s, as configured before", provider.directory)
+
+
+def _expanded(log_dir: str | Path) -> Path:
+    """Return the directory that LOG_DIR would mean. Raises `AuditSettingsError`."""
+    return Settings.from_env({}, log_dir=log_dir).log_dir or Path()
 
 
 def _checked(level: int | str) -> int:
@@ -232,9 +239,15 @@ def _replace(logger: logging.Logger, handler: logging.Handler) -> None:
 
 
 def _is_audit(name: str | None, event_dict: EventDict) -> bool:
-    """Whether an event is one for the trail, said by a logger of that name, if it has any."""
+    """Whether an event is one for the trail, said by a logger of that name, if it has any.
+
+    Where it has none, a field ``logger`` may name it, and be a field of the caller's as well: it
+    MUST NOT keep an event with an action from the trail.
+    """
     if name is None:
+        if "action" in event_dict:
+            return True
         name = event_dict.get("logger")
         if type(name) is not str:
-            return "action" in event_dict
+            return False
     return name == AUDIT or name.startswith(f"{AUDIT}.")

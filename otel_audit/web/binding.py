@@ -16,7 +16,7 @@ from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
 from otel_audit.api.context import stay_in_requests
-from otel_audit.api.current import get_audit_provider
+from otel_audit.api.current import get_audit_provider, span_rules_ahead
 from otel_audit.api.logger import AuditLogger
 from otel_audit.errors import AuditSettingsError, AuditUnavailableError, OtelAuditError
 from otel_audit.settings import Settings
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from otel_audit.api.context import RequestScope
+    from otel_audit.api.derived import SpanRule
     from otel_audit.api.provider import AuditProvider
     from otel_audit.web.asgi import Scope
 
@@ -60,6 +61,16 @@ def refusing_unknown_options(init: Callable[_Taken, None]) -> Callable[_Taken, N
         init(*arguments, **options)
 
     return checked
+
+
+def _attend(rules: tuple[SpanRule, ...]) -> None:
+    """Have spans looked at that end before the first request makes the provider, as at the start."""
+    if rules:
+        from otel_audit.instrumentation.spans import (  # noqa: PLC0415 - the SDK is for those who have rules
+            SpanInstrumentor,
+        )
+
+        SpanInstrumentor().attend(rules)
 
 
 class Bound:
@@ -127,6 +138,8 @@ class Binding:
         self._unbound = self._caller(proxies=self._proxies(Settings()))
         """Reads callers where no provider can be had."""
         self._bound: Bound | None = None
+        if provider is None:
+            _attend(span_rules_ahead())
 
     def bind(self) -> Bound:
         """Return what the provider, which may be a new one, means for this middleware."""

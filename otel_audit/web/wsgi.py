@@ -15,7 +15,8 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.context import get_current
+from opentelemetry.context import attach, get_current
+from opentelemetry.trace import NonRecordingSpan, get_current_span, set_span_in_context
 
 from otel_audit.errors import AuditUnavailableError
 from otel_audit.web import problem
@@ -26,7 +27,10 @@ from otel_audit.web.identity import actor_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextvars import Token
     from types import TracebackType
+
+    from opentelemetry.context import Context
 
     from otel_audit.api.context import RequestScope
     from otel_audit.api.provider import AuditProvider
@@ -128,6 +132,8 @@ class _Exchange:
         self._id_header = id_header.decode("ascii")
         self._answer: tuple[str, Headers, ExcInfo] | None = None
         self._error: str | None = None
+        self._span: NonRecordingSpan | None = None
+        """Where the answer was made: OpenTelemetry may leave it before the body is."""
         self._write: Callable[[bytes], object] | None = None
         self._body: Iterable[bytes] = ()
         self._chunks: Iterator[bytes] = iter(())
@@ -169,12 +175,11 @@ class _Exchange:
 
     def __next__(self) -> bytes:
         """Return the next chunk, once what it answers for is durable."""
-        request = self._request
-        token = request.attach()
+        token = self._enter()
         try:
             return self._next()
         finally:
-            request.detach(token)
+            self._request.detach(token)
 
     def close(self) -> None:
         """End the request: the server calls it when all is sent, or the client has left."""
@@ -182,7 +187,7 @@ class _Exchange:
             return
         self._closed = True
         request = self._request
-        token = request.attach()
+        token = self._enter()
         try:
             close = getattr(self._body, "close", None)
             if close is not None:
@@ -196,6 +201,13 @@ class _Exchange:
             request.detach(token)
             request.close()
 
+    def _enter(self) -> Token[Context]:
+        """Be in the request, and in the span that its answer was made in unless there is another."""
+        token = self._request.attach()
+        if self._span is not None and not get_current_span().get_span_context().is_valid:
+            attach(set_span_in_context(self._span))  # `token` restores what was before both
+        return token
+
     def _respond(
         self, status: str, headers: Headers, exc_info: ExcInfo = None
     ) -> Callable[[bytes], object]:
@@ -204,6 +216,9 @@ class _Exchange:
             # Begun already: what the server does about it is in PEP 3333.
             return self._start_response(status, headers, exc_info)
         self._answer = status, headers, exc_info
+        here = get_current_span().get_span_context()
+        if here.is_valid:
+            self._span = NonRecordingSpan(here)
         if self._activity is not None:
             # When the answer is let out, the server span of OpenTelemetry may have been left.
             self._activity.context = get_current()

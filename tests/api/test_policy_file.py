@@ -94,6 +94,8 @@ def test_a_whole_file() -> None:
 @pytest.mark.parametrize(
     ("text", "place", "what"),
     [
+        ("", "1:1", "the policy says nothing, as a file that was cut off or never filled; write at least `version: 1`"),
+        ("# version: 1\n\n", "1:1", "the policy says nothing"),
         ("rules: [", "1:9", "this is not YAML"),
         ("- a", "1:1", "expected keys with values"),
         ("version: 2", "1:10", "version 1 only"),
@@ -101,7 +103,7 @@ def test_a_whole_file() -> None:
         ("on_failur: fail", "1:1", "unknown key 'on_failur'; did you mean 'on_failure'?"),
         ("zzz: 1", "1:1", "unknown key 'zzz'; known are version, "),
         ("rules: {}", "1:8", "expected a list"),
-        ("rules:\n  - match: {}\n    record: true", "2:12", "match is empty"),
+        ("rules:\n  - match: {}\n    record: true", "2:12", "match: it is empty; name "),
         ("rules:\n  - match: {event: a}", "2:5", "says nothing"),
         ("rules:\n  - record: true", "2:5", "'match' is missing"),
         ("rules:\n  - match: {event: a}\n    record: maybe", "3:13", "neither true nor false"),
@@ -113,7 +115,7 @@ def test_a_whole_file() -> None:
         ("redact:\n  patterns: [ok, '(a+)+$']", "2:13", "'(a+)+$' takes twice as long"),
         ("rule_sets: [nothing]", "1:13", "name some of aws, "),
         ("routes:\n  - match: /x\n    event: e", "2:12", "no method and route"),
-        ("routes:\n  - match: []\n    event: e", "2:12", "match is empty"),
+        ("routes:\n  - match: []\n    event: e", "2:12", "match: it is empty; name "),
         ("routes:\n  - match: GET /x", "2:5", "'event' is missing"),
         ("routes:\n  - match: GET /x/{id}\n    event: e\n    resource_name: '{di}'", "4:20",
          "the route has no parameter 'di'; did you mean 'id'?"),
@@ -145,14 +147,26 @@ def test_a_whole_file() -> None:
             "4:5",
             "this rule says record: true, and the one at p.yaml:2:5 says record: false of all these events before",
         ),
+        (
+            "routes:\n- {match: 'GET /{a}', event: x}\n- {match: ['PUT,GET /{a}', GET /b], outcome: success, event: x, level: info}",
+            "3:3",
+            "routes: this rule has the match, event, action and resource of the one at p.yaml:2:3",
+        ),
+        (
+            "spans:\n- {match: {name: a, attributes: {x: [b, c]}}, event: e}\n- {match: {name: a, kind: client, attributes: {x: [c, b]}}, event: e}",
+            "3:3",
+            "spans: this rule has the match, event, action and resource of the one at p.yaml:2:3",
+        ),
         ("rule_sets: [logins, sql, logins]", "1:26", "'logins' is named twice"),
         ("rules:\n  - match: {event: ''}\n    record: no", "2:20", "the text is empty"),
         ("rules:\n  - match: {event: a}\n    retention: ''", "3:16", "the text is empty"),
         ("rules:\n  - match: {event: a}\n    redact: []", "3:13", "the list is empty"),
         ("rules:\n  - match: {event: a}\n    redact: [error, actor_id]", "3:13", "'actor_id' is a key of the record itself"),
+        ("redact: {keys: [error, actor_id]}", "1:16", "keys: 'actor_id' is a key of the record itself"),
+        ("redact: {keys: []}", "1:16", "the list is empty"),
         ("spans:\n  - match: {attributes: {}}\n    event: e", "2:12", "every span"),
         ("spans:\n  - match: {kind: []}\n    event: e", "2:12", "every span"),
-        ("spans:\n  - match: {kind: client, attributes: {}}\n    event: e", "2:39", "attributes are empty"),
+        ("spans:\n  - match: {kind: client, attributes: {}}\n    event: e", "2:39", "attributes: it is empty"),
         ("spans:\n  - match: {name: a, kind: []}\n    event: e", "2:28", "the list is empty"),
         ("spans:\n  - match: {attributes: {a: []}}\n    event: e", "2:29", "the list is empty"),
         ("spans:\n  - match: {attributes: {'a:b': x}}\n    event: e", "2:33", "no filter 'b'"),
@@ -167,6 +181,29 @@ def test_what_cannot_be_used_is_refused_where_it_stands(text: str, place: str, w
     assert str(caught.value).startswith(f"p.yaml:{place}: ")
     assert str(caught.value).count(place) == 1
     assert what in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("on_failure:", "1:12: on_failure: expected a text, and nothing is said; say something, or leave it out"),
+        ("on_failure: Fial", "1:13: on_failure: 'Fial' is not one of fail, continue, shutdown; did you mean 'fail'?"),
+        ("version: 2", "1:10: version: this version of otel-audit reads version 1 only; write 1"),
+        ("rules:\n- {match: {event: a}, record: maybe}", "2:31: record: 'maybe' is neither true nor false; write one of them"),
+        ("rules:\n- match: {event: [a, b]}\n  record: no",
+         "2:18: event: expected a text, not a list; write one rule for each, or a pattern such as 'log*'"),
+        ("rules:\n- match: {event: {a: b}}\n  record: no",
+         "2:18: event: expected a text, not keys with values; write one rule for each, or a pattern such as 'log*'"),
+        ("rules:\n- {match: {event: a}, redact: [a, [b]]}", "2:35: redact: expected a text, not a list; write one"),
+        ("rule_sets: [nothing]", "1:13: rule_sets: the list names 'nothing', which is no rule set; name some of"),
+        ("spans:\n- {match: {attributes: {x: []}}, event: e}", "2:28: x: the list is empty; name something, or leave it out"),
+        ("routes:\n- {match: [GET /x, x], event: e}", "2:20: match: 'x' is no method and route; write for example"),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_key_and_what_to_do(text: str, said: str) -> None:
+    with pytest.raises(AuditSettingsError) as caught:
+        parse_policy(text, "p.yaml")
+    assert str(caught.value).startswith(f"p.yaml:{said}")
 
 
 @pytest.mark.parametrize(
@@ -234,12 +271,12 @@ def test_a_variable_wins_over_the_file_and_sets_add_up(tmp_path: Path) -> None:
     chosen = {"OTEL_AUDIT_ON_FAILURE": "fail", "OTEL_AUDIT_HTTP_ACTIVITY": "all"}
     policy, _ = policy_for(settings(tmp_path, "http_activity: mutating", **chosen))
     assert (policy.on_failure, policy.http_activity) == ("fail", "all")
-    policy, _ = policy_for(settings(tmp_path, "", OTEL_AUDIT_RULE_SETS="logins"))
+    policy, _ = policy_for(settings(tmp_path, "version: 1", OTEL_AUDIT_RULE_SETS="logins"))
     assert policy.routes
     with pytest.raises(
         AuditSettingsError, match="OTEL_AUDIT_RULE_SETS names 'x', which is no rule set"
     ):
-        policy_for(settings(tmp_path, "", OTEL_AUDIT_RULE_SETS="x"))
+        policy_for(settings(tmp_path, "version: 1", OTEL_AUDIT_RULE_SETS="x"))
 
 
 def test_a_set_that_file_and_variable_name_counts_once(tmp_path: Path) -> None:
@@ -253,7 +290,7 @@ def test_a_set_that_file_and_variable_name_counts_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", rule_set_names())
 def test_each_shipped_set_is_in_order(tmp_path: Path, name: str) -> None:
-    policy, _ = policy_for(settings(tmp_path, "", OTEL_AUDIT_RULE_SETS=name))
+    policy, _ = policy_for(settings(tmp_path, "version: 1", OTEL_AUDIT_RULE_SETS=name))
     assert policy.routes or policy.spans
 
 
@@ -278,6 +315,41 @@ def test_a_rule_takes_fields_out(tmp_path: Path) -> None:
         trail.logger.audit_event("e", "do", error="of Ann", diagnosis="flu", ward=3)
         record = trail.record(event="e")
     assert (record["diagnosis"], record["error"], record["ward"]) == ("[REDACTED]", "[REDACTED]", 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "routes: [{match: GET /a, event: x, outcome: success}, {match: GET /a, event: x, outcome: failure}]",
+        "routes: [{match: GET /a, event: x}, {match: PUT /a, event: x}, {match: GET /b, event: x}]",
+        "routes: [{match: GET /a, event: x}, {match: GET /a, event: y}]",
+        "routes: [{match: 'GET /{a}', event: x, resource_name: '{a}'}, {match: 'GET /{a}', event: x}]",
+        "spans: [{match: {name: a, kind: client}, event: x}, {match: {name: a, kind: server}, event: x}]",
+        "spans: [{match: {name: a}, event: x, action: b}, {match: {name: a}, event: x}]",
+    ],
+)  # fmt: skip
+def test_what_makes_two_different_records_is_not_refused(text: str) -> None:
+    policy = parse_policy(text, "p.yaml").policy
+    assert len(policy.routes) + len(policy.spans) > 1
+
+
+def test_keys_of_the_record_itself_are_taken_out_of_all(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "redact: {keys: [resource_name, error, name]}\nrules: [{match: {event: e}, redact: [ward]}]"
+    )
+    with audit_trail(policy_file=path) as trail:
+        trail.logger.audit_event("e", "do", "patient", "Ann", "failed", error="of Ann", ward=3)
+        trail.logger.audit_event("f", "do", "patient", "Ann", name="Ann", of={"error": "of Ann"})
+        trail.logger.audit_event("f", "do")
+        first, second, third = trail.records()
+    gone = ("resource_name", "error", "ward")
+    assert [first[name] for name in gone] == ["[REDACTED]"] * 3
+    assert (first["resource_type"], first["status"]) == ("patient", "failed")
+    assert (second["name"], second["of"]) == ("[REDACTED]", {"error": "[REDACTED]"})
+    assert second["resource_name"] == "[REDACTED]"
+    assert "error" not in third
+    assert "resource_name" not in third
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def distribution(place: Path, name: str) -> None:
-    """Leave what pip leaves of a distribution."""
+def distribution(place: Path, name: str, *instruments: str) -> None:
+    """Leave what pip leaves of a distribution, if need be of an instrumentation of some libraries."""
     metadata = place / f"{name.replace('-', '_')}-1.0.dist-info"
     metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    extra = "instruments" if len(instruments) == 1 else "instruments-any"
+    wanted = [f"Requires-Dist: {one}; extra == '{extra}'\n" for one in instruments]
+    said = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nProvides-Extra: {extra}\n"
+    (metadata / "METADATA").write_text(said + "".join(wanted))
 
 
 def test_a_set_is_silent_until_one_of_the_instrumentations_is_there(
@@ -36,6 +39,48 @@ def test_a_set_is_silent_until_one_of_the_instrumentations_is_there(
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     distribution(tmp_path, f"{package}-tortoiseorm")
     assert silent_rules(rules) == []
+
+
+def test_an_instrumentation_of_another_version_of_its_library_makes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of SQLAlchemy 2.1, for example, which the one of OpenTelemetry 0.66 does not take."""
+    rules = rule_set("sql", "test").policy.spans
+    package = "opentelemetry-instrumentation"
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    distribution(tmp_path, f"{package}-sqlalchemy", "sqlalchemy<2,>=1.0")
+    (silent,) = silent_rules(rules)
+    assert silent.finding == (
+        f"rule set sql: {package}-sqlalchemy makes no spans, as it takes 'sqlalchemy<2,>=1.0' and "
+        f"sqlalchemy {version('sqlalchemy')} is installed"
+    )
+    assert silent.remedy.startswith("pip install 'sqlalchemy<2,>=1.0', or pip install ")
+    assert silent.remedy.endswith(f"{package}-sqlite3=={version(package)}")
+    assert f"{package}-sqlalchemy" not in silent.remedy
+    distribution(tmp_path, f"{package}-sqlite3")
+    (silent,) = silent_rules(rules)
+    assert silent.remedy == (
+        "pip install 'sqlalchemy<2,>=1.0', or pip uninstall opentelemetry-instrumentation-sqlalchemy, "
+        "where opentelemetry-instrumentation-sqlite3 sees the same"
+    )
+
+
+def test_either_of_two_libraries_will_do_and_one_that_is_absent_is_missed_by_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis, http = (rule_set(name, "test").policy.spans for name in ("redis", "http"))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    distribution(tmp_path, "opentelemetry-instrumentation-redis", "no-such-library>=2.6")
+    assert silent_rules(redis) == []
+    one, other = tmp_path / "one", tmp_path / "other"
+    distribution(one, "opentelemetry-instrumentation-httpx", "rich<1", "no-such-library")
+    distribution(other, "opentelemetry-instrumentation-httpx", "rich<1", "rich>=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(one)])
+        (silent,) = silent_rules(http)
+        assert "takes 'rich<1' or 'no-such-library' and rich " in silent.why
+    monkeypatch.setattr(sys, "path", [*sys.path, str(other)])
+    assert silent_rules(http) == []
 
 
 def test_rules_of_the_file_are_known_by_their_scope() -> None:

@@ -81,7 +81,12 @@ def test_a_retention_without_a_length_is_warned_about(
         ),
         (
             "rules:\n  - match: {event: login}\n    level: loud\n",
-            "{path}:3:12: 'loud' is not one of debug, info, warning, error, critical",
+            "{path}:3:12: level: 'loud' is not one of debug, info, warning, error, critical",
+            "write one of them",
+        ),
+        (
+            "rules: no\n",
+            "{path}:1:8: rules: expected a list (each item on a line, after `- `)",
             "correct it there, and try it with `otel-audit policy check`",
         ),
         (

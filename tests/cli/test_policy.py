@@ -111,10 +111,10 @@ def test_a_file_that_is_not_there_is_named_once(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("rules: [{}]", ":1:9: 'match' is missing; add it\n"),
+        ("rules: [{}]", ":1:9: rules: 'match' is missing; add it\n"),
         (
             "routes: [{match: FETCH /x, event: e}]",
-            ":1:18: 'FETCH' is no HTTP method; write for example PATCH, or * for all\n",
+            ":1:18: match: 'FETCH' is no HTTP method; write for example PATCH, or * for all\n",
         ),
         ("routes: [{match: 'GET,PSOT /x', event: e}]", "for example POST, or * for all\n"),
         ("routes: [{match: ', /x', event: e}]", "'' is no HTTP method; write for example GET"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import flask
 import pytest
 from opentelemetry.instrumentation.flask import FlaskInstrumentor as Tracing
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, get_current_span
 
 from otel_audit import AuditUnavailableError, AuditWSGIMiddleware, get_audit_logger
 from otel_audit.instrumentation.flask import FlaskInstrumentor
@@ -83,6 +83,42 @@ def test_applications_of_before_and_after_opentelemetry_s_instrumentation(
     application().test_client().get("/items/4")
     audited = trail.records(event="http.request")
     assert [record["path"] for record in audited] == ["/items/1", "/items/2", "/items/3"]
+
+
+@pytest.mark.usefixtures("instrumented")
+def test_what_is_emitted_while_a_body_is_made_has_the_span_that_is_over(
+    trail: AuditTrail, tracers: TracerProvider
+) -> None:
+    """OpenTelemetry's instrumentation ends it before Flask's iterable is asked for its first chunk."""
+    tracing = Tracing()
+    tracing.instrument(tracer_provider=tracers)
+    try:
+        app = flask.Flask("shop")
+
+        @app.route("/stream")
+        def stream() -> flask.Response:
+            def body() -> Iterator[str]:
+                try:
+                    get_audit_logger().audit_event("chunk", "do")
+                    yield "one"
+                    with tracers.get_tracer("t").start_as_current_span("inside"):
+                        get_audit_logger().audit_event("chunk", "do")
+                    yield "two"
+                finally:
+                    get_audit_logger().audit_event("closed", "do")
+
+            return flask.Response(body())
+
+        assert app.test_client().get("/stream").text == "onetwo"
+    finally:
+        tracing.uninstrument()
+    (request,) = trail.records(event="http.request")
+    first, second, closed = (one for one in trail.records() if one["event"] != "http.request")
+    for record in (first, second, closed):
+        assert record["trace_id"] == request["trace_id"]
+        assert record["request_id"] == request["request_id"]
+    assert first["span_id"] == closed["span_id"] == request["span_id"] != second["span_id"]
+    assert not get_current_span().get_span_context().is_valid
 
 
 @pytest.mark.parametrize("first", ["audit", "opentelemetry"])

@@ -18,11 +18,19 @@ from opentelemetry.sdk.trace.sampling import (
     Sampler,
     SamplingResult,
 )
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode, set_tracer_provider
+from opentelemetry.util._once import Once
 
-from otel_audit import acting_as, audit_span, instrument_app
+from otel_audit import (
+    acting_as,
+    audit_span,
+    get_audit_provider,
+    instrument_app,
+    is_configured,
+)
 from otel_audit.api.derived import SpanRule
 from otel_audit.api.policy_file import parse_policy
+from otel_audit.errors import AuditSettingsError
 from otel_audit.instrumentation.given import GivenAttributes
 from otel_audit.instrumentation.spans import RuleSampler, SpanInstrumentor
 from otel_audit.testing import audit_trail
@@ -359,8 +367,110 @@ def test_the_rules_are_those_of_the_provider_that_is_configured_now(
                 assert not one.is_recording()
         finally:
             instrumentor.uninstrument()
-        with audit_trail(policy_file=tmp_path / "p.yaml"):
-            assert TracerProvider.__init__ is before
+        assert TracerProvider.__init__ is before
+
+
+def test_a_provider_with_rules_needs_no_instrumentor_and_leaves_nothing_behind(
+    spans: InMemorySpanExporter, tmp_path: Path
+) -> None:
+    """The documented set-up is one line, which names no instrumentor."""
+    (tmp_path / "p.yaml").write_text(RULES)
+    before = TracerProvider.__init__
+    with audit_trail(policy_file=tmp_path / "p.yaml") as trail:
+        provider = tracers(ALWAYS_OFF, spans)
+        with span(provider):
+            pass
+        assert trail.record(event="data_change")["resource_name"] == "users"
+    assert TracerProvider.__init__ is before
+    assert provider.sampler is ALWAYS_OFF
+
+
+@pytest.mark.parametrize("said", [{}, {"OTEL_AUDIT_DISABLED_INSTRUMENTATIONS": "spans"}])
+def test_an_application_that_is_audited_by_one_line_has_rules_before_its_first_request(
+    spans: InMemorySpanExporter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: dict[str, str],
+) -> None:
+    """What makes the tables of its database runs when its modules are imported."""
+    (tmp_path / "p.yaml").write_text(RULES)
+    settings = {
+        "OTEL_AUDIT_POLICY_FILE": str(tmp_path / "p.yaml"),
+        "LOG_DIR": str(tmp_path),
+        **said,
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    instrument_app(FastAPI())
+    assert not is_configured()
+    with span(tracers(ALWAYS_OFF, spans)):
+        pass
+    assert is_configured() is not bool(said)
+    with get_audit_provider().reader() as reader:
+        assert len(list(reader.leaves())) == (0 if said else 1)
+
+
+def test_a_policy_that_cannot_be_used_is_told_by_who_opens_the_trail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_AUDIT_POLICY_FILE", str(tmp_path / "absent.yaml"))
+    app = instrument_app(FastAPI())
+    with pytest.raises(AuditSettingsError, match="cannot be read"):
+        get_audit_provider()
+    assert app is not None
+
+
+def test_who_asks_for_the_instrumentor_gets_what_is_asked_for(
+    spans: InMemorySpanExporter, tmp_path: Path
+) -> None:
+    (tmp_path / "p.yaml").write_text("spans: [{match: {name: other}, event: other}]")
+    instrumentor = SpanInstrumentor()
+    with audit_trail(policy_file=tmp_path / "p.yaml") as trail:
+        instrumentor.instrument(rules=parse_policy(RULES, "rules").policy.spans)
+        try:
+            with span(tracers(ALWAYS_ON, spans)):
+                pass
+            assert trail.record()["event"] == "data_change"
+        finally:
+            instrumentor.uninstrument()
+    with audit_trail(policy_file=tmp_path / "p.yaml"):
+        instrumentor.instrument()
+    with audit_trail(policy_file=tmp_path / "p.yaml") as trail:
+        with tracers(ALWAYS_ON, spans).get_tracer("x").start_as_current_span("other"):
+            pass
+        assert trail.record()["event"] == "other"
+    try:
+        assert instrumentor.is_instrumented_by_opentelemetry
+    finally:
+        instrumentor.uninstrument()
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a global tracer provider be set, for the length of a test."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
+
+
+@pytest.mark.usefixtures("unset")
+def test_a_provider_that_was_made_before_and_is_set_after_is_reached(
+    trail: AuditTrail, spans: InMemorySpanExporter
+) -> None:
+    before = trace._set_tracer_provider
+    provider, other = tracers(ALWAYS_OFF, spans), tracers(ALWAYS_OFF, spans)
+    tracer = provider.get_tracer("db.driver")
+    instrumentor = SpanInstrumentor()
+    instrumentor.instrument(rules=parse_policy(RULES, "rules").policy.spans)
+    try:
+        set_tracer_provider(provider)
+        set_tracer_provider(other)
+        tracer.start_span("q", kind=SpanKind.CLIENT, attributes={"query": "DELETE FROM t"}).end()
+        assert trail.record(event="data_change")["resource_name"] == "t"
+        assert other.sampler is ALWAYS_OFF
+    finally:
+        instrumentor.uninstrument()
+    assert trace._set_tracer_provider is before
+    assert provider.sampler is ALWAYS_OFF
 
 
 def test_our_own_spans_have_their_record_already(

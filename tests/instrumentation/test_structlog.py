@@ -84,6 +84,24 @@ def test_an_audit_logger_writes_the_trail_and_nothing_else(
     assert [event["event"] for event in printed] == ["request"]
 
 
+def test_a_field_decides_only_where_the_logger_has_no_name_and_nothing_else_says_it(
+    trail: AuditTrail, printed: Printed
+) -> None:
+    structlog.configure(
+        processors=[AuditProcessor(), printed], logger_factory=structlog.PrintLoggerFactory()
+    )
+    nameless: Any = structlog.get_logger("audit")
+    nameless.info("said", action="do", logger="other")
+    nameless.info("named", logger="audit.billing")
+    nameless.info("neither", logger="other")
+    nameless.info("nothing")
+    assert [(one["event"], one["logger"]) for one in trail.records()] == [
+        ("said", "other"),
+        ("named", "audit.billing"),
+    ]
+    assert [one["event"] for one in printed] == ["neither", "nothing"]
+
+
 @pytest.mark.usefixtures("printed")
 @pytest.mark.parametrize(
     ("method", "level", "outcome"),
@@ -225,6 +243,20 @@ def test_setup_logging_replaces_nobody_s_configuration(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "app.log").read_text().splitlines()]
     where = f"the audit trail is in {trail.directory}, as configured before"
     assert [line["event"] for line in lines] == [where, where, "once"]
+
+
+def test_setup_logging_means_the_directory_that_a_setting_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BASE", str(tmp_path / "var"))
+    with pytest.raises(AuditSettingsError, match="names a variable that is not set"):
+        setup_logging("$BASED/log")
+    setup_logging("$BASE/log")
+    structlog.get_logger("app").info("hello")
+    assert "hello" in (tmp_path / "var" / "log" / "app.log").read_text()
+    assert get_audit_provider().directory == tmp_path / "var" / "log" / "trail"
+    assert [one.name for one in tmp_path.iterdir()] == ["var"]
 
 
 def test_setup_logging_configures_nothing_unless_it_can_configure_all(tmp_path: Path) -> None:

@@ -104,3 +104,29 @@ async def test_where_no_route_is_known_the_path_counts(path: str, status: int, f
     with audit_trail(rule_sets="logins") as trail:
         await request(AuditMiddleware(plain), http(path, "POST"))
         assert len(trail.records(event="authentication")) == found
+
+
+@pytest.mark.parametrize(("rules", "found"), [("", ["route", "account"]), (
+    "rules: [{match: {event: authentication, resource_type: route, resource_name: '/login'}, record: false}]",
+    ["account"],
+)])  # fmt: skip
+def test_a_rule_of_events_leaves_out_what_the_application_records_better(
+    tmp_path: Path, rules: str, found: list[str]
+) -> None:
+    """The set `logins` beside an application's own record; docs/policy.md tells what to write."""
+    (tmp_path / "p.yaml").write_text(f"rule_sets: [logins]\n{rules}")
+    app = FastAPI()
+
+    @app.post("/login")
+    async def log_in() -> None:
+        get_audit_logger().audit_event("authentication", "login", "account", "ann")
+
+    app.add_api_route("/logout", lambda: None, methods=["POST"])
+    instrument_app(app)
+    with audit_trail(policy_file=tmp_path / "p.yaml") as trail, TestClient(app) as client:
+        client.post("/login")
+        client.post("/logout")
+        records = trail.records(event="authentication")
+    of_logins = [one["resource_type"] for one in records if one["action"] == "login"]
+    assert sorted(of_logins, reverse=True) == found
+    assert len(records) == len(found) + 1

@@ -60,6 +60,9 @@ ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
 FIELD_PREFIX: Final = "field."
 """What a field of the caller's own may begin with, so that it is no name of ours."""
 
+_LOWER: Final = frozenset({"record_id", "trace_id", "span_id"})
+"""Fields that we write, in hexadecimal digits; a request's id is its sender's."""
+
 _SECOND: Final = 1_000_000_000
 _BUCKETS: Final = 20_000
 _WILD: Final = re.compile(r"([*?])")
@@ -82,7 +85,8 @@ class Entry(NamedTuple):
 class Condition:
     """One of ``fields`` has one of ``values``; or none has, where it is not ``wanted``.
 
-    In a value ``*`` stands for any text and ``?`` for any character.
+    In a value ``*`` stands for any text and ``?`` for any character. Ids that records have in
+    lower case are found in any.
     """
 
     fields: tuple[str, ...]
@@ -91,7 +95,9 @@ class Condition:
     _patterns: tuple[re.Pattern[str], ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Prepare the patterns."""
+        """Prepare the values and the patterns."""
+        if _LOWER.issuperset(self.fields):
+            object.__setattr__(self, "values", tuple(value.lower() for value in self.values))
         found = filter(None, map(wild, self.values))
         patterns = tuple(re.compile(pattern, re.DOTALL) for pattern in found)
         object.__setattr__(self, "_patterns", patterns)

@@ -83,7 +83,7 @@ class _Said:
 
     def query(self, hidden: frozenset[str]) -> Query:
         once = self.once
-        words, conditions = _split(once.get("q", ""))
+        words, conditions = _split(once["q"]) if "q" in once else ((), [])
         conditions += [
             Condition(fields, tuple(values), wanted)
             for (fields, wanted), values in sorted(self._fields.items())
@@ -136,7 +136,7 @@ def _split(text: str) -> tuple[tuple[str, ...], list[Condition]]:
         if found and part.endswith("*"):
             found[-1] += "*"
         words += found
-    if text.strip() and not words and not conditions:
+    if not words and not conditions:
         message = "q holds no word: it looks for letters and digits"
         raise QueryError(message, parameter="q")
     return tuple(dict.fromkeys(words)), conditions

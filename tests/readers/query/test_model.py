@@ -72,6 +72,8 @@ def test_what_a_time_can_be_is_said() -> None:
         ([("order", "random")], "newest or oldest"),
         ([("start", "-1h"), ("end", "-2h")], "ends before it starts"),
         ([("q", "!!! ...")], "no word"),
+        ([("q", "")], "no word"),
+        ([("q", " ")], "no word"),
         ([("actor", "x" * 5_000)], "at most 4096"),
         ([("x" * 10_000_000, "x")], "no parameter"),
         ([("outcome", "failed")], "only be success, failure, unknown; .* ask for status=failed"),
@@ -84,6 +86,14 @@ def test_what_cannot_be_asked_is_explained(parameters: list[tuple[str, str]], me
     with pytest.raises(QueryError, match=message) as caught:
         parse(parameters)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["trace_id", "span_id", "record_id"])
+def test_ids_of_ours_are_found_in_upper_case_too(name: str) -> None:
+    """A tool that shows them so is where they are copied from; a request's id is its sender's."""
+    query, _ = parse([(name, "0123ABCD*"), ("request_id", "Req-1")])
+    assert query.matches({name: "0123abcdef", "request_id": "Req-1"}, NOW)
+    assert not query.matches({name: "0123abcdef", "request_id": "req-1"}, NOW)
 
 
 def test_parameters_become_conditions() -> None:
