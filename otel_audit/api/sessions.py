@@ -7,33 +7,22 @@ process writes it; who has the records cannot tell the session's id.
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from otel_audit.trail import durable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 def session_salt(directory: Path) -> bytes:
-    """Read the trail's salt, or make it: atomically, as several processes may come first."""
+    """Read the trail's salt, or make it: only once, as several processes may come first."""
     path = directory / "session.salt"
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        pass
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(32))
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink()
+    if not path.exists():
+        with suppress(FileExistsError):
+            durable.write(path, secrets.token_bytes(32), replace=False)
     return path.read_bytes()
 
 

@@ -84,6 +84,7 @@ def prove(
         typer.echo(text, nl=False)
         return
     path = Path(out or f"{_file_name(leaf)}.tlog-proof")
+    # Into what is there, not in its place: it may be a pipe, or closed to others; a proof can be made again.
     path.write_text(text, encoding="utf-8")
     if as_json:
         output.write_json(

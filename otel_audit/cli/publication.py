@@ -7,8 +7,6 @@ does not destroy the evidence against itself.
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -115,6 +113,7 @@ def _keep(reader: TrailReader, note: str, path: Path) -> None:
     Raises `ProofError` when the one that is there contradicts the trail, and
     `UsageError` when it cannot be written.
     """
+    from otel_audit.trail import durable
     from otel_audit.trail.checkpoint import read_checkpoint
 
     try:
@@ -129,19 +128,10 @@ def _keep(reader: TrailReader, note: str, path: Path) -> None:
             raise UsageError(message) from error
         _continues(reader, before, read_checkpoint(note), path)
     try:
-        _replace(path, note)
+        durable.write(path, note.encode(), replace=True, public=True)
     except OSError as error:
         message = f"{path} cannot be written: {error.strerror}"
         raise UsageError(message) from error
-
-
-def _replace(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with scratch.open("x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
 
 
 def _continues(reader: TrailReader, before: Checkpoint, after: Checkpoint, path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from otel_audit.errors import TrailMismatchError
-from otel_audit.trail import filesystem, wal
+from otel_audit.trail import durable, wal
 from otel_audit.trail.database import BUSY_MILLISECONDS
 from otel_audit.trail.reader import APPLICATION_ID, MEMORY, SCHEMA_VERSION, check_version
 
@@ -178,4 +178,4 @@ class TrailFile:
             )
             connection.pragma("application_id", APPLICATION_ID)
             connection.pragma("user_version", SCHEMA_VERSION)
-        filesystem.sync(self.path.parent)
+        durable.sync(self.path.parent)

@@ -14,6 +14,7 @@ import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_audit.errors import TrailFileSystemError
+from otel_audit.trail.durable import sync
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,23 +130,3 @@ def _make(directory: Path, mode: int = 0o700) -> None:
     _make(directory.parent, 0o777)
     directory.mkdir(mode, exist_ok=True)
     sync(directory.parent)
-
-
-def give_to_owner(descriptor: int, directory: Path) -> None:
-    """Let a file that root has just made belong to the owner of its directory.
-
-    Else the service whose trail it is could not go on with it. SQLite does the
-    same with the files beside a database.
-    """
-    if os.geteuid() == 0:
-        owner = directory.stat()
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
-
-
-def sync(directory: Path) -> None:
-    """Flush the directory itself, so that names in it survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

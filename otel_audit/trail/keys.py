@@ -13,7 +13,6 @@ keys at all is left to the store.
 from __future__ import annotations
 
 import base64
-import contextlib
 import os
 import re
 import secrets
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from otel_audit.errors import ProofError, TrailKeyError
+from otel_audit.trail import durable
 from otel_audit.trail.checkpoint import COSIGNER_SUFFIX
 from otel_audit.trail.note import (
     COSIGNATURE,
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-_FILE_MODE = 0o600
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _MAX_FILE_SIZE = 64 * 1024
 _FORM = "PRIVATE+KEY+<name>+<key id>+<base64>"
@@ -226,7 +225,7 @@ class TrailKeys:
         if not path.exists():
             keys = cls.generate(origin)
             try:
-                _write_new(path, keys.to_text())
+                durable.write(path, keys.to_text().encode(), replace=False)
             except FileExistsError:
                 pass  # another process was first: its keys count
             except OSError as error:
@@ -306,29 +305,3 @@ def _refuse_exposed(status: os.stat_result) -> None:
             "a new origin with `otel-audit new-origin`"
         )
         raise TrailKeyError(msg)
-
-
-def _write_new(path: Path, text: str) -> None:
-    """Write a file that appears whole under its name, or not at all.
-
-    Raises ``FileExistsError`` if there is one by that name.
-    """
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = os.open(scratch, flags, _FILE_MODE)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(descriptor, _FILE_MODE)  # whatever the umask left
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)
-        # link() fails if the name is taken; rename() would replace that file.
-        os.link(scratch, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            scratch.unlink()
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

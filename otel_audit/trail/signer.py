@@ -19,9 +19,8 @@ import weakref
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import ProofError, TrailError, TrailKeyError, TrailMismatchError
-from otel_audit.trail import merkle
+from otel_audit.trail import durable, merkle
 from otel_audit.trail.checkpoint import Checkpoint, read_checkpoint, sign
-from otel_audit.trail.filesystem import give_to_owner, sync
 from otel_audit.trail.interruption import on_the_stack, refuse
 from otel_audit.trail.lock import FileLock
 from otel_audit.trail.reader import MEMORY
@@ -188,19 +187,8 @@ class CheckpointSigner:
             self._store.describe({"log_key": log_key, "cosigner_key": cosigner_key})
 
     def _remember(self, note: str) -> None:
-        # A name of its own for each process: two may sign at the same time.
-        temporary = self._memory.with_name(f"{MEMORY}.{os.getpid()}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            temporary.unlink(missing_ok=True)
-            descriptor = os.open(temporary, flags, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                give_to_owner(descriptor, self._memory.parent)
-                file.write(note)
-                file.flush()
-                os.fsync(descriptor)
-            temporary.replace(self._memory)
-            sync(self._memory.parent)
+            durable.write(self._memory, note.encode(), replace=True, for_owner=True)
         except OSError as error:
             message = (
                 f"the checkpoint cannot be kept in {self._memory}: {error.strerror}; until it "

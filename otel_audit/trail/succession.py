@@ -30,8 +30,8 @@ from otel_audit.errors import (
     TrailMismatchError,
     TrailVersionError,
 )
+from otel_audit.trail import durable
 from otel_audit.trail.checkpoint import read_checkpoint
-from otel_audit.trail.filesystem import sync
 from otel_audit.trail.lock import FairFileLock, FileLock
 from otel_audit.trail.occupants import holders, name_of
 from otel_audit.trail.reader import DATABASE, MEMORY, TrailReader
@@ -271,7 +271,7 @@ def _keep(directory: Path, predecessor: Predecessor) -> Path:
         if (directory / old).exists():
             os.link(directory / old, kept / old)
     for path in (kept, previous, directory):
-        sync(path)
+        durable.sync(path)
     return kept
 
 
@@ -285,11 +285,7 @@ def _free(path: Path) -> Path:
 
 def _mark(scratch: Path, kept: Path) -> None:
     """Remember durably that every old file has its second name."""
-    with (scratch / _MARKER).open("w", encoding="utf-8") as file:
-        file.write(kept.name)
-        file.flush()
-        os.fsync(file.fileno())
-    sync(scratch)
+    durable.write(scratch / _MARKER, kept.name.encode(), replace=True)
 
 
 def _remove_old(directory: Path) -> None:
@@ -301,7 +297,7 @@ def _remove_old(directory: Path) -> None:
     for name in _OLD:
         if name not in (KEY_FILE, MEMORY):
             (directory / name).unlink(missing_ok=True)
-    sync(directory)
+    durable.sync(directory)
 
 
 def _place(scratch: Path, directory: Path, kept: Path) -> None:
@@ -312,7 +308,7 @@ def _place(scratch: Path, directory: Path, kept: Path) -> None:
         elif name == KEY_FILE and _same(directory / name, kept / name):
             # The new trail's key is kept elsewhere.
             (directory / name).unlink()
-    sync(directory)
+    durable.sync(directory)
     _drop(scratch)
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from otel_audit.errors import AuditSettingsError
+from otel_audit.trail import durable
 from otel_audit.web.access import Access, RefusedError, bearer, checked_scopes
 
 if TYPE_CHECKING:
@@ -183,14 +184,9 @@ class TokenFile:
             os.close(lock)
 
     def _write(self, tokens: dict[str, Token]) -> None:
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         content = {"version": 1, "tokens": [asdict(token) for token in tokens.values()]}
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        text = orjson.dumps(content, option=orjson.OPT_INDENT_2)
+        durable.write(self.path, text, replace=True)
 
     def _unusable(self, why: str) -> str:
         return f"the tokens in {self.path} cannot be used: {why}"

@@ -193,7 +193,7 @@ def sign_often(directory: Path, rounds: int) -> None:
 def test_processes_and_threads_that_sign_at_the_same_time_never_go_backwards(
     trail: Trail, directory: Path
 ) -> None:
-    """Also two openings of one trail in one process, whose scratch files have one name."""
+    """Also two openings of one trail in one process."""
     spawn = multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=sign_often, args=(directory, 30)) for _ in range(2)]
     threads = [threading.Thread(target=sign_often, args=(directory, 30)) for _ in range(2)]
@@ -212,7 +212,7 @@ def test_processes_and_threads_that_sign_at_the_same_time_never_go_backwards(
         signed = open_checkpoint(one.note, trail.keys.verifiers()).checkpoint
         assert roots.setdefault(signed.size, signed.root) == signed.root
     assert read_checkpoint((directory / "signed").read_text("utf-8")).size == stored[-1].size
-    assert not list(directory.glob("signed.[0-9]*"))
+    assert not list(directory.glob(".signed.*"))
 
 
 def test_a_signer_that_hangs_elsewhere_is_waited_for_no_longer_than_the_time_out(
@@ -269,7 +269,7 @@ def test_a_trail_without_memory_of_what_was_signed_is_warned_about(
 
 
 def test_a_memory_that_cannot_be_read_or_written_signs_nothing(
-    trail: Trail, directory: Path
+    trail: Trail, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (directory / "signed").mkdir()
     with pytest.raises(TrailError, match="signed cannot be read: Is a directory; it says"):
@@ -277,8 +277,12 @@ def test_a_memory_that_cannot_be_read_or_written_signs_nothing(
     with pytest.raises(TrailError, match="signed cannot be read: Is a directory; it says"):
         Trail.open(directory)
     (directory / "signed").rmdir()
-    (directory / f"signed.{os.getpid()}").mkdir()
-    with pytest.raises(TrailError, match=r"cannot be kept in .*signed: Is a directory"):
+
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(TrailError, match=r"cannot be kept in .*signed: Input/output error; until"):
         trail.signer.sign()
     assert trail.reader.last_checkpoint() is None
 
