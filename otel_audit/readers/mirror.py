@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 from otel_audit.errors import AuditSettingsError, TrailLockedError
 from otel_audit.readers.descriptors import Descriptor
 from otel_audit.readers.resume import MAX_LINES, Mark, cut_torn_line, records, resume
+from otel_audit.trail.durable import sync
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -317,7 +318,7 @@ def shift_backups(path: Path, backups: int) -> None:
     free = next((index for index, name in enumerate(names) if not name.exists()), backups)
     for index in range(free, 0, -1):
         names[index - 1].replace(names[index])
-    _sync_directory(path.parent)
+    sync(path.parent)
 
 
 def _open(path: Path, mode: int) -> Descriptor:
@@ -347,12 +348,4 @@ def _create(path: Path, mode: int) -> None:
         os.fchmod(file.number, mode)  # whatever the umask left
     finally:
         file.close()
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)
