@@ -10,16 +10,15 @@ is left to that reader.
 from __future__ import annotations
 
 import logging
-import os
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import apsw
 import orjson
 
 from otel_audit.errors import TrailError, TrailLockedError
-from otel_audit.trail.database import Handle, fetch
+from otel_audit.trail.database import BUSY_MILLISECONDS, Handle, fetch, make_file
 from otel_audit.trail.reader import open_read_only
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ DATABASE: Final = "cursors.db"
 
 _logger = logging.getLogger("otel_audit.agent")
 
-_BUSY_MILLISECONDS: Final = 5_000
 _APPLICATION_ID: Final = 0x6F744143
 """PRAGMA application_id: "otAC"."""
 
@@ -148,7 +146,7 @@ class Cursors:
         except apsw.BusyError as error:
             message = (
                 f"{self.path} has been locked by another process for "
-                f"{_BUSY_MILLISECONDS // 1000} s; find it with `fuser {self.path}`"
+                f"{BUSY_MILLISECONDS // 1000} s; find it with `fuser {self.path}`"
             )
             raise TrailLockedError(message) from error
         except apsw.Error as error:
@@ -161,24 +159,11 @@ class Cursors:
             )
             raise TrailError(message) from error
 
-    def _make_file(self) -> None:
-        """Make an empty file of mode 0600, whose mode SQLite's side files inherit.
-
-        Never opens one that exists: to close it would let go of the POSIX locks
-        of this process's other connections (https://sqlite.org/howtocorrupt.html
-        section 2.2).
-        """
-        if self.path.exists():
-            return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with suppress(FileExistsError):
-            os.close(os.open(self.path, flags, 0o600))
-
     def _connect(self) -> apsw.Connection:
-        self._make_file()
+        make_file(self.path)
         connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
-            connection.set_busy_timeout(_BUSY_MILLISECONDS)
+            connection.set_busy_timeout(BUSY_MILLISECONDS)
             connection.pragma("journal_mode", "wal")
             connection.pragma("synchronous", "full")
             known = connection.pragma("application_id") == _APPLICATION_ID

@@ -19,7 +19,7 @@ import logging
 import os
 import threading
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import apsw
@@ -29,6 +29,7 @@ from otel_audit.trail.interruption import on_the_stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from types import CodeType
 
 _MINIMUM: Final = 3_051_003
@@ -55,6 +56,17 @@ def fetch(
 ) -> list[Any]:
     """Return all rows of a query whose column types the schema settles."""
     return connection.execute(query, bindings).fetchall()
+
+
+def make_file(path: Path) -> None:
+    """Make an empty database of mode 0600, whose side files inherit that, unless there is one.
+
+    Never opens one that exists: to close it would let go of the POSIX locks
+    of this process's other connections (https://sqlite.org/howtocorrupt.html
+    section 2.2). Raises `OSError`.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 class Handle:

@@ -17,7 +17,7 @@ import apsw
 
 from otel_audit.errors import TrailMismatchError
 from otel_audit.trail import durable, wal
-from otel_audit.trail.database import BUSY_MILLISECONDS
+from otel_audit.trail.database import BUSY_MILLISECONDS, make_file
 from otel_audit.trail.reader import APPLICATION_ID, MEMORY, SCHEMA_VERSION, check_version
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ class TrailFile:
         ``leave_log``: SQLite must not empty the log. Raises `TrailError` and its
         kinds, `apsw.Error` and `OSError`.
         """
-        self._make_file()
+        if not self.path.exists():
+            self._refuse_orphans("no")
+            make_file(self.path)
         connection = apsw.Connection(str(self.path), vfs=self._vfs)
         try:
             self._prepare(connection, leave_log=leave_log)
@@ -115,17 +117,6 @@ class TrailFile:
             return tuple(os.stat(name).st_ino for name in self._side_names)  # noqa: PTH116 - a third of the time
         except FileNotFoundError:
             return ()
-
-    def _make_file(self) -> None:
-        """Make an empty file of mode 0600, whose mode SQLite's side files inherit.
-
-        Never opens one that exists: to close it would let go of the POSIX
-        locks of this process's other connections.
-        """
-        if self.path.exists():
-            return
-        self._refuse_orphans("no")
-        os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
     def _refuse_orphans(self, what: str) -> None:
         """Do not replace a database that went missing, or has lost everything, by a new one."""

@@ -16,7 +16,7 @@ import orjson
 
 from otel_audit.errors import ProofError, TrailError, TrailVersionError
 from otel_audit.trail import merkle
-from otel_audit.trail.database import Handle, fetch
+from otel_audit.trail.database import BUSY_MILLISECONDS, Handle, fetch
 from otel_audit.trail.nearby import nearby
 
 if TYPE_CHECKING:
@@ -435,7 +435,7 @@ def _opened(uri: str, locking_mode: str = "normal") -> apsw.Connection:
     flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
     connection = apsw.Connection(uri, flags=flags)
     try:
-        connection.set_busy_timeout(5_000)
+        connection.set_busy_timeout(BUSY_MILLISECONDS)
         connection.pragma("locking_mode", locking_mode)
         connection.pragma("user_version")
     except BaseException:

@@ -136,7 +136,7 @@ def test_a_lock_that_is_not_given_back_is_named(
     Cursors(tmp_path).set("mirror", 1)
     other = apsw.Connection(str(tmp_path / "cursors.db"))
     other.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr(module, "_BUSY_MILLISECONDS", 10)
+    monkeypatch.setattr(module, "BUSY_MILLISECONDS", 10)
     with pytest.raises(TrailLockedError, match="locked by another process"):
         cursors.set("mirror", 2)
     other.close()

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,7 +18,9 @@ import pytest
 
 from otel_audit.errors import TrailError
 from otel_audit.trail import database
-from otel_audit.trail.database import Handle, fetch
+from otel_audit.trail.database import Handle, fetch, make_file
+from otel_audit.trail.occupants import holders
+from tests.small_disk import mounted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -317,3 +320,39 @@ def test_a_handle_that_was_dropped_is_closed(handle: Handle, path: Path) -> None
     assert descriptors(path) > 0
     del dropped
     assert descriptors(path) == 0
+
+
+def test_a_file_is_made_private_and_its_side_files_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    before = os.umask(0)
+    try:
+        make_file(path)
+        connection = apsw.Connection(str(path))
+        connection.pragma("journal_mode", "wal")
+        connection.execute("CREATE TABLE number (value)")
+    finally:
+        os.umask(before)
+    modes = {name.name: name.stat().st_mode & 0o777 for name in tmp_path.iterdir()}
+    assert modes == {"new.db": 0o600, "new.db-wal": 0o600, "new.db-shm": 0o600}
+    connection.close()
+
+
+def test_a_file_that_is_there_is_not_opened_to_be_made(path: Path) -> None:
+    """MUST: to close it would let go of the locks of this process's connections."""
+    connection = apsw.Connection(str(path))
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("INSERT INTO number VALUES (1)")
+    held = holders(path.with_name("some.db-shm")), holders(path)
+    make_file(path)
+    assert (holders(path.with_name("some.db-shm")), holders(path)) == held == ((os.getpid(),),) * 2
+    connection.execute("COMMIT")
+    connection.close()
+
+
+def test_a_file_that_is_there_need_not_be_writable(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "1m") as disk:
+        (disk / "some.db").touch()
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        make_file(disk / "some.db")
+        with pytest.raises(OSError, match="Read-only file system"):
+            make_file(disk / "other.db")

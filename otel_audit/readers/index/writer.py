@@ -15,7 +15,6 @@ What a query means is left to `readers/search`; who calls `step`, to the agent.
 
 from __future__ import annotations
 
-import os
 import secrets
 from array import array
 from contextlib import suppress
@@ -29,7 +28,7 @@ from otel_audit.readers.index import segments, tables
 from otel_audit.readers.index.gathering import Gathered
 from otel_audit.readers.index.segments import LARGE, SMALL, Joined, Terms, Times
 from otel_audit.readers.index.tables import DamagedError
-from otel_audit.trail.database import Handle
+from otel_audit.trail.database import BUSY_MILLISECONDS, Handle, make_file
 from otel_audit.trail.filesystem import FULL, room
 
 if TYPE_CHECKING:
@@ -215,12 +214,10 @@ class QueryIndex:
 
     def _opened(self) -> apsw.Connection | None:
         """Open or make the index; None when there is one that is of no use."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with suppress(FileExistsError):
-            os.close(os.open(self.path, flags, 0o600))
+        make_file(self.path)
         connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
-            connection.set_busy_timeout(5_000)
+            connection.set_busy_timeout(BUSY_MILLISECONDS)
             connection.pragma("journal_mode", "wal")
             # What a crash of the machine loses is made again from the trail.
             connection.pragma("synchronous", "normal")
