@@ -16,7 +16,6 @@ import os
 import time
 import weakref
 from contextlib import contextmanager
-from pathlib import Path
 
 # By name: gevent may replace it later than the mutexes that are held meanwhile, which know nothing
 # of greenlets; then this one must not let other greenlets in.
@@ -24,9 +23,11 @@ from time import sleep
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import TrailLockedError
+from otel_audit.trail.occupants import holders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _FIRST_PAUSE: Final = 20e-6
 _LONGEST_PAUSE: Final = 2e-3
@@ -115,15 +116,7 @@ class FileLock:
 
     def holder(self) -> str:
         """Name the process that holds the lock, as far as /proc/locks tells."""
-        try:
-            inode = self.path.stat().st_ino
-            for line in Path("/proc/locks").read_text("ascii").splitlines():
-                parts = line.split()
-                if "FLOCK" in parts and f":{inode} " in line and "->" not in parts:
-                    return f"process {parts[4]}"
-        except OSError:  # pragma: no cover - systems without /proc
-            pass
-        return "another process"
+        return next((f"process {pid}" for pid in holders(self.path)), "another process")
 
 
 class FairFileLock(FileLock):

@@ -14,6 +14,7 @@ import pytest
 
 from otel_audit.errors import TrailError, TrailLockedError
 from otel_audit.trail.lock import FairFileLock, FileLock
+from tests.small_disk import mounted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +89,18 @@ def test_a_holder_that_nobody_knows_is_another_process(path: Path) -> None:
     assert FileLock(path).holder() == "another process"
     path.touch()
     assert FileLock(path).holder() == "another process"
+
+
+def test_who_holds_a_file_of_the_same_number_on_another_disk_is_not_blamed(tmp_path: Path) -> None:
+    with mounted(tmp_path / "one") as one, mounted(tmp_path / "other") as other:
+        ours, theirs = FileLock(one / "lock"), FileLock(other / "lock")
+        with holder(theirs.path) as process:
+            assert ours.try_acquire()
+            assert ours.path.stat().st_ino == theirs.path.stat().st_ino
+            assert ours.holder() == f"process {os.getpid()}"
+            assert theirs.holder() == f"process {process.pid}"
+            process.kill()
+        ours.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
