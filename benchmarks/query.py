@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
-from otel_audit.readers.index.tables import DATABASE
 from otel_audit.readers.index.writer import QueryIndex
 from otel_audit.readers.query.model import Query
 from otel_audit.readers.query.parameters import parse
@@ -30,6 +29,7 @@ from otel_audit.readers.query.times import stamp
 from otel_audit.readers.search.trail import TrailSearch
 from otel_audit.record.encode import new_record_id
 from otel_audit.trail.checkpoint import Checkpoint
+from otel_audit.trail.layout import INDEX
 from otel_audit.trail.merkle import TileHashes
 from otel_audit.trail.proof import prove
 from otel_audit.trail.reader import TrailReader
@@ -339,13 +339,13 @@ def main() -> None:
         trail = (place / "trail.db").stat().st_size
         print(f"  the trail has {trail >> 20:,} MiB")
         rate, alone = index(place, full_text=False)
-        share = (place / DATABASE).stat().st_size / trail
+        share = (place / INDEX).stat().st_size / trail
         print(
             f"  index without full text: {rate:,.0f} records a second ({alone:,.0f} of processor time; goal 10,000), {share:.1%} of the trail (goal 40 %)"
         )
         queries(place, 40 if options.quick else 200)
         rate, alone = index(place, full_text=True)
-        share = (place / DATABASE).stat().st_size / trail
+        share = (place / INDEX).stat().st_size / trail
         print(
             f"  index with full text: {rate:,.0f} records a second ({alone:,.0f} of processor time), {share:.1%} of the trail"
         )

@@ -21,8 +21,9 @@ from examples.agenthub import banner
 from examples.agenthub.config import PORTS, Config, ConfigError
 from examples.agenthub.services import Services
 from otel_audit import OtelAuditError, get_audit_provider
+from otel_audit.trail.layout import TOKENS
 from otel_audit.web.access import SCOPES
-from otel_audit.web.tokens import FILE, TokenFile
+from otel_audit.web.tokens import TokenFile
 
 HOST: Final = "127.0.0.1"
 FIRST_PORT: Final = 8000
@@ -134,7 +135,7 @@ def _prepare(config: Config, *, new_password: bool) -> str | None:
 
 def _operator_token(port: int) -> str:
     """Make a token for this evening; that of an earlier start on this port holds no more."""
-    tokens = TokenFile(get_audit_provider().directory / FILE)
+    tokens = TokenFile(get_audit_provider().directory / TOKENS)
     # Another hub may serve the same data on another port.
     name = f"{OPERATOR}-{port}"
     tokens.revoke(name)

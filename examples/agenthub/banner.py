@@ -10,7 +10,7 @@ from pathlib import Path
 from examples.agenthub.config import Config
 from examples.agenthub.services import DEMO_USERS
 from otel_audit import get_audit_provider
-from otel_audit.readers.agent import LOCK
+from otel_audit.trail.layout import AGENT_LOCK
 from otel_audit.trail.occupants import holders, name_of
 
 
@@ -86,7 +86,7 @@ def _password(made: str | None, another: str) -> list[str]:
 def _notes(taken: str) -> list[str]:
     notes = [taken] if taken else []
     # This process has let go of the trail: whoever serves it now is somebody else.
-    lock = get_audit_provider().directory / LOCK
+    lock = get_audit_provider().directory / AGENT_LOCK
     others = ", ".join(name_of(pid) for pid in holders(lock) if pid != os.getpid())
     if others:
         notes.append(f"{others} serves the same data already, as another hub would")

@@ -22,8 +22,9 @@ from otel_audit import (
 )
 from otel_audit.health.probes.agents import agents_probe
 from otel_audit.health.probes.disk import disk_probe
+from otel_audit.trail.layout import TOKENS
 from otel_audit.web.asgi import Scope
-from otel_audit.web.tokens import FILE, TokenFile
+from otel_audit.web.tokens import TokenFile
 
 
 def watch(app: FastAPI, parts: Services, config: Config) -> None:
@@ -41,7 +42,7 @@ def watch(app: FastAPI, parts: Services, config: Config) -> None:
             for server in found
         }
 
-    operators = TokenFile(get_audit_provider().directory / FILE)
+    operators = TokenFile(get_audit_provider().directory / TOKENS)
 
     async def may_see_details(scope: Scope) -> bool:
         if await operators(scope) is not None:

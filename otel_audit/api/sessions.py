@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from otel_audit.trail import durable
+from otel_audit.trail.layout import SALT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def session_salt(directory: Path) -> bytes:
     """Read the trail's salt, or make it: only once, as several processes may come first."""
-    path = directory / "session.salt"
+    path = directory / SALT
     if not path.exists():
         with suppress(FileExistsError):
             durable.write(path, secrets.token_bytes(32), replace=False)

@@ -10,10 +10,12 @@ import shlex
 import stat
 from typing import TYPE_CHECKING, Final
 
+from otel_audit.trail.layout import DATABASE, whole
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-_FILES: Final = ("trail.db", "trail.db-wal")
+_FILES: Final = whole(DATABASE)[:2]
 """Without either of them nothing of a trail can be read."""
 
 

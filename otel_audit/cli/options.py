@@ -64,7 +64,8 @@ def settings_for(directory: Path | None) -> Settings:
 
 def open_reader(settings: Settings) -> TrailReader:
     """Open the trail for reading. Raises `TrailError`, which names other trails if there are any."""
-    from otel_audit.trail.reader import DATABASE, TrailReader
+    from otel_audit.trail.layout import DATABASE
+    from otel_audit.trail.reader import TrailReader
 
     directory = settings.trail_directory
     _check_access(directory)
@@ -89,7 +90,7 @@ def _of_file(path: Path, database: str) -> str:
 
 def check_there(settings: Settings) -> None:
     """Raise `TrailError` unless there is a trail, whatever state it is in."""
-    from otel_audit.trail.reader import DATABASE
+    from otel_audit.trail.layout import DATABASE
 
     _check_access(settings.trail_directory)
     if not (settings.trail_directory / DATABASE).is_file():

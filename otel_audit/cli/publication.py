@@ -155,9 +155,9 @@ def _continues(reader: TrailReader, before: Checkpoint, after: Checkpoint, path:
 
 def _private(settings: Settings) -> str:
     """Say where the private keys are, never what they are."""
-    from otel_audit.trail.trail import KEY_FILE
+    from otel_audit.trail.layout import KEY
 
     if settings.signing_key:
         return "in OTEL_AUDIT_SIGNING_KEY"
-    path = settings.signing_key_file or settings.trail_directory / KEY_FILE
+    path = settings.signing_key_file or settings.trail_directory / KEY
     return str(path) if path.exists() else f"not here ({path} is missing)"

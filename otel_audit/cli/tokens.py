@@ -81,7 +81,8 @@ def token(
 
 
 def _opened(directory: Path | None, file: Path | None) -> TokenFile:
-    from otel_audit.web.tokens import FILE, TokenFile
+    from otel_audit.trail.layout import TOKENS
+    from otel_audit.web.tokens import TokenFile
 
     settings = settings_for(directory)
     if file is not None:
@@ -90,7 +91,7 @@ def _opened(directory: Path | None, file: Path | None) -> TokenFile:
         return TokenFile(settings.read_token_file)
     check_there(settings)
     own(settings.trail_directory)
-    return TokenFile(settings.trail_directory / FILE)
+    return TokenFile(settings.trail_directory / TOKENS)
 
 
 def _create(

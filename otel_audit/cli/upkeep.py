@@ -143,7 +143,7 @@ class _Stop:
 
 def _wait_for_trail(settings: Settings, stop: _Stop) -> bool:
     """Wait until there is a trail; False when asked to end before."""
-    from otel_audit.trail.reader import DATABASE
+    from otel_audit.trail.layout import DATABASE
 
     path = settings.trail_directory / DATABASE
     if not path.exists():
@@ -215,11 +215,11 @@ def _export_metrics(settings: Settings) -> Callable[[], object]:
 
 
 def _described(trail: Trail, settings: Settings) -> dict[str, Any]:
-    from otel_audit.readers.agent import LOCK
+    from otel_audit.trail.layout import AGENT_LOCK
     from otel_audit.trail.occupants import holders, name_of
 
     directory = settings.trail_directory
-    leaders = holders(directory / LOCK)
+    leaders = holders(directory / AGENT_LOCK)
     return {
         "origin": trail.store.origin,
         "directory": str(directory),

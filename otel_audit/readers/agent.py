@@ -27,8 +27,8 @@ from otel_audit.readers.cursors import Cursors
 from otel_audit.readers.duties import Checkpoints, Mirroring, Space, WriteAheadLog
 from otel_audit.readers.mirror import Mirror, create, cursor_name
 from otel_audit.readers.watch import RETRY_SECONDS, Watch
+from otel_audit.trail.layout import AGENT_LOCK, DATABASE
 from otel_audit.trail.lock import FileLock
-from otel_audit.trail.reader import DATABASE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from otel_audit.trail.reader import TrailReader
 
-LOCK: Final = "agent.lock"
 CURSOR: Final = "agent"
 """The row of `cursors.db` that says which process serves the trail, and what follows it there.
 
@@ -116,7 +115,7 @@ class Agent:
         self._mirror_mode = mirror_mode
         self._reader_factory = reader_factory
         self._reader: TrailReader | None = None
-        self._lease = FileLock(directory / LOCK)
+        self._lease = FileLock(directory / AGENT_LOCK)
         self._mirror_name = None if mirror_path is None else os.path.abspath(mirror_path)  # noqa: PTH100 - as in cursor_name()
         self._compared = ""
         self._leading = False

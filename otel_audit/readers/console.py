@@ -19,6 +19,7 @@ import orjson
 from otel_audit.errors import OtelAuditError
 from otel_audit.readers.cursors import Cursors
 from otel_audit.record.event import RESERVED
+from otel_audit.trail.layout import CONSOLE_LOCK
 from otel_audit.trail.lock import FileLock
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from otel_audit.trail.reader import TrailReader
 
-LOCK: Final = "console.lock"
 CURSOR: Final = "console"
 
 _logger: Final = logging.getLogger("otel_audit.console")
@@ -48,7 +48,7 @@ class Console:
         stream: TextIO | None = None,
     ) -> None:
         """Print to ``stream``, by default to stderr as it is at that moment."""
-        self._lease = FileLock(directory / LOCK)
+        self._lease = FileLock(directory / CONSOLE_LOCK)
         self._cursors = Cursors(directory)
         self._reader_factory = reader_factory
         self._stream = stream

@@ -19,13 +19,12 @@ import orjson
 
 from otel_audit.errors import TrailError, TrailLockedError
 from otel_audit.trail.database import BUSY_MILLISECONDS, Handle, fetch, make_file
+from otel_audit.trail.layout import CURSORS
 from otel_audit.trail.reader import open_read_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-DATABASE: Final = "cursors.db"
 
 _logger = logging.getLogger("otel_audit.agent")
 
@@ -65,7 +64,7 @@ class Cursors:
         With ``read_only`` nothing is ever written either: for who looks at a
         trail that is somebody else's. The file has to be there.
         """
-        self.path = directory / DATABASE
+        self.path = directory / CURSORS
         self._handle = Handle(self._look if read_only else self._connect)
 
     def get(self, reader: str) -> int:
@@ -200,7 +199,7 @@ def _cursor(reader: str, position: object, state: object, updated: object) -> Cu
     whole = type(position) is int and position >= 0 and type(updated) is int
     if whole and isinstance(known, dict):
         return Cursor(position, known, updated)  # type: ignore[arg-type] # see the line before
-    _logger.error("%s: the row of %s is damaged, and counts as missing", DATABASE, reader)
+    _logger.error("%s: the row of %s is damaged, and counts as missing", CURSORS, reader)
     return None
 
 

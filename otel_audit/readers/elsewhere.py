@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from otel_audit.readers.agent import LOCK
+from otel_audit.trail.layout import AGENT_LOCK
 from otel_audit.trail.lock import FileLock
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class AgentElsewhere:
 
     def flush(self, timeout: float) -> bool:
         """Wait until the other process's mirror has every record that is committed now."""
-        lease = FileLock(self._agent.directory / LOCK)
+        lease = FileLock(self._agent.directory / AGENT_LOCK)
         try:
             if lease.try_acquire():
                 lease.release()

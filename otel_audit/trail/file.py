@@ -18,7 +18,8 @@ import apsw
 from otel_audit.errors import TrailMismatchError
 from otel_audit.trail import durable, wal
 from otel_audit.trail.database import BUSY_MILLISECONDS, make_file
-from otel_audit.trail.reader import APPLICATION_ID, MEMORY, SCHEMA_VERSION, check_version
+from otel_audit.trail.layout import KEY, MEMORY, whole
+from otel_audit.trail.reader import APPLICATION_ID, SCHEMA_VERSION, check_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +63,7 @@ class TrailFile:
         self._new_origin = new_origin
         self._clock = clock
         self._vfs = vfs
-        self._side_names = (f"{path}-wal", f"{path}-shm")
+        self._side_names = whole(str(path))[1:]
         self._beside: tuple[int, ...] = ()
         self._look_again = 0.0
 
@@ -121,7 +122,7 @@ class TrailFile:
     def _refuse_orphans(self, what: str) -> None:
         """Do not replace a database that went missing, or has lost everything, by a new one."""
         directory = self.path.parent
-        for name in ("signing.key", MEMORY):
+        for name in (KEY, MEMORY):
             if (directory / name).exists():
                 message = (
                     f"{directory} has {name} but {what} {self.path.name}: the trail was removed or "

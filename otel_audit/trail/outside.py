@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from otel_audit.errors import ProofError
 from otel_audit.trail.checkpoint import Checkpoint, open_checkpoint, read_checkpoint
 from otel_audit.trail.findings import Finding
-from otel_audit.trail.reader import MEMORY
+from otel_audit.trail.layout import MEMORY
 from otel_audit.trail.scan import UNREADABLE
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ import orjson
 from otel_audit.errors import ProofError, TrailError, TrailVersionError
 from otel_audit.trail import merkle
 from otel_audit.trail.database import BUSY_MILLISECONDS, Handle, fetch
+from otel_audit.trail.layout import DATABASE, MEMORY
 from otel_audit.trail.nearby import nearby
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
-
-DATABASE: Final = "trail.db"
-MEMORY: Final = "signed"
-"""File beside the database that holds the last checkpoint that was signed here."""
 
 SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x6F744155

@@ -22,8 +22,8 @@ from otel_audit.errors import ProofError, TrailError, TrailKeyError, TrailMismat
 from otel_audit.trail import durable, merkle
 from otel_audit.trail.checkpoint import Checkpoint, read_checkpoint, sign
 from otel_audit.trail.interruption import on_the_stack, refuse
+from otel_audit.trail.layout import MEMORY, SIGNER_LOCK
 from otel_audit.trail.lock import FileLock
-from otel_audit.trail.reader import MEMORY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from otel_audit.trail.keys import TrailKeys
     from otel_audit.trail.reader import TrailReader, Tree
     from otel_audit.trail.store import TrailStore
-
-LOCK: Final = "signed.lock"
-"""Not the writers' lock: a key that is kept elsewhere may take its time to sign."""
 
 _SECOND: Final = 1_000_000_000
 
@@ -60,7 +57,7 @@ class CheckpointSigner:
         self._reader = reader
         self._clock = clock
         self._memory = store.directory / MEMORY
-        self._lock = FileLock(store.directory / LOCK)
+        self._lock = FileLock(store.directory / SIGNER_LOCK)
         self._mutex = threading.Lock()
         self._signing: set[int] = set()
         """The threads that sign, or wait for their turn."""

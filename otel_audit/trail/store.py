@@ -24,8 +24,9 @@ from otel_audit.trail import filesystem, merkle
 from otel_audit.trail.database import Handle, fetch
 from otel_audit.trail.file import TrailFile
 from otel_audit.trail.interruption import refuse
+from otel_audit.trail.layout import DATABASE, LOCK
 from otel_audit.trail.lock import FairFileLock
-from otel_audit.trail.reader import DATABASE, refuse_newer, split_hashes
+from otel_audit.trail.reader import refuse_newer, split_hashes
 from otel_audit.trail.wal import LogEmptier
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class TrailStore:
         """What the transaction under way makes of it."""
         filesystem.prepare(directory)
         self._file = TrailFile(self.path, new_origin=new_origin, clock=clock, vfs=vfs)
-        self._lock = FairFileLock(directory / "lock")
+        self._lock = FairFileLock(directory / LOCK)
         self._handle = Handle(self._connect_to_write)
         self.wal = LogEmptier(self.path, self._handle, self._connect, timeout)
         self.origin = self._write(_origin)

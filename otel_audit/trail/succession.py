@@ -32,27 +32,29 @@ from otel_audit.errors import (
 )
 from otel_audit.trail import durable
 from otel_audit.trail.checkpoint import read_checkpoint
+from otel_audit.trail.layout import (
+    AGENT_LOCK,
+    CURSORS,
+    DATABASE,
+    INDEX,
+    KEY,
+    LOCK,
+    MEMORY,
+    NEXT,
+    PREVIOUS,
+    whole,
+)
 from otel_audit.trail.lock import FairFileLock, FileLock
 from otel_audit.trail.occupants import holders, name_of
-from otel_audit.trail.reader import DATABASE, MEMORY, TrailReader
+from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.scan import UNREADABLE
-from otel_audit.trail.trail import KEY_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-PREVIOUS: Final = "previous"
-"""Where the old trails are kept, below the trail's directory."""
-
-_NEXT: Final = ".next-origin"
-"""Where the new trail is made before it takes its place."""
-
-_WAL: Final = f"{DATABASE}-wal"
-_SHARED_MEMORY: Final = f"{DATABASE}-shm"
-_CURSORS: Final = ("cursors.db", "cursors.db-wal", "cursors.db-shm")
-_INDEX: Final = ("index.db", "index.db-wal", "index.db-shm")
-_OLD: Final = (DATABASE, _WAL, _SHARED_MEMORY, *_CURSORS, *_INDEX, KEY_FILE, MEMORY)
+_OLD: Final = (*whole(DATABASE), *whole(CURSORS), *whole(INDEX), KEY, MEMORY)
+_, _WAL, _SHARED_MEMORY = whole(DATABASE)
 _USER_BYTE: Final = 128
 """Byte of the shared memory's file that SQLite locks while a database is open (os_unix.c)."""
 
@@ -125,7 +127,7 @@ def succeed(
     trail is then where it was.
     """
     look(directory)
-    scratch = directory / _NEXT
+    scratch = directory / NEXT
     with _alone(directory, timeout):
         kept = _interrupted(directory)
         if kept is None:
@@ -165,13 +167,13 @@ def _is_damage(error: Exception, directory: Path) -> bool:
     if (directory / DATABASE).is_file():
         # A database that opens, but is no trail, is somebody else's.
         return not isinstance(error, TrailError) or error.__cause__ is not None
-    return any((directory / name).exists() for name in (KEY_FILE, MEMORY))
+    return any((directory / name).exists() for name in (KEY, MEMORY))
 
 
 @contextmanager
 def _alone(directory: Path, timeout: float) -> Iterator[None]:
     """Hold the agent's lease and the writers' lock."""
-    lease, lock = FileLock(directory / "agent.lock"), FairFileLock(directory / "lock")
+    lease, lock = FileLock(directory / AGENT_LOCK), FairFileLock(directory / LOCK)
     try:
         if not lease.try_acquire():
             raise TrailLockedError(_in_use(directory, holders(lease.path)))
@@ -213,7 +215,7 @@ def _in_use(directory: Path, pids: tuple[int, ...]) -> str:
 def _interrupted(directory: Path) -> Path | None:
     """Return where the old trail is kept, if only the new one is not in its place yet."""
     try:
-        name = (directory / _NEXT / _MARKER).read_text("utf-8")
+        name = (directory / NEXT / _MARKER).read_text("utf-8")
     except FileNotFoundError:
         return None
     return None if (directory / DATABASE).exists() else directory / PREVIOUS / name
@@ -228,7 +230,7 @@ def _tidy(directory: Path) -> None:
                 (kept / name).unlink()
         if not any(kept.iterdir()):
             kept.rmdir()
-    scratch = directory / _NEXT
+    scratch = directory / NEXT
     if (scratch / DATABASE).exists():
         previous.mkdir(mode=0o700, exist_ok=True)
         scratch.rename(_free(previous / "unfinished"))
@@ -295,17 +297,17 @@ def _remove_old(directory: Path) -> None:
     beside them, no writer begins a trail where the database is missing.
     """
     for name in _OLD:
-        if name not in (KEY_FILE, MEMORY):
+        if name not in (KEY, MEMORY):
             (directory / name).unlink(missing_ok=True)
     durable.sync(directory)
 
 
 def _place(scratch: Path, directory: Path, kept: Path) -> None:
     """Move the new trail into its place, the database last. May be repeated."""
-    for name in (MEMORY, KEY_FILE, _WAL, DATABASE):
+    for name in (MEMORY, KEY, _WAL, DATABASE):
         if (scratch / name).exists():
             (scratch / name).replace(directory / name)
-        elif name == KEY_FILE and _same(directory / name, kept / name):
+        elif name == KEY and _same(directory / name, kept / name):
             # The new trail's key is kept elsewhere.
             (directory / name).unlink()
     durable.sync(directory)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from otel_audit.errors import TrailError, TrailKeyError
 from otel_audit.trail.keys import TrailKeys, new_origin
+from otel_audit.trail.layout import KEY
 from otel_audit.trail.proof import prove
 from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.signer import CheckpointSigner
@@ -21,8 +22,6 @@ from otel_audit.trail.store import TrailStore
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-KEY_FILE: Final = "signing.key"
 
 
 class Trail:
@@ -115,7 +114,7 @@ def _check_origin(keys: TrailKeys, store: TrailStore) -> None:
 
 
 def _own_keys(directory: Path, origin: str, reader: TrailReader) -> TrailKeys:
-    path = directory / KEY_FILE
+    path = directory / KEY
     if not path.exists() and reader.claimed_keys:
         message = (
             f"{path} is missing, but the trail has been signed with it: put it back from your "

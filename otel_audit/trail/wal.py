@@ -17,6 +17,7 @@ import apsw
 
 from otel_audit.errors import TrailError, TrailLockedError
 from otel_audit.trail.database import BUSY_MILLISECONDS, Handle
+from otel_audit.trail.layout import LOCK
 from otel_audit.trail.lock import FairFileLock
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class LogEmptier:
         self._timeout = timeout
         self._writer = writer
         # Another connection and descriptor: commits go on while the log is copied.
-        self._lock = FairFileLock(path.with_name("lock"))
+        self._lock = FairFileLock(path.with_name(LOCK))
         self._handle = Handle(lambda: connect(self._lock))
         self._frames = 0
         self._waits = False

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
     from otel_audit.web.asgi import Scope
 
-FILE: Final = "tokens.json"
-"""The file's name in the trail's directory, where no other place is said."""
-
 _PREFIX: Final = "oat"
 _TOKEN: Final = re.compile(rf"{_PREFIX}_([0-9a-f]{{12}})_([A-Za-z0-9_-]{{43}})")
 _NOBODY: Final = hashlib.sha256(b"no token has this hash").hexdigest()

@@ -11,8 +11,8 @@ import pytest
 
 from otel_audit.cli.diagnosis.check import Subject
 from otel_audit.cli.diagnosis.environment import environment
-from otel_audit.readers.agent import LOCK
 from otel_audit.settings import Settings
+from otel_audit.trail.layout import AGENT_LOCK
 from otel_audit.trail.lock import FileLock
 from otel_audit.trail.occupants import holders
 
@@ -229,8 +229,8 @@ def test_a_directory_that_the_service_names_in_code(
 
 
 def test_this_process_is_no_other(trail: Path, cli: Cli) -> None:
-    lock = FileLock(trail / LOCK)
+    lock = FileLock(trail / AGENT_LOCK)
     lock.acquire(1)
-    assert holders(trail / LOCK) == (os.getpid(),)
+    assert holders(trail / AGENT_LOCK) == (os.getpid(),)
     assert checks(cli, "environment") == []
     lock.close()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from otel_audit.trail.layout import TOKENS
 from otel_audit.web.access import RefusedError
-from otel_audit.web.tokens import FILE, TokenFile
+from otel_audit.web.tokens import TokenFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,7 @@ def test_a_token_is_made_listed_and_revoked(cli: Cli, trail: Path) -> None:
     shown = cli("token", "create", "alice", "--scope", "read", "--scope", "proof")
     text = shown.out.strip()
     assert "it is not shown again" in shown.err
-    file = TokenFile(trail / FILE)
+    file = TokenFile(trail / TOKENS)
     assert file.check(text).scopes == {"read", "proof"}
     listed = cli("token", "list").out
     assert text not in listed
@@ -39,9 +40,9 @@ def test_a_token_is_made_listed_and_revoked(cli: Cli, trail: Path) -> None:
 
 def test_who_may_see_personal_fields_may_read(cli: Cli, trail: Path) -> None:
     text = cli("token", "create", "alice", "--scope", "read:pii").out.strip()
-    assert TokenFile(trail / FILE).check(text).scopes == {"read", "read:pii"}
+    assert TokenFile(trail / TOKENS).check(text).scopes == {"read", "read:pii"}
     text = cli("token", "create", "bob", "--scope", "proof").out.strip()
-    assert TokenFile(trail / FILE).check(text).scopes == {"proof"}
+    assert TokenFile(trail / TOKENS).check(text).scopes == {"proof"}
 
 
 def test_what_was_revoked_before_is_told_from_what_is_now(cli: Cli) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from pathlib import Path
 
 from otel_audit import AuditEvent, configure, get_audit_logger, reset
 from otel_audit.health.probes.trail import trail_probe
-from otel_audit.web.tokens import FILE, TokenFile
+from otel_audit.trail import layout
+from otel_audit.web.tokens import TokenFile
 
-PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "operations.md"
+NAMES = {value for name, value in vars(layout).items() if name.isupper()}
 
 
 def listed() -> list[str]:
@@ -25,7 +29,7 @@ def test_each_file_of_a_trail_is_listed_once_and_no_other(tmp_path: Path) -> Non
     directory = tmp_path / "trail"
     provider = configure(directory=directory, service_name="shop", console=True)
     trail_probe(provider)()
-    TokenFile(directory / FILE).create("ann", ["read"])
+    TokenFile(directory / layout.TOKENS).create("ann", ["read"])
     assert provider.session_salt
     logger = get_audit_logger("test")
     for _ in range(1_100):
@@ -49,6 +53,22 @@ def test_each_file_of_a_trail_is_listed_once_and_no_other(tmp_path: Path) -> Non
     subprocess.run(command, check=True, capture_output=True)
     there |= set(names(directory))
     assert sorted(listed()) == sorted(there)
+    named = {name.rstrip("/").removesuffix(".turn") for name in there}
+    besides = {*layout.whole(layout.DATABASE), f"{layout.TOKENS}.lock"}
+    assert named | {layout.NEXT} == NAMES | besides
+
+
+def test_the_names_of_a_trails_files_are_in_one_place() -> None:
+    """All but those that are words of their own: messages and checks have them, too."""
+    names = {name for name in NAMES if not name.isalpha()}
+    assert len(names) >= 9
+    found = {
+        path.name
+        for path in (ROOT / "otel_audit").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    }
+    assert found == {"layout.py"}
 
 
 def names(directory: Path) -> list[str]:

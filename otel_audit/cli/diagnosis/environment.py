@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit.cli.diagnosis.check import Check, ok, warn
-from otel_audit.readers.agent import LOCK
 from otel_audit.settings import Settings
+from otel_audit.trail.layout import AGENT_LOCK
 from otel_audit.trail.occupants import holders, name_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _SAME: Final = frozenset({"OTEL_SERVICE_NAME", "OTEL_AUDIT_DIR"})
 def environment(subject: Subject) -> Iterator[Check]:
     """Compare with what the agent's process was started with; values are not shown."""
     here = _said(subject.settings, Path.cwd())
-    for pid in holders(subject.directory / LOCK):
+    for pid in holders(subject.directory / AGENT_LOCK):
         if pid == os.getpid():
             continue
         who = f"{name_of(pid)}, which serves the trail,"

@@ -11,9 +11,8 @@ from otel_audit.cli.access import account, as_user, described
 from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
 from otel_audit.errors import TrailFileSystemError
 from otel_audit.trail import filesystem
+from otel_audit.trail.layout import DATABASE, KEY, MEMORY
 from otel_audit.trail.nearby import nearby
-from otel_audit.trail.reader import DATABASE, MEMORY
-from otel_audit.trail.trail import KEY_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
-_PUBLIC: Final = frozenset({"signed"})
+_PUBLIC: Final = frozenset({MEMORY})
 """Files that hold nothing but signed notes, which are for everybody."""
 
 _FEW_FILES: Final = 100
@@ -65,7 +64,7 @@ def _absent(subject: Subject) -> Check:
 def _is_of_trail(subject: Subject) -> bool:
     """Whether a trail is in the directory, or may be made there; else it is none of our business."""
     path = subject.directory
-    if subject.closed or any((path / name).exists() for name in (DATABASE, KEY_FILE, MEMORY)):
+    if subject.closed or any((path / name).exists() for name in (DATABASE, KEY, MEMORY)):
         return True
     return not subject.named and not nearby(path)
 

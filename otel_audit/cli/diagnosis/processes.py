@@ -11,8 +11,8 @@ from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
 from otel_audit.cli.output import count, span
 from otel_audit.errors import TrailError
 from otel_audit.readers import cursors
-from otel_audit.readers.agent import LOCK
 from otel_audit.readers.mirror import cursor_name
+from otel_audit.trail.layout import AGENT_LOCK, CURSORS, LOCK
 from otel_audit.trail.occupants import holders, is_stopped, name_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _LATE: Final = 10 * _SECOND
 
 def lock(subject: Subject) -> Iterator[Check]:
     """Whether a process keeps the writers' lock: a commit holds it for a millisecond."""
-    path = subject.directory / "lock"
+    path = subject.directory / LOCK
     if not path.exists():
         return
     held = set(holders(path))
@@ -53,7 +53,7 @@ def agent(subject: Subject) -> Iterator[Check]:
     reader = subject.reader
     if reader is None:
         return
-    leaders = holders(subject.directory / LOCK)
+    leaders = holders(subject.directory / AGENT_LOCK)
     for pid in leaders:
         if is_stopped(pid):
             message = f"{name_of(pid)} serves the trail, but it is stopped"
@@ -119,7 +119,7 @@ def _left(directory: Path) -> str:
 
 def _row(directory: Path, path: Path) -> cursors.Cursor | None:
     """Read the mirror's cursor. Raises `TrailError`."""
-    if not (directory / cursors.DATABASE).exists():
+    if not (directory / CURSORS).exists():
         return None
     rows = cursors.Cursors(directory, read_only=True)
     try:

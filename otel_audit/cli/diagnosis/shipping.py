@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
 from otel_audit.cli.output import count, span
-from otel_audit.readers.cursors import DATABASE, Cursors
+from otel_audit.readers.cursors import Cursors
 from otel_audit.readers.shipping.standing import known, standing
+from otel_audit.trail.layout import CURSORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +48,7 @@ def shipping(subject: Subject) -> Iterator[Check]:
 def reconciled(subject: Subject) -> Iterator[Check]:
     """Whether Loki had what the trail has when they were last compared."""
     settings = subject.settings
-    if settings.reconcile_loki is None or not (subject.directory / DATABASE).exists():
+    if settings.reconcile_loki is None or not (subject.directory / CURSORS).exists():
         return
     cursors = Cursors(subject.directory, read_only=True)
     try:

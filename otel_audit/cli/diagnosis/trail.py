@@ -18,12 +18,11 @@ from otel_audit.errors import ProofError, TrailKeyError, TrailVersionError
 from otel_audit.trail import merkle
 from otel_audit.trail.checkpoint import open_checkpoint, read_checkpoint
 from otel_audit.trail.keys import TrailKeys
+from otel_audit.trail.layout import DATABASE, KEY, MEMORY, PREVIOUS
 from otel_audit.trail.nearby import nearby
 from otel_audit.trail.note import Verifier
-from otel_audit.trail.reader import DATABASE, MEMORY, TrailReader
+from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.scan import UNREADABLE
-from otel_audit.trail.succession import PREVIOUS
-from otel_audit.trail.trail import KEY_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +83,7 @@ def opens(subject: Subject) -> Iterator[Check]:
         yield fail("trail", message, remedy)
     elif path.exists():
         yield _refused(path, subject.refusal)
-    elif left := [name for name in (KEY_FILE, MEMORY) if (subject.directory / name).exists()]:
+    elif left := [name for name in (KEY, MEMORY) if (subject.directory / name).exists()]:
         yield fail(
             "trail",
             f"{path} is missing, but {' and '.join(left)} are there: it was removed or not restored",
@@ -177,7 +176,7 @@ def _compared(subject: Subject, keys: TrailKeys, claimed: tuple[str, ...], where
 def _where(subject: Subject) -> str:
     if subject.settings.signing_key:
         return "OTEL_AUDIT_SIGNING_KEY"
-    path = subject.settings.signing_key_file or subject.directory / KEY_FILE
+    path = subject.settings.signing_key_file or subject.directory / KEY
     try:
         return f"{path} (mode {stat.S_IMODE(path.stat().st_mode):04o})"
     except OSError:
@@ -188,7 +187,7 @@ def _load(subject: Subject) -> TrailKeys:
     """Load the key; raises `OSError` as it is, and `TrailKeyError` for the rest."""
     if subject.settings.signing_key:
         return TrailKeys.from_text(subject.settings.signing_key)
-    path = subject.settings.signing_key_file or subject.directory / KEY_FILE
+    path = subject.settings.signing_key_file or subject.directory / KEY
     os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     return TrailKeys.load(path)
 

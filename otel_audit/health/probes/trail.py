@@ -25,16 +25,14 @@ from typing import TYPE_CHECKING, Any, Final
 from otel_audit.health.probe import HealthStatus, ProbeResult
 from otel_audit.health.probes.disk import disk_probe
 from otel_audit.readers.agent import CURSOR as AGENT
-from otel_audit.readers.cursors import DATABASE as CURSORS
 from otel_audit.readers.cursors import Cursors
+from otel_audit.trail.layout import CURSORS, HEALTH
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from otel_audit.api.provider import AuditProvider
     from otel_audit.trail.reader import TrailReader, Tree
-
-FILE: Final = "health"
 
 _PROVEN_SECONDS: Final = 30.0
 _CHECKPOINT_SECONDS: Final = 10.0
@@ -125,7 +123,7 @@ class TrailProbe:
         if committed or time.monotonic() < self._proven_until:
             return
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-        descriptor = os.open(directory / FILE, flags, 0o600)
+        descriptor = os.open(directory / HEALTH, flags, 0o600)
         try:
             os.pwrite(descriptor, b"\n", 0)
             os.fdatasync(descriptor)

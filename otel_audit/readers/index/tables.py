@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     import apsw
 
-DATABASE: Final = "index.db"
 _APPLICATION_ID: Final = 0x6F744149
 """PRAGMA application_id: "otAI"."""
 

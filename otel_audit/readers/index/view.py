@@ -15,6 +15,7 @@ import apsw
 from otel_audit.readers.index import segments, tables
 from otel_audit.readers.index.segments import Bucket, Terms, Times
 from otel_audit.trail.database import Handle
+from otel_audit.trail.layout import INDEX
 from otel_audit.trail.reader import open_read_only
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class IndexView:
 
     def __init__(self, directory: Path, origin: str) -> None:
         """Remember where it would be; nothing is opened yet."""
-        self.path = directory / tables.DATABASE
+        self.path = directory / INDEX
         self._origin = origin
         self._handle = Handle(self._connect)
         self._file: tuple[int, int] | None = None

@@ -30,6 +30,7 @@ from otel_audit.readers.index.segments import LARGE, SMALL, Joined, Terms, Times
 from otel_audit.readers.index.tables import DamagedError
 from otel_audit.trail.database import BUSY_MILLISECONDS, Handle, make_file
 from otel_audit.trail.filesystem import FULL, room
+from otel_audit.trail.layout import INDEX, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,7 +71,7 @@ class QueryIndex:
         ``breathe`` is called every few records, so that a thread may rest.
         """
         self.directory = directory
-        self.path = directory / tables.DATABASE
+        self.path = directory / INDEX
         self.full_text = full_text
         self._reserve = reserve
         self._breathe = breathe
@@ -209,8 +210,8 @@ class QueryIndex:
         raise TrailError(message)
 
     def _unlink(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        for name in whole(INDEX):
+            (self.directory / name).unlink(missing_ok=True)
 
     def _opened(self) -> apsw.Connection | None:
         """Open or make the index; None when there is one that is of no use."""

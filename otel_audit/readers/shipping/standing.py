@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.readers.cursors import DATABASE, Cursors
+from otel_audit.readers.cursors import Cursors
 from otel_audit.readers.shipping.aside import Quarantine
+from otel_audit.trail.layout import CURSORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,7 +52,7 @@ class Standing:
 def known(directory: Path, configured: Iterable[str] = ()) -> list[str]:
     """Name the destinations that are configured or were shipped to. Raises `TrailError`."""
     found = dict.fromkeys(configured)
-    if (directory / DATABASE).exists():
+    if (directory / CURSORS).exists():
         cursors = Cursors(directory, read_only=True)
         try:
             names = [name for name in cursors.rows() if name.startswith(_PREFIX)]
@@ -64,7 +65,7 @@ def known(directory: Path, configured: Iterable[str] = ()) -> list[str]:
 def standing(reader: TrailReader, destination: str) -> Standing:
     """Look how far one destination is. Raises `TrailError`."""
     size = reader.tree().size
-    if not (reader.directory / DATABASE).exists():
+    if not (reader.directory / CURSORS).exists():
         return Standing(destination, 0, size, _committed(reader, 0), 0, 0, 0, "", 0)
     cursors = Cursors(reader.directory, read_only=True)
     try:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Final
 
 from otel_audit.api.context import current_scope, set_actor
 from otel_audit.errors import AuditSettingsError
+from otel_audit.trail.layout import TOKENS
 from otel_audit.web.access import Access, RefusedError
 from otel_audit.web.answer import ProblemError
-from otel_audit.web.tokens import FILE, TokenFile
+from otel_audit.web.tokens import TokenFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +85,7 @@ class Admission:
 
     async def _token_file(self) -> TokenFile:
         provider = self._provider()
-        path = provider.settings.read_token_file or provider.directory / FILE
+        path = provider.settings.read_token_file or provider.directory / TOKENS
         if self._tokens is None or self._tokens.path != path:
             self._tokens = TokenFile(path)
         if not self._tokens.exists:

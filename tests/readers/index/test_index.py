@@ -29,12 +29,12 @@ from otel_audit.readers.index.segments import (
     blocks,
     pack,
 )
-from otel_audit.readers.index.tables import DATABASE
 from otel_audit.readers.index.writer import QueryIndex, following
 from otel_audit.readers.pace import ALL
 from otel_audit.readers.query.parameters import parse
 from otel_audit.readers.query.words import TIMESTAMP, indexable, moment_of, searchable, texts_of
 from otel_audit.readers.search.trail import TrailSearch
+from otel_audit.trail.layout import INDEX
 from otel_audit.trail.reader import Leaf
 from tests.readers.bench import wait_for
 from tests.readers.ledger import Ledger
@@ -204,7 +204,7 @@ def test_an_index_of_more_than_the_trail_has_is_made_anew(tmp_path: Path) -> Non
     first.fill(3 * SMALL)
     first.index()
     second.fill(SMALL)
-    (second.directory / DATABASE).write_bytes((first.directory / DATABASE).read_bytes())
+    (second.directory / INDEX).write_bytes((first.directory / INDEX).read_bytes())
     assert indexed(second) == SMALL  # of three times as many
     second.index()
     search = TrailSearch.open(second.directory)
@@ -303,7 +303,7 @@ def test_index_deleted_and_corrupted_under_load_harms_no_emit_and_no_answer(tmp_
 
     def harm() -> None:
         chance = random.Random(2)
-        path = provider.directory / DATABASE
+        path = provider.directory / INDEX
         while not ended.wait(0.02):
             if chance.random() < 0.5:
                 path.unlink(missing_ok=True)
@@ -346,7 +346,7 @@ def test_the_agent_keeps_the_index_and_the_settings_turn_it_off(tmp_path: Path) 
         provider = AuditProvider(settings)
         records = [b'{"event":"e"}'] * SMALL
         provider.trail.store.append(records, {})
-        path = provider.directory / DATABASE
+        path = provider.directory / INDEX
         if switch == "true":
             search = TrailSearch.open(provider.directory)
             wait_for(lambda search=search: search.progress() == (SMALL, SMALL, False))  # type: ignore[misc]

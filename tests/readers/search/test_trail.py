@@ -13,7 +13,6 @@ import pytest
 from otel_audit.errors import QueryError
 from otel_audit.readers.index import tables
 from otel_audit.readers.index.segments import LARGE, SMALL
-from otel_audit.readers.index.tables import DATABASE
 from otel_audit.readers.index.view import IndexView
 from otel_audit.readers.query.model import Condition, Query, where
 from otel_audit.readers.query.page_cursor import CursorSigner
@@ -21,6 +20,7 @@ from otel_audit.readers.query.parameters import parse
 from otel_audit.readers.query.times import stamp
 from otel_audit.readers.query.words import texts_of
 from otel_audit.readers.search.trail import TrailSearch
+from otel_audit.trail.layout import INDEX
 from tests.readers.ledger import BEGAN, EVENTS, SECOND, Ledger
 
 if TYPE_CHECKING:
@@ -125,12 +125,12 @@ def test_the_answer_is_the_same_with_a_part_of_an_index_and_without(
     copy = tmp_path / "copy"
     shutil.copytree(large.directory, copy)
     search = TrailSearch.open(copy)
-    with apsw.Connection(str(copy / DATABASE)) as database:
+    with apsw.Connection(str(copy / INDEX)) as database:
         database.execute("DELETE FROM segment WHERE start >= ?", (LARGE + SMALL,))
         tables.seal(database)
     assert search.progress()[:2] == (LARGE + SMALL, COUNT)
     assert pages(search, query) == expected
-    (copy / DATABASE).unlink()
+    (copy / INDEX).unlink()
     assert search.progress()[:2] == (0, COUNT)
     assert pages(search, query) == expected
     search.close()

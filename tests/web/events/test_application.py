@@ -18,6 +18,7 @@ import pytest
 from otel_audit import AuditEvent, AuditLogger, AuditProvider
 from otel_audit.errors import AuditSettingsError
 from otel_audit.readers.query.model import PERSONAL
+from otel_audit.trail.layout import TOKENS
 from otel_audit.trail.note import Verifier
 from otel_audit.trail.proof import check
 from otel_audit.web.access import Access, RefusedError
@@ -25,7 +26,7 @@ from otel_audit.web.answer import _TITLES
 from otel_audit.web.events import AuditEvents
 from otel_audit.web.events.admission import RateLimit
 from otel_audit.web.problem import NOT_CONFIRMED, REFUSED, described
-from otel_audit.web.tokens import FILE, TokenFile
+from otel_audit.web.tokens import TokenFile
 from tests.readers.farend import HttpFarEnd, Reply
 from tests.web.driving import Wire, http, request
 
@@ -51,7 +52,7 @@ class Asker:
     """Asks one application, with a token of one's own."""
 
     def __init__(self, provider: AuditProvider, *scopes: str, **options: Any) -> None:
-        self.file = TokenFile(provider.directory / FILE)
+        self.file = TokenFile(provider.directory / TOKENS)
         self.token = self.file.create("ann", scopes)[0] if scopes else ""
         self.app = AuditEvents(provider=provider, **{"per_minute": 0, **options})
 

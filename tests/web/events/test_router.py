@@ -14,9 +14,10 @@ from starlette.requests import HTTPConnection
 from otel_audit import AuditLogger, AuditProvider, instrument_app
 from otel_audit.api.context import current_actor
 from otel_audit.readers.query.parameters import parse
+from otel_audit.trail.layout import TOKENS
 from otel_audit.web.access import Access
 from otel_audit.web.events import AuditEvents, audit_router
-from otel_audit.web.tokens import FILE, TokenFile
+from otel_audit.web.tokens import TokenFile
 from tests.web.driving import http, request
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ async def test_the_routes_answer_in_an_audited_application(
     app = FastAPI()
     app.include_router(audit_router(provider=provider))
     instrument_app(app, provider=provider)
-    token, _ = TokenFile(provider.directory / FILE).create("ann", ["read", "proof"])
+    token, _ = TokenFile(provider.directory / TOKENS).create("ann", ["read", "proof"])
     scope = http("/audit/events", headers=bearer(token), query_string=b"server_name=obsidian")
     wire = await request(app, scope)
     [found] = orjson.loads(wire.body)["records"]
@@ -68,7 +69,7 @@ async def test_who_asks_is_the_actor_of_the_request_too(
     app = FastAPI()
     app.include_router(audit_router(provider=provider, per_minute=6))
     instrument_app(app, provider=provider, identify=lambda _: "gateway")
-    token, _ = TokenFile(provider.directory / FILE).create("ann", ["proof"])
+    token, _ = TokenFile(provider.directory / TOKENS).create("ann", ["proof"])
     answers = [
         await request(app, http(path, headers=headers))
         for path, headers in (
@@ -84,7 +85,7 @@ async def test_who_asks_is_the_actor_of_the_request_too(
 
 
 async def test_outside_a_request_who_asks_leaves_no_actor_behind(provider: AuditProvider) -> None:
-    token, _ = TokenFile(provider.directory / FILE).create("ann", ["read"])
+    token, _ = TokenFile(provider.directory / TOKENS).create("ann", ["read"])
     wire = await request(
         AuditEvents(provider=provider), http("/audit/stats", headers=bearer(token))
     )
@@ -111,7 +112,7 @@ async def test_other_methods_are_answered_as_without_fastapi(
         assert wire.header(b"content-type") == [b"application/problem+json"]
         assert wire.header(b"allow") == [b"GET, HEAD"]
         assert orjson.loads(wire.body)["type"].endswith("#method-not-allowed")
-    token, _ = TokenFile(provider.directory / FILE).create("ann", ["read"])
+    token, _ = TokenFile(provider.directory / TOKENS).create("ann", ["read"])
     head = await request(app, http("/audit/events", method="HEAD", headers=bearer(token)))
     assert (head.status, head.body) == (200, b"")
     nothing = await request(app, http("/audit/events/nothing", headers=bearer(token)))

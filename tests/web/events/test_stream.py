@@ -19,9 +19,10 @@ import orjson
 import pytest
 
 from otel_audit import AuditLogger, AuditProvider, Settings
+from otel_audit.trail.layout import TOKENS
 from otel_audit.web.events import AuditEvents
 from otel_audit.web.events import stream as stream_module
-from otel_audit.web.tokens import FILE, TokenFile
+from otel_audit.web.tokens import TokenFile
 from tests.web.driving import http
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 @pytest.fixture
 def token(provider: AuditProvider) -> str:
-    return TokenFile(provider.directory / FILE).create("ann", ["read"])[0]
+    return TokenFile(provider.directory / TOKENS).create("ann", ["read"])[0]
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ async def test_a_slow_client_holds_nobody_up_and_misses_nothing(
 
 
 async def test_a_stream_ends_when_the_rights_do(provider: AuditProvider) -> None:
-    file = TokenFile(provider.directory / FILE)
+    file = TokenFile(provider.directory / TOKENS)
     text, _ = file.create("ann", ["read"])
     app = AuditEvents(provider=provider, per_minute=0, heartbeat=0.05)
     async with Listener(app, text) as listener:
@@ -312,7 +313,7 @@ def pid_of(answer: bytes) -> int:
 def test_a_stream_shows_what_another_worker_wrote_within_a_second(
     server: int, tmp_path: Path
 ) -> None:
-    token, _ = TokenFile(tmp_path / "trail" / FILE).create("ann", ["read"])
+    token, _ = TokenFile(tmp_path / "trail" / TOKENS).create("ann", ["read"])
     listener = opened(server, "GET /audit/stream?event=hello", token)
     seen = b""
     while b"retry:" not in seen:
@@ -335,7 +336,7 @@ def test_a_stream_shows_what_another_worker_wrote_within_a_second(
 def test_a_thousand_clients_that_are_slow_or_vanish_harm_no_emit(
     server: int, tmp_path: Path
 ) -> None:
-    token, _ = TokenFile(tmp_path / "trail" / FILE).create("ann", ["read"])
+    token, _ = TokenFile(tmp_path / "trail" / TOKENS).create("ann", ["read"])
     clients: list[socket.socket] = []
     for number in range(1_000):
         client = opened(server, "GET /audit/stream", token)
@@ -374,7 +375,7 @@ def test_streams_end_with_the_server_and_go_on_with_the_next_one(
 ) -> None:
     """Without a time-out for what is open: it would be waited for."""
     with serving(tmp_path, workers) as served:
-        token, _ = TokenFile(tmp_path / "trail" / FILE).create("ann", ["read"])
+        token, _ = TokenFile(tmp_path / "trail" / TOKENS).create("ann", ["read"])
         listeners = [
             Follow(served.port, f"GET /audit/stream?event={event}", token)
             for event in ("hello", "hello", "later")
@@ -439,7 +440,7 @@ class Follow:
 def test_a_provider_of_its_own_serves_a_stream_after_a_fork_as_well(tmp_path: Path) -> None:
     settings = Settings.from_env({}, directory=tmp_path / "trail", agent="off", service_name="hub")
     provider = AuditProvider(settings)
-    token, _ = TokenFile(provider.directory / FILE).create("ann", ["read"])
+    token, _ = TokenFile(provider.directory / TOKENS).create("ann", ["read"])
     app = AuditEvents(provider=provider, per_minute=0)
 
     async def listen() -> list[int]:
