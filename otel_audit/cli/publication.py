@@ -116,6 +116,9 @@ def _keep(reader: TrailReader, note: str, path: Path) -> None:
     from otel_audit.trail import durable
     from otel_audit.trail.checkpoint import read_checkpoint
 
+    if path.exists() and not path.is_file():
+        message = f"{path} is no file; without --output the checkpoint is printed"
+        raise UsageError(message)
     try:
         kept = path.read_bytes()
     except FileNotFoundError:

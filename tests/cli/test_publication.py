@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,17 @@ def test_the_file_that_cannot_be_written_is_named(cli: Cli, tmp_path: Path) -> N
     path = tmp_path / "none" / "kept"
     err = cli("checkpoint", "-o", str(path), code=2).err
     assert err == f"otel-audit: {path} cannot be written: No such file or directory\n"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory"])
+def test_what_is_no_file_is_neither_read_nor_replaced(cli: Cli, tmp_path: Path, kind: str) -> None:
+    """As root, a device such as /dev/null would be gone for everybody."""
+    path = tmp_path / kind
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    before = path.stat()
+    err = cli("checkpoint", "-o", str(path), code=2).err
+    assert err == f"otel-audit: {path} is no file; without --output the checkpoint is printed\n"
+    assert path.stat().st_ino == before.st_ino
 
 
 def test_a_kept_checkpoint_that_contradicts_the_trail_stays(
