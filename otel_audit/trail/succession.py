@@ -108,7 +108,10 @@ def look(directory: Path) -> Predecessor:
         if not _is_damage(error, directory):
             raise
         origin = read_checkpoint(signed).origin if signed else None
-        return Predecessor(origin, None, None, signed, str(error))
+        there = (directory / DATABASE).exists()
+        # The reader's own words would tell how to name another directory.
+        trouble = str(error) if there else f"{DATABASE} is missing"
+        return Predecessor(origin, None, None, signed, trouble)
 
 
 def succeed(
