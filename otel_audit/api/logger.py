@@ -312,3 +312,7 @@ def _given(**facts: Any) -> dict[str, Any]:
 def get_audit_logger(name: str | None = None) -> AuditLogger:
     """Return a logger of the global provider, which is opened when it first emits."""
     return AuditLogger(name)
+
+
+audit_event: Final = AuditLogger().audit_event
+"""The method, as a function of the module: emits to whichever provider is the global one."""

@@ -8,6 +8,7 @@ import logging
 import tempfile
 import threading
 import time
+from inspect import getdoc, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from opentelemetry.context import get_current
 
 from otel_audit.api.context import RequestScope, get_audit_context, set_actor
 from otel_audit.api.current import is_configured
-from otel_audit.api.logger import AuditLogger, get_audit_logger
+from otel_audit.api.logger import AuditLogger, audit_event, get_audit_logger
 from otel_audit.api.policy import Policy, Rule
 from otel_audit.api.provider import AuditProvider
 from otel_audit.api.receipt import AuditReceipt, PendingReceipt
@@ -276,6 +277,27 @@ def test_audit_event_takes_its_facts_in_the_documented_order(desk: Desk) -> None
         "error": "no disk",
         "zone": "b",
     }
+
+
+async def test_audit_event_is_a_function_too_that_uses_the_global_provider(desk: Desk) -> None:
+    receipt = await audit_event(
+        "admin_action", "restart", "server", "web-1", "failed", "no answer", reason="update"
+    )
+    assert receipt.sequence_number == 0
+    assert of_the_caller(desk.record()) == {
+        "level": "error",
+        "event": "admin_action",
+        "event_type": "admin_action",
+        "action": "restart",
+        "status": "failed",
+        "outcome": "failure",
+        "resource_type": "server",
+        "resource_name": "web-1",
+        "error": "no answer",
+        "reason": "update",
+    }
+    assert signature(audit_event) == signature(desk.audit.audit_event)
+    assert getdoc(audit_event) == getdoc(AuditLogger.audit_event)
 
 
 def test_audit_event_takes_the_context_along_without_repeating_it(desk: Desk) -> None:
