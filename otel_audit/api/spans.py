@@ -209,7 +209,10 @@ def audit_span(
         retention=retention,
         fields=fields,
     )
-    plain(Draft(said, "", ""))
+    draft = Draft(said, "", "")
+    # Where it is a member of an enum: the span needs a name, too.
+    said.event = draft.event
+    plain(draft)
     return AuditSpan(said, logger or get_audit_logger(), write_ahead=write_ahead)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import functools
 import inspect
 import subprocess
@@ -81,6 +82,18 @@ def test_a_block_is_one_record_of_success(desk: Desk) -> None:
     assert "initiated_record_id" not in record
     assert isinstance(span.receipt, AuditReceipt)
     assert span.receipt.record_id == record["record_id"]
+
+
+def test_the_event_of_a_block_may_be_a_member_of_an_enum(desk: Desk) -> None:
+    class Event(enum.Enum):
+        DEPLOY = "deploy"
+        START = "start"
+
+    said: Any = (Event.DEPLOY, Event.START)
+    with audit_span(*said):
+        span: Any = trace.get_current_span()
+    assert span.name == "deploy"
+    assert (desk.record()["event"], desk.record()["action"]) == ("deploy", "start")
 
 
 def test_an_exception_is_a_failure_and_goes_on(desk: Desk) -> None:

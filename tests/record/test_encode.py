@@ -19,6 +19,7 @@ from opentelemetry import context as otel_context
 from otel_audit.api.context import RequestScope
 from otel_audit.api.policy import Policy
 from otel_audit.api.stages import Stages
+from otel_audit.errors import AuditEventError
 from otel_audit.record.encode import LIMIT, encode, new_record_id, timestamp_of
 from otel_audit.record.event import KEYS, RESERVED, AuditEvent, Draft
 from otel_audit.record.redact import Redactor
@@ -59,6 +60,12 @@ class Hostile:
 
 class Word(str, enum.Enum):
     HIGH = "high"
+
+
+class Kind(enum.Enum):
+    HIGH = "high"
+    FIVE = 5
+    EMPTY = ""
 
 
 class Silent(Exception):  # noqa: N818 - what it is called does not matter
@@ -208,8 +215,18 @@ def test_any_value_in_place_of_text_becomes_text(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_an_enum_in_place_of_text_is_its_value(name: str) -> None:
-    assert recorded(**{name: Word.HIGH})[name] == "high"
+@pytest.mark.parametrize("word", [Word.HIGH, Kind.HIGH])
+def test_an_enum_in_place_of_text_is_its_value(name: str, word: Word | Kind) -> None:
+    record = recorded(**{name: word})
+    assert record[name] == "high"
+    assert "coerced" not in record
+
+
+@pytest.mark.parametrize("name", ["event", "action"])
+@pytest.mark.parametrize("value", [Kind.FIVE, Kind.EMPTY])
+def test_an_enum_whose_value_is_no_text_names_no_event(name: str, value: Kind) -> None:
+    with pytest.raises(AuditEventError, match=f"an {name}, but {name} is <Kind.{value.name}: "):
+        encoded(**{name: value})
 
 
 @pytest.mark.parametrize("name", [*TEXTS, "error"])
