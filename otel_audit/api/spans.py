@@ -195,10 +195,13 @@ def audit_span(
 
     ``write_ahead`` makes a record with status ``initiated`` durable before the
     block runs, so that even a block that never ends is on record. ``severity=``
-    and ``retention=`` among the fields are the record's. Raises
+    (or ``level=``) and ``retention=`` among the fields are the record's. Raises
     `AuditEventError` here, before the block has run without a record.
     """
-    level, retention = fields.pop("severity", None), fields.pop("retention", None)
+    level = fields.pop("severity", None)
+    if level is None:
+        level = fields.pop("level", None)
+    retention = fields.pop("retention", None)
     said = AuditEvent(
         event,
         action,

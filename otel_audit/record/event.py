@@ -33,6 +33,12 @@ RESERVED: Final = frozenset({*KEYS, "missing_fields", "coerced"})
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 
+UNSAID: Final = b"success".decode()
+"""The status of an event whose caller said none: a text of its own, told from "success" by `is`.
+
+So a field of the caller's that says how it went is believed where nobody said otherwise.
+"""
+
 _SHOWN: Final = 80
 """Characters of a value in an error message."""
 
@@ -72,7 +78,7 @@ class AuditEvent:
     event: str
     action: str
     event_type: str | None = None
-    status: str = "success"
+    status: str = UNSAID
     level: str | None = None
     resource_type: str | None = None
     resource_name: str | None = None
