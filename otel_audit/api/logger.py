@@ -243,12 +243,13 @@ class AuditLogger:
     ) -> Receipt:
         """Record something that security people should see (status ``detected``).
 
-        ``severity`` is a level, or low, medium, high. ``user_id`` and
-        ``ip_address`` are what the event is about; they do not become the actor.
+        ``severity`` is a level, or low, medium, high, and stays a field as well.
+        ``user_id`` and ``ip_address`` are what the event is about; they do not
+        become the actor.
         """
         facts = {
             "description": description,
-            **_given(user_id=user_id, ip_address=ip_address),
+            **_given(severity=severity, user_id=user_id, ip_address=ip_address),
         }
         level = fields.pop("level", severity)
         return self._named(event_type, "detect", "detected", {**facts, **fields}, level=level)

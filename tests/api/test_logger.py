@@ -464,8 +464,22 @@ def test_log_security_event(desk: Desk, about: dict[str, str]) -> None:
         "status": "detected",
         "outcome": "unknown",
         "description": "20 attempts",
+        "severity": "high",
         **about,
     }
+    assert desk.record()["actor_id"] == "svc"
+
+
+def test_the_word_for_the_severity_of_a_security_event_stays_beside_the_level(desk: Desk) -> None:
+    desk.audit.log_security_event("scan", "moderate", "ports")
+    desk.audit.log_security_event("scan", "purple", "ports")
+    desk.audit.log_security_event("scan", "high", "ports", level="debug")
+    known, unknown, both = desk.records()
+    assert (known["level"], known["severity"]) == ("warning", "moderate")
+    assert (unknown["level"], unknown["severity"], unknown["coerced"]) == (
+        "info", "purple", ["level"],
+    )  # fmt: skip
+    assert (both["level"], both["severity"]) == ("debug", "high")
 
 
 @pytest.mark.parametrize("details", [None, {"free": 3}])
