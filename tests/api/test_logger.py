@@ -88,6 +88,10 @@ def test_a_receipt_shows_what_identifies_the_record(desk: Desk) -> None:
     assert "sequence_number=0" in shown
 
 
+def test_a_receipt_of_what_was_not_stored_says_so() -> None:
+    assert repr(AuditReceipt("r-1", -1, b"", 0)) == "AuditReceipt(record_id='r-1', not stored)"
+
+
 async def test_an_event_may_be_of_another_context_whose_request_waits_for_it(desk: Desk) -> None:
     scope = RequestScope("r-7", client_ip="192.0.2.7")
     token = scope.attach()
