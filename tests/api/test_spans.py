@@ -527,6 +527,40 @@ def test_a_function_without_arguments_has_none_to_name() -> None:
         audited("e", "a", resource_name="{x}")(run)
 
 
+def test_methods_of_classes_are_audited_from_above_and_below(desk: Desk) -> None:
+    class Shop:
+        @audited("e", "above", resource_name="{name}")
+        @classmethod
+        def made(cls, name: str) -> tuple[type, str]:
+            return cls, name
+
+        @audited("e", "static", capture=("name",))
+        @staticmethod
+        def closed(name: str) -> str:
+            return name
+
+        @classmethod
+        @audited("e", "below")
+        def found(cls) -> type:
+            return cls
+
+    class Bakery(Shop):
+        pass
+
+    assert Bakery.made("a") == (Bakery, "a")
+    assert Bakery().made("b") == (Bakery, "b")
+    assert (Shop.closed("c"), Shop().closed("d")) == ("c", "d")
+    assert Bakery.found() is Bakery
+    actions = [record["action"] for record in desk.records()]
+    assert actions == ["above", "above", "static", "static", "below"]
+
+
+def test_what_is_no_function_is_refused_at_decoration() -> None:
+    wrong: Any = property(lambda _: 1)
+    with pytest.raises(AuditEventError, match=r"on a property, .*@property above @audited"):
+        audited("e", "a")(wrong)
+
+
 def test_generators_are_refused_at_decoration() -> None:
     def numbers() -> Iterator[int]:
         yield 1
