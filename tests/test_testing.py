@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -130,6 +130,15 @@ def test_the_agent_and_its_mirror_run_when_they_are_wanted(tmp_path: Path) -> No
         trail.logger.audit_event("order", "create")
         assert trail.provider.flush()
         assert (tmp_path / "audit.log").read_text("utf-8").count("\n") == 1
+
+
+def test_the_path_of_a_policy_is_refused_and_its_argument_named() -> None:
+    wrong: Any = "policy.yaml"
+    with (
+        pytest.raises(AuditSettingsError, match=r"^policy= cannot be used: .* policy_file="),
+        audit_trail(policy=wrong),
+    ):
+        pass  # pragma: no cover - it must not come here
 
 
 def test_a_setting_that_does_not_exist_is_refused() -> None:
