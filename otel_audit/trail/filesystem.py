@@ -113,6 +113,14 @@ def prepare(directory: Path) -> None:
     One that is there, empty and this user's gets the mode too: a trail begins
     in it. Of any other that is open to others there is a warning. Raises `TrailFileSystemError` when it cannot be made or is unsuitable.
     """
+    try:
+        str(directory).encode()
+    except UnicodeEncodeError as error:
+        message = (
+            f"the trail cannot be in {str(directory)!r}, since SQLite opens only paths in UTF-8; "
+            "set OTEL_AUDIT_DIR to another place"
+        )
+        raise TrailFileSystemError(message) from error
     warning = check(directory)
     try:
         _make(directory)

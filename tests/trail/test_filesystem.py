@@ -183,6 +183,12 @@ def test_a_directory_of_somebody_else_stays_as_it_is(
     assert "can be looked into by others (mode 0755)" in caplog.text
 
 
+def test_a_directory_whose_name_is_not_utf_8_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(TrailFileSystemError, match=r"udcff/trail', since SQLite .*OTEL_AUDIT_DIR"):
+        filesystem.prepare(tmp_path / "home-\udcff" / "trail")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("place", ["file", "file/trail", "x" * 300])
 def test_a_directory_that_cannot_be_made_is_an_error_with_a_remedy(
     tmp_path: Path, place: str
