@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         set_actor,
     )
     from otel_audit.api.current import configure, get_audit_provider, is_configured, reset
-    from otel_audit.api.logger import AuditLogger, get_audit_logger
+    from otel_audit.api.logger import AuditLogger, audit_event, get_audit_logger
     from otel_audit.api.policy import Policy, Rule
     from otel_audit.api.provider import AuditProvider
     from otel_audit.api.receipt import AuditReceipt, PendingReceipt
@@ -97,6 +97,7 @@ _WHERE = {
     "TrailSearch": "readers.search.trail",
     "acting_as": "api.context",
     "aget_recent": "readers.search.recent",
+    "audit_event": "api.logger",
     "audit_span": "api.spans",
     "audited": "api.spans",
     "configure": "api.current",
@@ -153,6 +154,7 @@ __all__ = [
     "__version__",
     "acting_as",
     "aget_recent",
+    "audit_event",
     "audit_span",
     "audited",
     "configure",

@@ -76,7 +76,23 @@ def _directory(value: str) -> Path:
     if "$" in expanded:
         message = f"{expanded!r} names a variable that is not set"
         raise ValueError(message)
-    return Path(os.path.abspath(expanded))  # noqa: PTH100 - resolve() would follow links, and the caller's name for the place is what errors should show
+    place = os.path.abspath(expanded)  # noqa: PTH100 - resolve() would follow links, and the caller's name for the place is what errors should show
+    if "\0" in place:
+        message = "no path has a null byte"
+        raise ValueError(message)
+    if not _is_utf_8(place):
+        message = "expected a path in UTF-8, since SQLite opens no other"
+        raise ValueError(message)
+    return Path(place)
+
+
+def _is_utf_8(path: str) -> bool:
+    """Whether it can be written in UTF-8; what Python could not decode is in there as surrogates."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _choice(*choices: str, also: Mapping[str, str] | None = None) -> Callable[[str], str]:
@@ -477,6 +493,14 @@ def _parsed(name: str, value: str, parse: Callable[[str], Any]) -> Any:  # noqa:
 
 def _checked(name: str, value: object, parse: Callable[[str], Any]) -> Any:  # noqa: ANN401 - the setting's own type
     """Send an argument through the same parser as its variable, so both obey one rule."""
+    if isinstance(value, (bytes, os.PathLike)):
+        value = os.fsdecode(value)
+    elif parse is _directory and not isinstance(value, str):
+        message = (
+            f"{name}={value!r} cannot be used: it is of type {type(value).__name__}, and has to be "
+            "a path: give a text or a Path"
+        )
+        raise AuditSettingsError(message)
     if isinstance(value, (list, tuple)):
         value = ",".join(map(str, value))
     return _parsed(name, str(value), parse)

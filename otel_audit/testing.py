@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, overload
 import orjson
 from opentelemetry import context as otel_context
 
-from otel_audit.api.current import get_audit_provider, set_audit_provider
+from otel_audit.api.current import get_audit_provider, is_configured, set_audit_provider
 from otel_audit.api.logger import AuditLogger
 from otel_audit.api.provider import AuditProvider
 from otel_audit.settings import Settings
@@ -135,6 +135,7 @@ class AuditTrail:
         Raises `AssertionError`, which says what was recorded instead, when there
         is none or more than one.
         """
+        __tracebackhide__ = True
         found = self.records(**wanted)
         if len(found) != 1:
             sought = ", ".join(f"{name}={value!r}" for name, value in wanted.items())
@@ -148,6 +149,7 @@ class AuditTrail:
 
     def verify(self) -> None:
         """Raise `AssertionError` with what is wrong, if anything in the trail is."""
+        __tracebackhide__ = True
         self.provider.checkpoint()
         with self.provider.reader() as reader:
             report = verify(reader)
@@ -156,7 +158,12 @@ class AuditTrail:
 
 
 class AuditRecords(Sequence[dict[str, Any]]):
-    """The records of a trail, as they are at each look; what `audit_records` gives."""
+    """The records of a trail, as they are at each look; what `audit_records` gives.
+
+    Equal to a list of the same records.
+    """
+
+    __hash__ = None  # type: ignore[assignment]  # what it is equal to changes, as a list's
 
     def __init__(self, trail: AuditTrail) -> None:
         """Look at a trail."""
@@ -174,20 +181,48 @@ class AuditRecords(Sequence[dict[str, Any]]):
     def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
         return self.trail.records()[index]
 
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, (AuditRecords, list)):
+            return self.trail.records() == list(other)
+        return NotImplemented
+
     def __repr__(self) -> str:
         return f"<AuditRecords {[record['event'] for record in self.trail.records()]}>"
 
 
-def assert_audited(event: str, *, times: int | None = None, **wanted: Any) -> dict[str, Any]:
+@overload
+def assert_audited(event: str, *, times: int | None = ..., **wanted: Any) -> dict[str, Any]: ...
+
+
+@overload
+def assert_audited(
+    event: AuditRecords, *of_records: str, times: int | None = ..., **wanted: Any
+) -> dict[str, Any]: ...
+
+
+def assert_audited(
+    event: str | AuditRecords, *of_records: str, times: int | None = None, **wanted: Any
+) -> dict[str, Any]:
     """Return the last record of an event whose keys have these values.
 
     Looks at the global provider's trail: that of `audit_trail` or of the
-    fixture `audit_records`, or the application's own. ``times`` is how many
-    there have to be, by default at least one; 0 is for what must not be
-    recorded, and returns an empty record. Raises `AssertionError`, which says
-    what was recorded instead.
+    fixture `audit_records`, or the application's own; or into the records that
+    stand before the event. ``times`` is how many there have to be, by default
+    at least one; 0 is for what must not be recorded, and returns an empty
+    record. Raises `AssertionError`, which says what was recorded instead, or
+    that there is no trail.
     """
-    trail = AuditTrail(get_audit_provider())
+    __tracebackhide__ = True
+    if isinstance(event, AuditRecords):
+        trail, (event,) = event.trail, of_records
+    elif is_configured():
+        trail = AuditTrail(get_audit_provider())
+    else:
+        message = (
+            f"nothing has a trail in which {event!r} could be: let the test ask for the fixture "
+            "`audit_records`, or look inside `with audit_trail():`"
+        )
+        raise AssertionError(message)
     found = trail.records(event=event, **wanted)
     if (len(found) == times) if times is not None else found:
         return found[-1] if found else {}

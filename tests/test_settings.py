@@ -95,6 +95,9 @@ def test_a_variable_is_parsed(variable: str, value: str, parsed: object) -> None
         ("LOKI_ENABLED", "2"),
         ("LOG_DIR", "$NOT_SET_ANYWHERE/logs"),
         ("OTEL_AUDIT_DIR", "${NOT_SET_ANYWHERE}"),
+        ("LOG_DIR", "\0"),
+        ("OTEL_AUDIT_DIR", "/srv/\udcff"),
+        ("AUDIT_LOG_LOCAL_FILE", "/srv/\udcff"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name_value_and_remedy(variable: str, value: str) -> None:
@@ -163,6 +166,8 @@ def test_an_argument_of_none_is_not_said() -> None:
     ("name", "value", "kept"),
     [
         ("directory", Path("/srv/trail"), Path("/srv/trail")),
+        ("directory", b"/srv/trail", Path("/srv/trail")),
+        ("service_name", b"shop", "shop"),
         ("mirror", True, True),
         ("mirror", False, False),
         ("mirror", Path("/srv/a.jsonl"), Path("/srv/a.jsonl")),
@@ -179,6 +184,12 @@ def test_an_argument_obeys_the_rule_of_its_variable(name: str, value: object, ke
 def test_a_bad_argument_is_refused_by_its_name() -> None:
     with pytest.raises(AuditSettingsError, match=r"^queue_size='0' cannot be used: "):
         Settings.from_env({}, queue_size=0)
+
+
+@pytest.mark.parametrize("value", [True, 5, ["/srv"], {"srv"}], ids=type)
+def test_what_is_no_path_makes_no_directory_of_that_name(value: object) -> None:
+    with pytest.raises(AuditSettingsError, match=r"^log_dir=.* has to be a path: give a text"):
+        Settings.from_env({}, log_dir=value)
 
 
 def test_an_unknown_argument_is_refused_and_the_known_ones_are_named() -> None:

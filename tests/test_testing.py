@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,12 +15,11 @@ from otel_audit import AuditSettingsError, Policy, Redactor, Rule, get_audit_log
 from otel_audit.api.context import current_actor
 from otel_audit.api.current import get_audit_provider, is_configured
 from otel_audit.settings import Settings
-from otel_audit.testing import FixedClock, FixedIds, assert_audited, audit_trail
+from otel_audit.testing import AuditRecords, FixedClock, FixedIds, assert_audited, audit_trail
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
-
-    from otel_audit.testing import AuditRecords
 
 
 def test_a_test_reads_what_the_application_recorded() -> None:
@@ -133,6 +132,15 @@ def test_the_agent_and_its_mirror_run_when_they_are_wanted(tmp_path: Path) -> No
         assert (tmp_path / "audit.log").read_text("utf-8").count("\n") == 1
 
 
+def test_the_path_of_a_policy_is_refused_and_its_argument_named() -> None:
+    wrong: Any = "policy.yaml"
+    with (
+        pytest.raises(AuditSettingsError, match=r"^policy= cannot be used: .* policy_file="),
+        audit_trail(policy=wrong),
+    ):
+        pass  # pragma: no cover - it must not come here
+
+
 def test_a_setting_that_does_not_exist_is_refused() -> None:
     with (
         pytest.raises(AuditSettingsError, match="unknown setting 'nonsense'"),
@@ -239,6 +247,41 @@ def test_the_plugin_gives_records_as_a_sequence(audit_records: AuditRecords) -> 
     assert len(audit_records[:1]) == 1
     assert repr(audit_records) == "<AuditRecords ['first', 'second']>"
     audit_records.trail.verify()
+
+
+def test_records_are_equal_to_a_list_of_them(audit_records: AuditRecords) -> None:
+    assert audit_records == []
+    get_audit_logger().audit_event("first", "do")
+    assert audit_records != []
+    assert audit_records == [audit_records[0]] == AuditRecords(audit_records.trail)
+    assert audit_records != 1
+
+
+def test_assert_audited_takes_the_records_to_look_into(audit_records: AuditRecords) -> None:
+    get_audit_logger().audit_event("first", "do", size=1)
+    with audit_trail():
+        assert assert_audited(audit_records, "first", size=1, times=1)["size"] == 1
+        with pytest.raises(AssertionError, match="'second' should be in the trail"):
+            assert_audited(audit_records, "second")
+
+
+def test_assert_audited_makes_no_trail(isolated: Path) -> None:
+    with pytest.raises(AssertionError, match=r"'first' could be: .* the fixture `audit_records`"):
+        assert_audited("first")
+    assert not is_configured()
+    assert list(isolated.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "fails", [lambda _: assert_audited("login"), lambda one: one.trail.record(event="login")]
+)
+def test_who_reads_of_a_failure_does_not_read_our_code(
+    audit_records: AuditRecords, fails: Callable[[AuditRecords], object]
+) -> None:
+    with pytest.raises(AssertionError) as caught:
+        fails(audit_records)
+    shown = [entry.path for entry in caught.traceback.filter(caught)]
+    assert {str(path) for path in shown} == {__file__}
 
 
 def test_assert_audited(audit_records: AuditRecords) -> None:

@@ -49,7 +49,10 @@ def configure(
         raise AuditSettingsError(message)
     with _global_mutex:
         provider = AuditProvider(
-            settings or Settings.from_env(**overrides), policy=policy, redactor=redactor, keys=keys
+            Settings.from_env(**overrides) if settings is None else settings,
+            policy=policy,
+            redactor=redactor,
+            keys=keys,
         )
         before = set_audit_provider(provider)
     if before is not None:

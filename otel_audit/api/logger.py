@@ -16,7 +16,7 @@ from otel_audit.api.context import current_scope
 from otel_audit.api.current import get_audit_provider, provider_for
 from otel_audit.api.receipt import PendingReceipt
 from otel_audit.errors import AuditEventError, AuditUnavailableError, OtelAuditError
-from otel_audit.record.event import AuditEvent
+from otel_audit.record.event import UNSAID, AuditEvent
 from otel_audit.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _COMPLETE_SECONDS: Final = 2.0
 
-_OF_THE_EVENT = ("resource_type", "resource_name", "error", "retention", "level")
+_OF_THE_EVENT = ("resource_type", "resource_name", "error", "retention")
 
 
 class AuditLogger:
@@ -133,7 +133,7 @@ class AuditLogger:
         action: str,
         resource_type: str | None = None,
         resource_name: str | None = None,
-        status: str = "success",
+        status: str = UNSAID,
         error: str | BaseException | None = None,
         *,
         severity: str | None = None,
@@ -142,16 +142,18 @@ class AuditLogger:
         """Record that ``action`` was done to a resource; the event's name is its type.
 
         ``severity`` is the level, in any usual spelling; ``level=`` and
-        ``retention=`` are taken as in `log_event`.
+        ``retention=`` are taken as in `log_event`. Where no status is given, an
+        ``outcome=`` among the fields is the status.
         """
-        level = fields.pop("level", None)
+        if severity is None:
+            severity = fields.pop("level", None)
         return self.emit(
             AuditEvent(
                 event_type,
                 action,
                 None,
                 status,
-                level if severity is None else severity,
+                severity,
                 resource_type,
                 resource_name,
                 error,
@@ -161,30 +163,30 @@ class AuditLogger:
         )
 
     def log_event(
-        self, event_type: str, action: str, status: str = "success", **fields: Any
+        self, event_type: str, action: str, status: str = UNSAID, **fields: Any
     ) -> Receipt:
         """Record an event that needs no resource; ``resource_type=`` and so on are taken too."""
         return self._named(event_type, action, status, fields)
 
-    def debug(self, event: str, action: str, status: str = "success", **fields: Any) -> Receipt:
+    def debug(self, event: str, action: str, status: str = UNSAID, **fields: Any) -> Receipt:
         """Record at level debug."""
-        return self._named(event, action, status, {**fields, "level": "debug"})
+        return self._at("debug", event, action, status, fields)
 
-    def info(self, event: str, action: str, status: str = "success", **fields: Any) -> Receipt:
+    def info(self, event: str, action: str, status: str = UNSAID, **fields: Any) -> Receipt:
         """Record at level info."""
-        return self._named(event, action, status, {**fields, "level": "info"})
+        return self._at("info", event, action, status, fields)
 
-    def warning(self, event: str, action: str, status: str = "success", **fields: Any) -> Receipt:
+    def warning(self, event: str, action: str, status: str = UNSAID, **fields: Any) -> Receipt:
         """Record at level warning."""
-        return self._named(event, action, status, {**fields, "level": "warning"})
+        return self._at("warning", event, action, status, fields)
 
     def error(self, event: str, action: str, status: str = "failed", **fields: Any) -> Receipt:
         """Record at level error."""
-        return self._named(event, action, status, {**fields, "level": "error"})
+        return self._at("error", event, action, status, fields)
 
     def critical(self, event: str, action: str, status: str = "failed", **fields: Any) -> Receipt:
         """Record at level critical."""
-        return self._named(event, action, status, {**fields, "level": "critical"})
+        return self._at("critical", event, action, status, fields)
 
     def log_ai_provider_call(
         self,
@@ -241,15 +243,16 @@ class AuditLogger:
     ) -> Receipt:
         """Record something that security people should see (status ``detected``).
 
-        ``severity`` is a level, or low, medium, high. ``user_id`` and
-        ``ip_address`` are what the event is about; they do not become the actor.
+        ``severity`` is a level, or low, medium, high, and stays a field as well.
+        ``user_id`` and ``ip_address`` are what the event is about; they do not
+        become the actor.
         """
         facts = {
             "description": description,
-            "level": severity,
-            **_given(user_id=user_id, ip_address=ip_address),
+            **_given(severity=severity, user_id=user_id, ip_address=ip_address),
         }
-        return self._named(event_type, "detect", "detected", {**facts, **fields})
+        level = fields.pop("level", severity)
+        return self._named(event_type, "detect", "detected", {**facts, **fields}, level=level)
 
     def log_system_event(
         self,
@@ -277,20 +280,31 @@ class AuditLogger:
         if self._provider is not None:
             self._provider.close()
 
+    def _at(
+        self, level: str, event: str, action: str, status: str, fields: dict[str, Any]
+    ) -> Receipt:
+        severity = fields.pop("severity", None)
+        level = level if severity is None else severity
+        return self._named(event, action, status, fields, level=level)
+
     def _named(
         self,
         event: str,
         action: str,
         status: str,
         fields: dict[str, Any],
+        *,
         event_type: str | None = None,
+        level: str | None = None,
     ) -> Receipt:
         said = {name: fields.pop(name) for name in _OF_THE_EVENT if name in fields}
-        severity = fields.pop("severity", None)
-        if severity is not None:
-            said["level"] = severity
+        # Only the first is taken: a level that says something else stays a field, and in the record.
+        if level is None:
+            level = fields.pop("severity", None)
+            if level is None:
+                level = fields.pop("level", None)
         return self.emit(
-            AuditEvent(event, action, event_type=event_type, status=status, fields=fields, **said)
+            AuditEvent(event, action, event_type, status, level, fields=fields, **said)
         )
 
 
@@ -312,3 +326,7 @@ def _given(**facts: Any) -> dict[str, Any]:
 def get_audit_logger(name: str | None = None) -> AuditLogger:
     """Return a logger of the global provider, which is opened when it first emits."""
     return AuditLogger(name)
+
+
+audit_event: Final = AuditLogger().audit_event
+"""The method, as a function of the module: emits to whichever provider is the global one."""

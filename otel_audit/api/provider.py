@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, cast
 
 from otel_audit.api import companions, metrics
+from otel_audit.api.arguments import check
 from otel_audit.api.policy import Policy
 from otel_audit.api.receipt import AuditReceipt, PendingReceipt
 from otel_audit.api.resource import resource_of
@@ -70,7 +71,8 @@ class AuditProvider:
         nanoseconds), ``new_id`` and ``vfs`` are for tests. Raises
         `AuditSettingsError` and `TrailError`.
         """
-        self.settings = settings or Settings.from_env()
+        _check_kinds(settings, policy, redactor, keys)
+        self.settings = Settings.from_env() if settings is None else settings
         self.policy, redactor = _policy(self.settings, policy, redactor)
         self.not_recorded = 0
         self._mutex = threading.RLock()
@@ -404,6 +406,19 @@ class AuditProvider:
     def _shut_down(self, error: Exception) -> None:
         _logger.critical("%s: the policy says shutdown, sending SIGTERM to ourselves", error)
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _check_kinds(settings: object, policy: object, redactor: object, keys: object) -> None:
+    """Raise `AuditSettingsError` for what cannot be what it was given as."""
+    check("settings", settings, Settings, "name the place by keyword: log_dir=, or directory=")
+    check("policy", policy, Policy, "for the path of a policy's file write policy_file=")
+    check("redactor", redactor, Redactor, "make one of names: Redactor(keys=[...])")
+    check(
+        "keys",
+        keys,
+        TrailKeys,
+        "for a key's text write signing_key=, for its file signing_key_file=",
+    )
 
 
 def _policy(

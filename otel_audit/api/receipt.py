@@ -40,7 +40,9 @@ class AuditReceipt(NamedTuple):
         return self.sequence_number >= 0
 
     def __repr__(self) -> str:
-        """Show what identifies the record."""
+        """Show what identifies the record, or that it was not stored."""
+        if not self:
+            return f"AuditReceipt(record_id={self.record_id!r}, not stored)"
         return (
             f"AuditReceipt(record_id={self.record_id!r}, "
             f"sequence_number={self.sequence_number}, leaf_hash={self.leaf_hash.hex()!r}, "

@@ -195,10 +195,13 @@ def audit_span(
 
     ``write_ahead`` makes a record with status ``initiated`` durable before the
     block runs, so that even a block that never ends is on record. ``severity=``
-    and ``retention=`` among the fields are the record's. Raises
+    (or ``level=``) and ``retention=`` among the fields are the record's. Raises
     `AuditEventError` here, before the block has run without a record.
     """
-    level, retention = fields.pop("severity", None), fields.pop("retention", None)
+    level = fields.pop("severity", None)
+    if level is None:
+        level = fields.pop("level", None)
+    retention = fields.pop("retention", None)
     said = AuditEvent(
         event,
         action,
@@ -209,7 +212,10 @@ def audit_span(
         retention=retention,
         fields=fields,
     )
-    plain(Draft(said, "", ""))
+    draft = Draft(said, "", "")
+    # Where it is a member of an enum: the span needs a name, too.
+    said.event = draft.event
+    plain(draft)
     return AuditSpan(said, logger or get_audit_logger(), write_ahead=write_ahead)
 
 
@@ -230,13 +236,17 @@ def audited(
     ``resource_name`` may name arguments: ``"{server_id}"``. ``capture`` lists
     arguments that become fields. What a plain function leaves to be awaited, a
     coroutine or a future of asyncio, is part of the call: what is returned
-    instead is one as well. Raises `AuditEventError` at decoration when
+    instead is one as well. Above or below ``@classmethod`` and ``@staticmethod``
+    is the same. Raises `AuditEventError` at decoration when
     there is no such argument, when the function is a generator (it would have
     returned before it ran), and for what could not become a record.
     """
     audit_span(event, action, event_type=event_type, **fields)
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        if isinstance(function, (classmethod, staticmethod)):
+            return cast("Callable[P, R]", type(function)(decorate(function.__func__)))
+        _check_function(function)
         signature = inspect.signature(function)
         _check_arguments(function, signature, resource_name, capture)
 
@@ -298,18 +308,28 @@ def _continued(audit: AuditSpan, result: Awaitable[R]) -> Awaitable[R]:
     return asyncio.ensure_future(awaited()) if asyncio.isfuture(result) else awaited()
 
 
-def _check_arguments(
-    function: Callable[..., Any],
-    signature: inspect.Signature,
-    resource_name: str | None,
-    capture: object,
-) -> None:
+def _check_function(function: Any) -> None:  # noqa: ANN401 - whatever was decorated
+    """Raise `AuditEventError` for what cannot be called, or would return before it runs."""
+    if not callable(function):
+        message = (
+            f"@audited is on a {type(function).__name__}, which is no function: put it below "
+            "(@property above @audited), next to the function itself"
+        )
+        raise AuditEventError(message)
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         message = (
             f"{function.__qualname__} is a generator, which returns before it runs, so @audited "
             "would record nothing true; put audit_span() inside it"
         )
         raise AuditEventError(message)
+
+
+def _check_arguments(
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    resource_name: str | None,
+    capture: object,
+) -> None:
     names = capture if isinstance(capture, Collection) and not isinstance(capture, str) else (None,)
     if not all(isinstance(name, str) for name in names):
         message = (

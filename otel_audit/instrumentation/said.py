@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from otel_audit.record.event import AuditEvent
+from otel_audit.record.event import UNSAID, AuditEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
@@ -38,7 +38,7 @@ def audit_event(
     take = fields.pop
     status = take("status", None)
     if status is None:
-        status = "failed" if error is not None or level in _GRAVE else "success"
+        status = "failed" if error is not None or level in _GRAVE else UNSAID
     action, said = take("action", None), take("error", None)
     return AuditEvent(
         name,

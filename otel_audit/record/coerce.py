@@ -9,8 +9,8 @@ something is cut; the record's length is left to `shorten`.
 
 Converted, and not named, since nothing is lost: datetime, date and time
 (RFC 3339; a naive one stays without offset), timedelta (seconds), Enum (its
-value), UUID, path, IP address, Decimal and Fraction (text), subclasses of str,
-int and float, numbers of other libraries, exceptions (``Type: message``),
+value), UUID, path, IP address, Decimal and Fraction (text), UserString and
+other sequences of characters (text), subclasses of str, int and float, numbers of other libraries, exceptions (``Type: message``),
 NamedTuple, dataclass, attrs and pydantic objects and other mappings (an
 object), tuple, set (sorted) and other sequences (an array).
 
@@ -27,7 +27,7 @@ import base64
 import codecs
 import dataclasses
 import re
-from collections import deque
+from collections import UserString, deque
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import date, datetime, time, timedelta
@@ -302,6 +302,8 @@ class _Walk:
             for kinds, form in _LEAVES:
                 if isinstance(value, kinds):
                     return form(self, value)
+            if isinstance(value, Sequence) and _is_of_characters(value):
+                return _as_text(self, value)
         if id(value) in self.parents:
             self.altered = True
             return "[cycle]"
@@ -456,6 +458,18 @@ def _as_text(walk: _Walk, value: object) -> str:
     return walk.text(str.__str__(str(value)))
 
 
+def _is_of_characters(value: Sequence[object]) -> bool:
+    """Whether it is a text by another name: a character's first character is the character.
+
+    As an array it would be arrays within arrays without an end.
+    """
+    kind = type(value)
+    if isinstance(value, (list, tuple, deque)) or kind.__str__ is object.__str__ or not value:
+        return False
+    first = cast("Sequence[object]", value[0])
+    return type(first) is kind and len(first) == 1 and first[0] == first
+
+
 def _seconds(_: _Walk, value: timedelta) -> float:
     return value.total_seconds()
 
@@ -481,7 +495,7 @@ _LEAVES: Final[tuple[tuple[Any, Callable[[_Walk, Any], JsonValue]], ...]] = (
     (str, lambda walk, value: walk.text(str.__str__(value))),
     ((datetime, date, time), _iso),
     (timedelta, _seconds),
-    ((UUID, PurePath, Decimal, Fraction, *_ADDRESSES), _as_text),
+    ((UUID, PurePath, Decimal, Fraction, UserString, *_ADDRESSES), _as_text),
     ((bytes, bytearray, memoryview), _bytes),
     (BaseException, _exception),
     (Integral, lambda walk, value: _integer(walk, int(value))),

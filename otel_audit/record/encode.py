@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from otel_audit.record import coerce
-from otel_audit.record.event import KEYS, RESERVED, SCHEMA, level_of, outcome_of
+from otel_audit.record.event import (
+    KEYS,
+    LEVELS,
+    RESERVED,
+    SCHEMA,
+    UNSAID,
+    level_of,
+    outcome_of,
+)
 from otel_audit.record.shorten import shorten
 
 if TYPE_CHECKING:
@@ -32,6 +40,9 @@ _UNCUT: Final = frozenset(
     {"schema", "timestamp", "level", "record_id", "outcome", "trace_id", "span_id", "trace_flags",
      "coerced", "resource"}
 )  # fmt: skip
+
+_HOW_IT_WENT: Final = ("status", "outcome")
+"""Reserved names of which a contradiction must not pass in silence."""
 
 _SECOND: Final = 1_000_000_000
 _POOL: Final = 256
@@ -68,19 +79,34 @@ def merge_fields(draft: Draft, fields: dict[str, Any]) -> dict[str, str]:
 
     A reserved name that says what the record says anyway is dropped, so that
     ``**get_audit_context()`` may be passed along; otherwise it is kept as
-    ``field_<name>``. Returns the new names of those that were kept.
+    ``field_<name>``. How it went is taken from it where nobody said otherwise;
+    else ``coerced`` names what contradicts the record, which would look like a
+    success. Returns the new names of those that were kept.
     """
     renamed = {}
     # The class of an exception has its place only where there is one.
     reserved = RESERVED if draft.error_type is None else RESERVED | {"error_type"}
     if not reserved.isdisjoint(fields):
+        _believe(draft, fields)
+        own = {"schema": SCHEMA, "outcome": outcome_of(draft.status)}
         for name in [name for name in fields if name in reserved]:
             value = fields.pop(name)
-            if value != getattr(draft, name, None):
+            if value != (own.get(name) or getattr(draft, name, None)):
                 renamed[name] = free_name(f"field_{name}", fields)
                 fields[renamed[name]] = value
+                if name in _HOW_IT_WENT and value is not None:
+                    draft.coerced.append(name)
     draft.fields = fields
     return renamed
+
+
+def _believe(draft: Draft, fields: dict[str, Any]) -> None:
+    """Take how it went, and how grave that is, from fields where the event does not say it."""
+    for name in _HOW_IT_WENT:
+        if draft.status is UNSAID and type(fields.get(name)) is str and fields[name]:
+            draft.status = fields.pop(name)
+    if draft.level is None and draft.severity is None and fields.get("level") in LEVELS:
+        draft.level = fields.pop("level")
 
 
 def timestamp_of(unix_nano: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from otel_audit.errors import AuditEventError
@@ -31,6 +32,12 @@ RESERVED: Final = frozenset({*KEYS, "missing_fields", "coerced"})
 """Names that a caller's field cannot have."""
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+
+UNSAID: Final = b"success".decode()
+"""The status of an event whose caller said none: a text of its own, told from "success" by `is`.
+
+So a field of the caller's that says how it went is believed where nobody said otherwise.
+"""
 
 _SHOWN: Final = 80
 """Characters of a value in an error message."""
@@ -71,7 +78,7 @@ class AuditEvent:
     event: str
     action: str
     event_type: str | None = None
-    status: str = "success"
+    status: str = UNSAID
     level: str | None = None
     resource_type: str | None = None
     resource_name: str | None = None
@@ -96,14 +103,14 @@ class Draft:
         event: object = source.event
         action: object = source.action
         if not (isinstance(event, str) and event):
-            raise AuditEventError(_required("event", event, "login"))
+            event = _named("event", event, "login")
         if not (isinstance(action, str) and action):
-            raise AuditEventError(_required("action", action, "start"))
+            action = _named("action", action, "start")
         self.source = source
         self.record_id = record_id
         self.timestamp = timestamp
-        self.event: str = event
-        self.action: str = action
+        self.event = event
+        self.action = action
         event_type: object = source.event_type
         # Not `or`: whatever stands here, asking it whether it is true could run its code.
         unsaid = event_type is None or (type(event_type) is str and not event_type)
@@ -166,12 +173,16 @@ def level_named(severity: str) -> str | None:
     return _SEVERITIES.get(severity.strip().lower())
 
 
-def _required(name: str, value: object, example: str) -> str:
-    return (
+def _named(name: str, value: object, example: str) -> str:
+    """Return the name that a member of an enum stands for. Raises `AuditEventError` for all else."""
+    if isinstance(value, Enum) and isinstance(value.value, str) and value.value:
+        return value.value
+    message = (
         f"an audit event needs {'an' if name[0] in 'ae' else 'a'} {name}, but {name} is "
         f"{_shown(value)}: without it nobody can find the record later; pass a non-empty string such "
         f"as {example!r}"
     )
+    raise AuditEventError(message)
 
 
 def _shown(value: object) -> str:

@@ -79,11 +79,14 @@ _RANDOM: Final = (
     "storage account key", "symmetric key", "webhook key", "wrapping key",
     "auth code", "auth header", "authorization code", "authorization header", "code verifier",
     "basic auth", "http auth", "proxy auth", "amz signature", "goog signature",
-    "access signature", "sess id", "phpsessid", "jsessionid",
+    "access signature", "connection string", "sess id", "phpsessid", "jsessionid",
 )  # fmt: skip
 
 # Names that mean a secret only when they stand alone (after the last dot).
-_ALONE: Final = ("pin", "sig", "creds")
+_ALONE: Final = {
+    **dict.fromkeys(("creds", "dsn", "pin", "salt", "sig", "tan"), Verdict.SECRET),
+    "pass": Verdict.PLURAL,  # of tests it is a number
+}
 
 # At the end of a longer word too, as in "dbpassword" or "accesstoken".
 _ENDINGS: Final = ("password", "passwd", "passphrase", "secret", "token", "cookie")
@@ -158,7 +161,7 @@ class SecretNames(dict[str, Verdict]):
             self.clear()
         alone = _words(name.rpartition(".")[2])
         if len(alone) == 1 and alone[0] in _ALONE:
-            verdict = Verdict.SECRET
+            verdict = _ALONE[alone[0]]
         else:
             verdict = self._judge(_words(name))
         if len(name) <= _LONGEST_SEEN:

@@ -11,9 +11,11 @@ import logging
 import os
 import re
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_audit.errors import TrailFileSystemError
+from otel_audit.settings import first_to_say
 from otel_audit.trail.durable import sync
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ _FORGETFUL: Final = {
     "ramfs": "its contents are gone after a restart",
     "overlay": "a container's own layer is gone with the container; mount a volume",
 }
+
+_OTHERS: Final = 0o077
+_WRITE: Final = 0o022
 
 _logger = logging.getLogger("otel_audit.trail")
 
@@ -105,22 +110,47 @@ def check(directory: Path, mounts: str | None = None) -> str | None:
 def prepare(directory: Path) -> None:
     """Make the trail's directory (mode 0700) and make its name durable.
 
-    Raises `TrailFileSystemError` when it cannot be made or is unsuitable.
+    One that is there, empty and this user's gets the mode too: a trail begins
+    in it. Of any other that is open to others there is a warning. Raises `TrailFileSystemError` when it cannot be made or is unsuitable.
     """
+    try:
+        str(directory).encode()
+    except UnicodeEncodeError as error:
+        message = (
+            f"the trail cannot be in {str(directory)!r}, since SQLite opens only paths in UTF-8; "
+            "set OTEL_AUDIT_DIR to another place"
+        )
+        raise TrailFileSystemError(message) from error
     warning = check(directory)
     try:
         _make(directory)
-        mode = stat.S_IMODE(directory.stat().st_mode)
+        mode = _closed(directory)
     except OSError as error:
         message = (
             f"the trail's directory {directory} cannot be made: {error.strerror}; create it "
             "for this user, or set OTEL_AUDIT_DIR to another place"
         )
         raise TrailFileSystemError(message) from error
-    if mode & 0o022:
-        _logger.warning("%s is writable by others (mode %04o): chmod 700 it", directory, mode)
+    if mode & _OTHERS:
+        how = "is writable by others" if mode & _WRITE else "can be looked into by others"
+        text = f"{directory} {how} (mode {mode:04o}): chmod 700 it"
+        if first_to_say(text):
+            _logger.warning("%s", text)
     if warning is not None:
         _logger.warning("%s", warning)
+
+
+def _closed(directory: Path) -> int:
+    """Close the directory to others if that harms nobody, and return its mode."""
+    status = directory.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    # Not with the sticky bit: that is a place for everybody, such as /tmp.
+    ours = status.st_uid == os.geteuid() and not mode & stat.S_ISVTX
+    if mode & _OTHERS and ours and not any(directory.iterdir()):
+        with suppress(OSError):  # some file systems have no modes to change
+            directory.chmod(0o700)
+            return 0o700
+    return mode
 
 
 def _make(directory: Path, mode: int = 0o700) -> None:

@@ -9,6 +9,7 @@ What the bytes mean, and whether they are right, is left to others.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import apsw
@@ -22,7 +23,6 @@ from otel_audit.trail.nearby import nearby
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
     from types import TracebackType
 
     from typing_extensions import Self
@@ -72,14 +72,14 @@ class StoredCheckpoint(NamedTuple):
 class TrailReader:
     """One trail, for reading; usable from several threads and after a fork."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: str | Path) -> None:
         """Open the trail in ``directory``.
 
         Raises `TrailError` when there is none and `TrailVersionError` when it
         is newer than this software.
         """
-        self.directory = directory
-        self.path = directory / DATABASE
+        self.directory = Path(directory)
+        self.path = self.directory / DATABASE
         self._handle = Handle(self._connect)
         try:
             with self._handle.use() as connection:

@@ -15,9 +15,11 @@ from functools import partial, wraps
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
+from otel_audit.api.arguments import check
 from otel_audit.api.context import stay_in_requests
 from otel_audit.api.current import get_audit_provider, span_rules_ahead
 from otel_audit.api.logger import AuditLogger
+from otel_audit.api.provider import AuditProvider
 from otel_audit.errors import AuditSettingsError, AuditUnavailableError, OtelAuditError
 from otel_audit.settings import Settings
 from otel_audit.web.activity import ACTIVITY_KEY, SAFE_METHODS, Activity
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
     from otel_audit.api.context import RequestScope
     from otel_audit.api.derived import SpanRule
-    from otel_audit.api.provider import AuditProvider
     from otel_audit.web.asgi import Scope
 
 _WRAPPED: Final = "app"
@@ -120,6 +121,7 @@ class Binding:
         client_id_header: str | None,
     ) -> None:
         """Check the options once. Raises `AuditSettingsError`."""
+        check("provider", provider, AuditProvider, "leave it out for the one of configure()")
         stay_in_requests()
         self._provider = provider
         self._http_activity = checked_activity(http_activity)

@@ -142,7 +142,7 @@ class _Instrumentation:
 
 def _middleware(app: Any, options: AuditOptions) -> AuditMiddleware:  # noqa: ANN401 - a Starlette, which is not imported here
     hook = options.get("identify")
-    if hook is not None:
+    if hook is not None and callable(hook):  # else the middleware says what is wrong
         options = {**options, "identify": _for_connections(hook)}
     return AuditMiddleware(app, **options)
 

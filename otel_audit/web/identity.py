@@ -16,6 +16,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from otel_audit.api.context import Actor, checked_actor
+from otel_audit.errors import AuditSettingsError
 
 if TYPE_CHECKING:
     from otel_audit.api.context import RequestScope
@@ -34,13 +35,25 @@ and ``cookies`` read. A plain function runs in the event loop: it must not block
 """
 
 
+def checked_hook(identify: IdentityHook) -> IdentityHook:
+    """Return the hook if it can be called. Raises `AuditSettingsError`."""
+    given: object = identify
+    if not callable(given):
+        message = (
+            f"identify={identify!r} cannot be used: give a function that takes the request and "
+            "returns the authenticated user's id, an Actor or None"
+        )
+        raise AuditSettingsError(message)
+    return identify
+
+
 class Identify:
     """Asks the hook once a request."""
 
     __slots__ = ("_hook",)
 
     def __init__(self, hook: IdentityHook) -> None:
-        self._hook = hook
+        self._hook = checked_hook(hook)
 
     async def __call__(self, scope: Mapping[str, Any], request: RequestScope) -> None:
         """Set the request's actor to what the hook says; an actor that is set already stays."""

@@ -23,7 +23,7 @@ from otel_audit.web import problem
 from otel_audit.web.activity import named
 from otel_audit.web.binding import Binding, refusing_unknown_options
 from otel_audit.web.bridges import WSGI, around
-from otel_audit.web.identity import actor_from
+from otel_audit.web.identity import actor_from, checked_hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -83,7 +83,7 @@ class AuditWSGIMiddleware:
         `AuditSettingsError`.
         """
         self.app = app
-        self._identify = identify
+        self._identify = None if identify is None else checked_hook(identify)
         self._binding = Binding(
             provider=provider,
             trusted_proxies=trusted_proxies,

@@ -8,6 +8,7 @@ import logging
 import tempfile
 import threading
 import time
+from inspect import getdoc, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,11 @@ from opentelemetry.context import get_current
 
 from otel_audit.api.context import RequestScope, get_audit_context, set_actor
 from otel_audit.api.current import is_configured
-from otel_audit.api.logger import AuditLogger, get_audit_logger
+from otel_audit.api.logger import AuditLogger, audit_event, get_audit_logger
 from otel_audit.api.policy import Policy, Rule
 from otel_audit.api.provider import AuditProvider
 from otel_audit.api.receipt import AuditReceipt, PendingReceipt
+from otel_audit.api.spans import audit_span
 from otel_audit.errors import (
     AuditClosedError,
     AuditEventError,
@@ -84,6 +86,10 @@ def test_a_receipt_shows_what_identifies_the_record(desk: Desk) -> None:
     assert receipt.record_id in shown
     assert receipt.leaf_hash.hex() in shown
     assert "sequence_number=0" in shown
+
+
+def test_a_receipt_of_what_was_not_stored_says_so() -> None:
+    assert repr(AuditReceipt("r-1", -1, b"", 0)) == "AuditReceipt(record_id='r-1', not stored)"
 
 
 async def test_an_event_may_be_of_another_context_whose_request_waits_for_it(desk: Desk) -> None:
@@ -278,6 +284,27 @@ def test_audit_event_takes_its_facts_in_the_documented_order(desk: Desk) -> None
     }
 
 
+async def test_audit_event_is_a_function_too_that_uses_the_global_provider(desk: Desk) -> None:
+    receipt = await audit_event(
+        "admin_action", "restart", "server", "web-1", "failed", "no answer", reason="update"
+    )
+    assert receipt.sequence_number == 0
+    assert of_the_caller(desk.record()) == {
+        "level": "error",
+        "event": "admin_action",
+        "event_type": "admin_action",
+        "action": "restart",
+        "status": "failed",
+        "outcome": "failure",
+        "resource_type": "server",
+        "resource_name": "web-1",
+        "error": "no answer",
+        "reason": "update",
+    }
+    assert signature(audit_event) == signature(desk.audit.audit_event)
+    assert getdoc(audit_event) == getdoc(AuditLogger.audit_event)
+
+
 def test_audit_event_takes_the_context_along_without_repeating_it(desk: Desk) -> None:
     scope = RequestScope("r1", client_id="c", client_ip="10.0.0.1", user_agent="curl")
     token = scope.attach()
@@ -350,6 +377,30 @@ def test_there_is_a_call_for_each_level(desk: Desk, level: str, status: str) -> 
     assert (second["resource_type"], second["resource_name"]) == ("door", "front")
 
 
+@pytest.mark.parametrize("call", ["audit_event", "log_event", "debug", "info", "warning"])
+def test_who_says_no_status_may_say_the_outcome(desk: Desk, call: str) -> None:
+    getattr(desk.audit, call)("e", "a", outcome="failure")
+    getattr(desk.audit, call)("e", "a", status="success", outcome="failure")
+    failed, contradicting = desk.records()
+    assert (failed["status"], failed["outcome"]) == ("failure", "failure")
+    assert "field_outcome" not in failed
+    assert (contradicting["status"], contradicting["outcome"]) == ("success", "success")
+    assert contradicting["field_outcome"] == "failure"
+    assert contradicting["coerced"] == ["outcome"]
+
+
+def test_no_word_for_the_level_is_swallowed(desk: Desk) -> None:
+    desk.audit.info("e", "a", level="loud")
+    desk.audit.audit_event("e", "a", severity="info", level="loud")
+    desk.audit.log_event("e", "a", severity="info", level="loud")
+    with audit_span("e", "a", severity="info", level="loud"):
+        pass
+    assert {(one["level"], one["field_level"]) for one in desk.records()} == {("info", "loud")}
+    with audit_span("e", "a", level="high"):
+        pass
+    assert desk.records()[-1]["level"] == "error"
+
+
 def test_log_event(desk: Desk) -> None:
     desk.audit.log_event("deploy", "start", "initiated", zone="b", retention="3y")
     record = desk.record()
@@ -417,9 +468,22 @@ def test_log_security_event(desk: Desk, about: dict[str, str]) -> None:
         "status": "detected",
         "outcome": "unknown",
         "description": "20 attempts",
+        "severity": "high",
         **about,
     }
     assert desk.record()["actor_id"] == "svc"
+
+
+def test_the_word_for_the_severity_of_a_security_event_stays_beside_the_level(desk: Desk) -> None:
+    desk.audit.log_security_event("scan", "moderate", "ports")
+    desk.audit.log_security_event("scan", "purple", "ports")
+    desk.audit.log_security_event("scan", "high", "ports", level="debug")
+    known, unknown, both = desk.records()
+    assert (known["level"], known["severity"]) == ("warning", "moderate")
+    assert (unknown["level"], unknown["severity"], unknown["coerced"]) == (
+        "info", "purple", ["level"],
+    )  # fmt: skip
+    assert (both["level"], both["severity"]) == ("debug", "high")
 
 
 @pytest.mark.parametrize("details", [None, {"free": 3}])

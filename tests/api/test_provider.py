@@ -406,6 +406,28 @@ def test_configure_takes_policy_rules_and_keys_of_the_application(tmp_path: Path
     assert b'"nickname":"[REDACTED]"' in leaf.record
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("settings", "log_dir="),
+        ("policy", "policy_file="),
+        ("redactor", r"Redactor\(keys="),
+        ("keys", "signing_key_file="),
+    ],
+)
+def test_what_is_no_object_of_its_kind_is_refused_at_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, remedy: str
+) -> None:
+    monkeypatch.setenv("LOG_DIR", str(tmp_path / "logs"))
+    given: Any
+    for given in ("p.yaml", "", Path("p.yaml"), 5):
+        for call in (configure, AuditProvider):
+            with pytest.raises(AuditSettingsError, match=f"^{name}= cannot be used: .*{remedy}"):
+                call(**{name: given})
+    assert not is_configured()
+    assert not (tmp_path / "logs").exists()
+
+
 def test_a_configure_that_fails_changes_nothing(tmp_path: Path) -> None:
     former = configure(directory=tmp_path / "a", agent="off")
     (tmp_path / "file").touch()

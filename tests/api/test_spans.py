@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import functools
 import inspect
 import subprocess
@@ -81,6 +82,18 @@ def test_a_block_is_one_record_of_success(desk: Desk) -> None:
     assert "initiated_record_id" not in record
     assert isinstance(span.receipt, AuditReceipt)
     assert span.receipt.record_id == record["record_id"]
+
+
+def test_the_event_of_a_block_may_be_a_member_of_an_enum(desk: Desk) -> None:
+    class Event(enum.Enum):
+        DEPLOY = "deploy"
+        START = "start"
+
+    said: Any = (Event.DEPLOY, Event.START)
+    with audit_span(*said):
+        span: Any = trace.get_current_span()
+    assert span.name == "deploy"
+    assert (desk.record()["event"], desk.record()["action"]) == ("deploy", "start")
 
 
 def test_an_exception_is_a_failure_and_goes_on(desk: Desk) -> None:
@@ -512,6 +525,40 @@ def test_a_function_without_arguments_has_none_to_name() -> None:
 
     with pytest.raises(AuditEventError, match=r"names 'x', .* arguments \(none\)"):
         audited("e", "a", resource_name="{x}")(run)
+
+
+def test_methods_of_classes_are_audited_from_above_and_below(desk: Desk) -> None:
+    class Shop:
+        @audited("e", "above", resource_name="{name}")
+        @classmethod
+        def made(cls, name: str) -> tuple[type, str]:
+            return cls, name
+
+        @audited("e", "static", capture=("name",))
+        @staticmethod
+        def closed(name: str) -> str:
+            return name
+
+        @classmethod
+        @audited("e", "below")
+        def found(cls) -> type:
+            return cls
+
+    class Bakery(Shop):
+        pass
+
+    assert Bakery.made("a") == (Bakery, "a")
+    assert Bakery().made("b") == (Bakery, "b")
+    assert (Shop.closed("c"), Shop().closed("d")) == ("c", "d")
+    assert Bakery.found() is Bakery
+    actions = [record["action"] for record in desk.records()]
+    assert actions == ["above", "above", "static", "static", "below"]
+
+
+def test_what_is_no_function_is_refused_at_decoration() -> None:
+    wrong: Any = property(lambda _: 1)
+    with pytest.raises(AuditEventError, match=r"on a property, .*@property above @audited"):
+        audited("e", "a")(wrong)
 
 
 def test_generators_are_refused_at_decoration() -> None:

@@ -10,7 +10,16 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, deque, namedtuple
+from collections import (
+    ChainMap,
+    Counter,
+    OrderedDict,
+    UserDict,
+    UserList,
+    UserString,
+    deque,
+    namedtuple,
+)
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -109,6 +118,28 @@ class LikeAttrs:
         self.b = [2]
 
 
+class Signs(Sequence["Signs"]):
+    """A text of a library's own, whose items are texts of one character, as a str's are."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __getitem__(self, at: Any) -> Any:
+        return Signs(self.text[at])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Signs) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
 OBVIOUS: list[tuple[Any, Any]] = [
     ("text", "text"),
     ("grün 🌱", "grün 🌱"),
@@ -129,6 +160,12 @@ OBVIOUS: list[tuple[Any, Any]] = [
     (deque([1, 2]), [1, 2]),
     (range(3), [0, 1, 2]),
     (UserList([1]), [1]),
+    (UserList([UserList(["a"])]), [["a"]]),
+    (UserString("the evidence"), "the evidence"),
+    (UserString(""), ""),
+    ([UserString("a")], ["a"]),
+    (Signs("the evidence"), "the evidence"),
+    (Signs("a"), "a"),
     ({"a": 1}.keys(), ["a"]),
     (OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
     (Counter("aab"), {"a": 2, "b": 1}),

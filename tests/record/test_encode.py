@@ -19,6 +19,7 @@ from opentelemetry import context as otel_context
 from otel_audit.api.context import RequestScope
 from otel_audit.api.policy import Policy
 from otel_audit.api.stages import Stages
+from otel_audit.errors import AuditEventError
 from otel_audit.record.encode import LIMIT, encode, new_record_id, timestamp_of
 from otel_audit.record.event import KEYS, RESERVED, AuditEvent, Draft
 from otel_audit.record.redact import Redactor
@@ -59,6 +60,12 @@ class Hostile:
 
 class Word(str, enum.Enum):
     HIGH = "high"
+
+
+class Kind(enum.Enum):
+    HIGH = "high"
+    FIVE = 5
+    EMPTY = ""
 
 
 class Silent(Exception):  # noqa: N818 - what it is called does not matter
@@ -149,11 +156,70 @@ def test_reserved_names_are_dropped_when_they_say_the_same() -> None:
     assert record["x"] == 1
 
 
+@pytest.mark.parametrize("status", ["success", "failed", "detected"])
+def test_what_is_derived_may_be_said_again(status: str) -> None:
+    record = recorded(status=status)
+    derived = {name: record[name] for name in ("schema", "level", "status", "outcome")}
+    again = recorded(status=status, fields=derived)
+    assert [again[name] for name in derived] == [*derived.values()]
+    assert not [name for name in again if name.startswith("field_") or name == "coerced"]
+
+
+@pytest.mark.parametrize("name", ["status", "outcome"])
+@pytest.mark.parametrize(
+    ("word", "outcome", "level"),
+    [("failure", "failure", "error"), ("denied", "failure", "error"), ("success",) * 2 + ("info",),
+     ("partly", "unknown", "info")],
+)  # fmt: skip
+def test_a_field_says_how_it_went_where_nobody_else_does(
+    name: str, word: str, outcome: str, level: str
+) -> None:
+    record = recorded(fields={name: word})
+    assert (record["status"], record["outcome"], record["level"]) == (word, outcome, level)
+    assert not [name for name in record if name.startswith("field_") or name == "coerced"]
+
+
+@pytest.mark.parametrize("name", ["status", "outcome"])
+@pytest.mark.parametrize(
+    ("status", "word"),
+    [("success", "failure"), ("failed", "success"), ("detected", "failure"), ("success", 0)],
+)
+def test_a_field_that_contradicts_how_it_went_is_kept_and_named(
+    name: str, status: str, word: str | int
+) -> None:
+    record = recorded(status=status, fields={name: word})
+    assert record["status"] == status
+    assert record[f"field_{name}"] == word
+    assert record["coerced"] == [name]
+
+
+@pytest.mark.parametrize("word", [None, "", 0, ["failure"]])
+def test_what_is_no_word_for_how_it_went_is_kept(word: Any) -> None:
+    record = recorded(fields={"outcome": word})
+    assert (record["status"], record["outcome"]) == ("success", "success")
+    assert record["field_outcome"] == word
+    assert record.get("coerced", []) == ([] if word is None else ["outcome"])
+
+
+def test_the_second_of_two_words_for_how_it_went_is_kept_and_named() -> None:
+    record = recorded(fields={"outcome": "success", "status": "denied"})
+    assert (record["status"], record["outcome"]) == ("denied", "failure")
+    assert (record["field_outcome"], record["coerced"]) == ("success", ["outcome"])
+
+
+def test_a_field_says_how_grave_it_is_where_nobody_else_does() -> None:
+    assert recorded(fields={"level": "critical"})["level"] == "critical"
+    record = recorded(level="info", fields={"level": "critical"})
+    assert (record["level"], record["field_level"]) == ("info", "critical")
+    record = recorded(fields={"level": "loud"})
+    assert (record["level"], record["field_level"]) == ("info", "loud")
+
+
 def test_reserved_names_are_kept_aside_when_they_say_something_else() -> None:
-    fields = {"status": "no", "field_event": 1, "event": "other", "timestamp": 5, "coerced": True}
+    fields = {"action": "no", "field_event": 1, "event": "other", "timestamp": 5, "coerced": True}
     record = recorded(fields=fields)
-    assert record["status"] == "success"
-    assert record["field_status"] == "no"
+    assert record["action"] == "start"
+    assert record["field_action"] == "no"
     assert record["field_event"] == 1
     assert record["field_event_"] == "other"
     assert record["field_timestamp"] == 5
@@ -162,14 +228,16 @@ def test_reserved_names_are_kept_aside_when_they_say_something_else() -> None:
     # In the caller's order, whatever the seed of Python's hashes.
     kept = [name for name in record if name.startswith("field_")]
     assert kept == [
-        "field_event", "field_status", "field_event_", "field_timestamp", "field_coerced",
+        "field_event", "field_action", "field_event_", "field_timestamp", "field_coerced",
     ]  # fmt: skip
 
 
 def test_what_was_altered_is_named_as_it_stands_in_the_record() -> None:
-    record = recorded(fields={"status": b"\xff", "note": float("nan")})
-    assert record["coerced"] == ["field_status", "note"]
-    assert {"field_status", "note"} <= set(record)
+    record = recorded(fields={"action": b"\xff", "note": float("nan")})
+    assert record["coerced"] == ["field_action", "note"]
+    assert {"field_action", "note"} <= set(record)
+    record = recorded(fields={"status": b"\xff"})
+    assert (record["status"], record["coerced"]) == ("base64:/w==", ["status"])
 
 
 @pytest.mark.parametrize(
@@ -208,8 +276,18 @@ def test_any_value_in_place_of_text_becomes_text(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_an_enum_in_place_of_text_is_its_value(name: str) -> None:
-    assert recorded(**{name: Word.HIGH})[name] == "high"
+@pytest.mark.parametrize("word", [Word.HIGH, Kind.HIGH])
+def test_an_enum_in_place_of_text_is_its_value(name: str, word: Word | Kind) -> None:
+    record = recorded(**{name: word})
+    assert record[name] == "high"
+    assert "coerced" not in record
+
+
+@pytest.mark.parametrize("name", ["event", "action"])
+@pytest.mark.parametrize("value", [Kind.FIVE, Kind.EMPTY])
+def test_an_enum_whose_value_is_no_text_names_no_event(name: str, value: Kind) -> None:
+    with pytest.raises(AuditEventError, match=f"an {name}, but {name} is <Kind.{value.name}: "):
+        encoded(**{name: value})
 
 
 @pytest.mark.parametrize("name", [*TEXTS, "error"])

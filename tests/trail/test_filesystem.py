@@ -123,14 +123,70 @@ def test_only_the_trails_own_directory_is_private(tmp_path: Path) -> None:
     filesystem.prepare(tmp_path / "a" / "b" / "trail")
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
-def test_a_directory_that_others_can_write_to_is_warned_about(
+@pytest.mark.parametrize(
+    ("mode", "how"),
+    [
+        (0o777, "is writable by others"),
+        (0o770, "is writable by others"),
+        (0o702, "is writable by others"),
+        (0o755, "can be looked into by others"),
+        (0o750, "can be looked into by others"),
+    ],
+)
+def test_a_directory_that_is_open_and_in_use_is_warned_about_once(
+    tmp_path: Path, mode: int, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "trail"
+    directory.mkdir()
+    directory.chmod(mode)
+    (directory / "somebody's").touch()
+    filesystem.prepare(directory)
+    filesystem.prepare(directory)
+    said = [message for message in caplog.messages if "(mode" in message]
+    assert said == [f"{directory} {how} (mode {mode:04o}): chmod 700 it"]
+    assert directory.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o755, 0o2770])
+def test_an_empty_directory_that_is_open_is_closed(
     tmp_path: Path, mode: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "trail").mkdir()
-    (tmp_path / "trail").chmod(mode)
-    filesystem.prepare(tmp_path / "trail")
-    assert f"writable by others (mode {mode:04o}): chmod 700" in caplog.text
+    directory = tmp_path / "trail"
+    directory.mkdir()
+    directory.chmod(mode)
+    filesystem.prepare(directory)
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert "(mode" not in caplog.text
+
+
+def test_a_directory_for_everybody_stays_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "tmp"
+    directory.mkdir()
+    directory.chmod(0o1777)
+    filesystem.prepare(directory)
+    assert directory.stat().st_mode & 0o7777 == 0o1777
+    assert "is writable by others (mode 1777)" in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_directory_of_somebody_else_stays_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "trail"
+    directory.mkdir()
+    directory.chmod(0o755)
+    os.chown(directory, 65534, 65534)
+    filesystem.prepare(directory)
+    assert directory.stat().st_mode & 0o777 == 0o755
+    assert "can be looked into by others (mode 0755)" in caplog.text
+
+
+def test_a_directory_whose_name_is_not_utf_8_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(TrailFileSystemError, match=r"udcff/trail', since SQLite .*OTEL_AUDIT_DIR"):
+        filesystem.prepare(tmp_path / "home-\udcff" / "trail")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["file", "file/trail", "x" * 300])

@@ -53,6 +53,12 @@ def test_an_empty_trail_has_the_tree_of_rfc_6962(reader: TrailReader) -> None:
     assert reader.claimed_keys == ()
 
 
+def test_a_directory_may_be_a_text(store: TrailStore) -> None:
+    with TrailReader(str(store.directory)) as opened:
+        assert opened.directory == store.directory
+        assert opened.tree().size == 0
+
+
 def test_leaves_come_in_order_and_from_where_one_wants_them(
     store: TrailStore, reader: TrailReader
 ) -> None:

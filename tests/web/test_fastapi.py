@@ -19,8 +19,9 @@ from starlette.routing import Route
 
 from otel_audit.api.context import get_audit_context
 from otel_audit.errors import AuditSettingsError, AuditUnavailableError
-from otel_audit.web.fastapi import instrument_app, uninstrument_app
+from otel_audit.web.fastapi import instrument_app, is_instrumented, uninstrument_app
 from otel_audit.web.middleware import AuditMiddleware
+from otel_audit.web.wsgi import AuditWSGIMiddleware
 from tests.web.driving import BODY, START, request
 
 if TYPE_CHECKING:
@@ -113,6 +114,23 @@ def test_an_option_that_there_is_not_is_named_with_the_nearest(
         AuditMiddleware(app, **options)
     assert said in str(one.value)
     assert str(other.value) == str(one.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "remedy"),
+    [
+        ("identify", 5, "give a function that takes the request"),
+        ("identify", "user", "give a function that takes the request"),
+        ("provider", 5, "it is of type int, and has to be AuditProvider"),
+    ],
+)
+@pytest.mark.parametrize("way", [instrument_app, AuditMiddleware, AuditWSGIMiddleware])
+def test_an_option_that_cannot_work_is_refused_where_it_is_given(
+    app: FastAPI, way: Any, option: str, value: Any, remedy: str
+) -> None:
+    with pytest.raises(AuditSettingsError, match=f"^{option}=.* cannot be used: {remedy}"):
+        way(app, **{option: value})
+    assert not is_instrumented(app)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

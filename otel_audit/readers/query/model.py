@@ -147,8 +147,9 @@ class Query:
 
     def __post_init__(self) -> None:
         """Check what holds for every query. Raises `QueryError`."""
-        if not 1 <= self.limit <= MOST:
-            message = f"limit is {self.limit}; it can be 1 to {MOST}: ask for more by pages"
+        limit: object = self.limit
+        if not (isinstance(limit, int) and 1 <= limit <= MOST):
+            message = f"limit is {limit!r}; it can be a number, 1 to {MOST}: ask for more by pages"
             raise QueryError(message, parameter="limit")
         if self.start is not None and self.end is not None and self.end < self.start:
             message = "the time range ends before it starts; exchange start and end"

@@ -59,7 +59,7 @@ class TrailSearch:
         self._index = IndexView(reader.directory, reader.origin)
 
     @classmethod
-    def open(cls, directory: Path) -> TrailSearch:
+    def open(cls, directory: str | Path) -> TrailSearch:
         """Open the trail in ``directory``. Raises `TrailError`."""
         return cls(TrailReader(directory))
 

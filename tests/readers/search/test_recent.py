@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -49,8 +49,9 @@ def test_requests_of_all_processes_are_there_also_after_a_restart(tmp_path: Path
     assert newest.outcome == "success"
     assert newest.record_id
     assert [request.path for request in get_recent(2, provider=provider)] == ["/3", "/2"]
-    for limit in (0, -1, 1_001):
-        with pytest.raises(QueryError, match="limit"):
+    wrong: tuple[Any, ...] = (0, -1, 1_001, "5", None, 5.5)
+    for limit in wrong:
+        with pytest.raises(QueryError, match=rf"limit is {limit!r}; it can be a number, 1 to 1000"):
             get_recent(limit, provider=provider)
     provider.close()
 

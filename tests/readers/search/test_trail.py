@@ -124,7 +124,7 @@ def test_the_answer_is_the_same_with_a_part_of_an_index_and_without(
     expected = large.expected(query)
     copy = tmp_path / "copy"
     shutil.copytree(large.directory, copy)
-    search = TrailSearch.open(copy)
+    search = TrailSearch.open(str(copy))
     with apsw.Connection(str(copy / INDEX)) as database:
         database.execute("DELETE FROM segment WHERE start >= ?", (LARGE + SMALL,))
         tables.seal(database)
