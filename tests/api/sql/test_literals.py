@@ -20,12 +20,14 @@ _odd = st.text(alphabet="'\"\\`[]{}()$#-/*;:=.,!% \nqQeEnNaA0", max_size=6)
 _contents = st.tuples(_odd, _odd).map(SECRET.join)
 
 
-def quoted(quote: str, *, backslash: bool = False) -> st.SearchStrategy[str]:
+def quoted(quote: str, *, backslash: bool = False, doubles: bool = True) -> st.SearchStrategy[str]:
+    """Make literals whose quotes are escaped in each way that the dialect has."""
+
     def escape(drawn: tuple[str, bool]) -> str:
         text, doubled = drawn
         if backslash:
             text = text.replace("\\", "\\\\")
-        with_backslash = backslash and not doubled
+        with_backslash = backslash and not (doubles and doubled)
         text = text.replace(quote, f"\\{quote}" if with_backslash else quote * 2)
         return f"{quote}{text}{quote}"
 
@@ -84,8 +86,9 @@ DIALECTS: dict[str, tuple[Strategy, Strategy]] = {
         named("[", "]") | named("`", "`") | to_the_end("--") | _blocks,
     ),
     "bigquery": (
-        quoted("'", backslash=True)
-        | quoted('"', backslash=True)
+        # Three quotes begin another kind of literal there.
+        quoted("'", backslash=True, doubles=False)
+        | quoted('"', backslash=True, doubles=False)
         | _contents.map(lambda text: f"'''{text.replace(chr(92), '').replace(chr(39), '')}it's'''")
         | _contents.map(lambda text: f'"""{text.replace(chr(92), "").replace(chr(34), "")}a"b"""'),
         _odd.map(lambda text: f"`n{text.replace(chr(92), '').replace('`', '')}` = 1")
