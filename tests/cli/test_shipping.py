@@ -203,7 +203,7 @@ def test_records_that_wait_too_long_are_a_warning(
     monkeypatch.setattr("otel_audit.cli.diagnosis.shipping._LATE", 0)
     [(state, message)] = checks(cli, "shipping")
     assert state == "warn"
-    assert "12 records behind, the first since" in message
+    assert "12 records behind, the first for" in message
 
 
 def test_what_cannot_be_done_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ def mirror(subject: Subject) -> Iterator[Check]:
     since = span((subject.now - oldest.committed_unix_nano) / _SECOND)
     yield warn(
         "mirror",
-        f"{shown}, {count(behind, 'record')} behind, the first since {since}",
+        f"{shown}, {count(behind, 'record')} behind, the first for {since}",
         "the agent writes it: see the agent's check, and its log",
     )
 
