@@ -733,6 +733,9 @@ def test_the_mirror(trail: Path, caplog: pytest.LogCaptureFixture) -> None:
         "warn",
         f"{path}, mode 0640, 2 records behind, the first for 60 s",
     )
+    assert check.remedy == "the agent writes it: see the agent's check, and its log"
+    (agent,) = processes.agent(later)
+    assert (agent.state, agent.message) == ("warn", "none at work, and records wait for the mirror")
 
     path.chmod(0o644)
     assert [check.state for check in processes.mirror(subject)] == ["warn", "ok"]
@@ -740,12 +743,14 @@ def test_the_mirror(trail: Path, caplog: pytest.LogCaptureFixture) -> None:
     cursors.set(mirror.name, 12, {"origin": "another"})
     (check,) = processes.mirror(subject)
     assert "the copy of another trail" in check.message
+    assert [check.state for check in processes.agent(subject)] == ["ok"]
     cursors.close()
 
     (trail / "cursors.db").write_bytes(b"rubbish" * 1_000)
     (trail / "cursors.db-wal").unlink(missing_ok=True)
     (check,) = processes.mirror(subject)
     assert "how far it is cannot be read" in check.message
+    assert [check.state for check in processes.agent(subject)] == ["ok"]
     subject.reader.close()
 
 
