@@ -60,8 +60,8 @@ test-stack: $(INSTALLED) ## tests with the real Collector, Loki, Prometheus and 
 		echo "tests/stack: the tests that failed above are run once more" >&2; \
 		$(BIN)/python -m pytest tests/stack --last-failed --last-failed-no-failures none; }
 
-run: $(INSTALLED) ## start the example application, and say where to click
-	$(BIN)/python -m examples.agenthub
+run: $(INSTALLED) ## start the example application, and say where to click (ARGS="--port 8080")
+	$(BIN)/python -m examples.agenthub $(ARGS)
 
 stack: $(INSTALLED) ## Collector, Loki and Prometheus, and the example application shipping to them
 	$(BIN)/python -m collector.stack

@@ -10,9 +10,12 @@ import argparse
 import errno
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
 from typing import Final
 
 import uvicorn
@@ -40,22 +43,23 @@ def main() -> None:
         port, taken = _free_port(arguments.host, arguments.port)
         os.environ["AGENTHUB_DATA"] = str(config.data)
         password = _prepare(config, new_password=arguments.new_password)
-        token = _operator_token(port)
+        operator = _Operator(port)
     except (ConfigError, OtelAuditError, OSError) as error:
         print(f"agenthub: {error}", file=sys.stderr)
         sys.exit(EX_CONFIG)
-    start = banner.Start(f"http://{arguments.host}:{port}", token, password, taken)
+    start = banner.Start(f"http://{arguments.host}:{port}", operator.token, password, taken)
     print(banner.at_start(config, start), flush=True)
-    uvicorn.run(
-        "examples.agenthub.app:create_app",
-        factory=True,
-        host=arguments.host,
-        port=port,
-        workers=arguments.workers,
-        # The trail has a record of each request already.
-        access_log=False,
-        log_level="warning",
-    )
+    with operator:
+        uvicorn.run(
+            "examples.agenthub.app:create_app",
+            factory=True,
+            host=arguments.host,
+            port=port,
+            workers=arguments.workers,
+            # The trail has a record of each request already.
+            access_log=False,
+            log_level="warning",
+        )
     print(banner.at_end(), flush=True)
 
 
@@ -133,14 +137,30 @@ def _prepare(config: Config, *, new_password: bool) -> str | None:
         get_audit_provider().close()
 
 
-def _operator_token(port: int) -> str:
-    """Make a token for this evening; that of an earlier start on this port holds no more."""
-    tokens = TokenFile(get_audit_provider().directory / TOKENS)
-    # Another hub may serve the same data on another port.
-    name = f"{OPERATOR}-{port}"
-    tokens.revoke(name)
-    token, _ = tokens.create(name, SCOPES, seconds=12 * 3_600)
-    return token
+class _Operator:
+    """A token for who started the hub, which holds no longer than the hub runs, or this evening."""
+
+    def __init__(self, port: int) -> None:
+        """Make it; that of an earlier hub on this port, which was killed, holds no more."""
+        self._tokens = TokenFile(get_audit_provider().directory / TOKENS)
+        # Another hub may serve the same data on another port.
+        self._name = f"{OPERATOR}-{port}"
+        self._tokens.revoke(self._name)
+        self.token, _ = self._tokens.create(self._name, SCOPES, seconds=12 * 3_600)
+
+    def __enter__(self) -> None:
+        # uvicorn raises the signal again when all else has ended, and nothing runs after it.
+        signal.signal(signal.SIGTERM, self._told_to_end)
+
+    def __exit__(self, *_: object) -> None:
+        # The data may be gone, and with it the file.
+        with suppress(OtelAuditError, OSError):
+            self._tokens.revoke(self._name)
+
+    def _told_to_end(self, number: int, _frame: FrameType | None) -> None:
+        self.__exit__()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
 
 
 if __name__ == "__main__":

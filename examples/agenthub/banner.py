@@ -62,7 +62,8 @@ def at_end() -> str:
     """Say where the trail stays, and how to verify it."""
     directory = _short(get_audit_provider().directory)
     return (
-        f"\n  The hub has ended. The trail stays in {directory}\n  Verify it     {verification()}\n"
+        f"\n  The hub has ended, and its token holds no more. The trail stays in {directory}\n"
+        f"  Verify it     {verification()}\n"
     )
 
 
@@ -89,7 +90,10 @@ def _notes(taken: str) -> list[str]:
     lock = get_audit_provider().directory / AGENT_LOCK
     others = ", ".join(name_of(pid) for pid in holders(lock) if pid != os.getpid())
     if others:
-        notes.append(f"{others} serves the same data already, as another hub would")
+        notes.append(
+            f"another hub seems to run on the same data ({others}); both have the same users, servers "
+            "and trail. AGENTHUB_DATA=DIRECTORY starts one with data of its own"
+        )
     return [f"  Note          {note}" for note in notes]
 
 

@@ -8,6 +8,9 @@ and no server of its own counts as crashed. Servers and users stay, since the
 hub deletes none. The same seed plays the same traffic. With ``--check DIR`` it then reads
 the trail and looks for every request that was answered: exit code 0 when all
 are there, 1 when one is missing, 2 when the hub answered what it should not.
+A hub that answers no more in the middle, such as one that was killed, ends
+the play. The driver waits ``--wait`` seconds for it to come back, and checks
+what had been answered until then: 2 where it stays away, or without ``--check``.
 """
 
 from __future__ import annotations
@@ -54,6 +57,14 @@ class UnexpectedAnswerError(Exception):
 
 class WrongPasswordError(Exception):
     """The demo users have another password."""
+
+
+class HubLostError(Exception):
+    """The hub answers no more; ``played`` is what it had answered until then."""
+
+    def __init__(self, played: Played, why: str) -> None:
+        super().__init__(why)
+        self.played = played
 
 
 @dataclass(frozen=True)
@@ -357,11 +368,12 @@ class Scenes:
         return secret
 
 
-def wait_for(url: str, seconds: float) -> None:
-    """Return once the hub answers, or when the time is up."""
+def wait_for(url: str, seconds: float) -> bool:
+    """Return once the hub answers, or when the time is up; whether it answers."""
     deadline = time.monotonic() + seconds
-    while not _answers(url) and time.monotonic() < deadline:
+    while not (answered := _answers(url)) and time.monotonic() < deadline:
         time.sleep(0.1)
+    return answered
 
 
 def _answers(url: str) -> bool:
@@ -377,19 +389,25 @@ def play(
 ) -> Played:
     """Play the rounds, and tidy up.
 
-    Raises `UnexpectedAnswerError` when the hub errs, and `WrongPasswordError`.
+    Raises `UnexpectedAnswerError` when the hub errs, `WrongPasswordError`, and
+    `HubLostError` when it has answered something and then answers no more.
     """
     played = Played()
-    with ExitStack() as rooms:
-        scenes = Scenes(url, password, seed, played, rooms)
-        script: Iterable[Callable[[], None]] = [
-            scene for _ in range(rounds) for scene in scenes.all()
-        ]
-        if console is not None:
-            script = track(script, "Playing", console=console, transient=True)
-        for scene in script:
-            scene()
-        scenes.tidy_up()
+    try:
+        with ExitStack() as rooms:
+            scenes = Scenes(url, password, seed, played, rooms)
+            script: Iterable[Callable[[], None]] = [
+                scene for _ in range(rounds) for scene in scenes.all()
+            ]
+            if console is not None:
+                script = track(script, "Playing", console=console, transient=True)
+            for scene in script:
+                scene()
+            scenes.tidy_up()
+    except httpx.TransportError as error:
+        if not played.answered:
+            raise
+        raise HubLostError(played, f"{type(error).__name__}: {error}") from error
     return played
 
 
@@ -440,20 +458,51 @@ def main() -> int:
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     password = os.environ.get("AGENTHUB_PASSWORD") or getpass.getpass("Demo users' password: ")
     wait_for(arguments.url, arguments.wait)
-    played = play(
-        arguments.url, password, rounds=arguments.rounds, seed=arguments.seed, console=console
-    )
+    try:
+        played = play(
+            arguments.url, password, rounds=arguments.rounds, seed=arguments.seed, console=console
+        )
+    except HubLostError as error:
+        return _without_hub(error, arguments, console)
     _sum_up(played, console, ids=arguments.ids)
+    console.print(
+        "Members and credentials that were made are deleted again; servers and users stay, as the "
+        "hub deletes none.",
+        highlight=False,
+    )
     if arguments.check is None:
         return 0
-    lost = missing(played, arguments.check)
-    for line in lost:
+    return _check(played, arguments.check, console)
+
+
+def _without_hub(lost: HubLostError, arguments: argparse.Namespace, console: Console) -> int:
+    """Wait for a hub that was lost in the middle, and check what it had answered."""
+
+    def say(text: str, style: str = "") -> None:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    say(f"The hub was lost in the middle ({lost}).", "yellow")
+    say(f"Waiting up to {arguments.wait:g} s for it to come back (--wait).")
+    is_back = wait_for(arguments.url, arguments.wait)
+    say("It is back." if is_back else "It is not back.", "" if is_back else "red")
+    _sum_up(lost.played, console, ids=arguments.ids)
+    say("Nothing was tidied up: what was made until then stays.")
+    if arguments.check is None:
+        say("Nothing was checked: --check DIR looks for all of it in the trail.", "yellow")
+        return 2
+    code = _check(lost.played, arguments.check, console)
+    return code if is_back else code or 2
+
+
+def _check(played: Played, directory: Path, console: Console) -> int:
+    absent = missing(played, directory)
+    for line in absent:
         console.print(f"[red]missing[/red] {line}", highlight=False)
-    if not lost:
+    if not absent:
         console.print(
             f"[green]All {len(played.answered)} answered requests are in the trail.[/green]"
         )
-    return 1 if lost else 0
+    return 1 if absent else 0
 
 
 def _named() -> str:
@@ -474,7 +523,7 @@ def _arguments() -> argparse.Namespace:
         type=float,
         default=0,
         metavar="SECONDS",
-        help="how long the hub may take to start",
+        help="how long the hub may take to start, and to come back when it is lost",
     )
     parser.add_argument("--rounds", type=int, default=3, help="how often each scene is played")
     parser.add_argument("--seed", type=int, default=1, help="the same seed plays the same traffic")
@@ -495,11 +544,6 @@ def _sum_up(played: Played, console: Console, *, ids: bool) -> None:
         table.add_row(event, str(count))
     console.print(table)
     console.print(f"{len(played.answered)} requests were answered.", highlight=False)
-    console.print(
-        "Members and credentials that were made are deleted again; servers and users stay, as the "
-        "hub deletes none.",
-        highlight=False,
-    )
     if ids:
         for one in played.answered:
             console.print(f"{one.request_id}  {one.what}", highlight=False)

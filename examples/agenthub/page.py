@@ -25,6 +25,17 @@ HERE: Final = Path(__file__).parent
 STYLE: Final = (HERE / "page.css").read_text()
 SCRIPT: Final = (HERE / "page.js").read_text()
 RECORDS: Final = 60
+TRAIL: Final = 'id="trail"'
+EXAMPLES: Final[dict[str, dict[str, object]]] = {
+    "count_words": {"text": "to be or not to be"},
+    "sign": {"text": "to be or not to be"},
+    "crash": {"code": 3},
+    "now": {},
+    "days_between": {"start": "2026-01-01", "end": "2026-12-31"},
+    "summarize": {"numbers": [1, 2, 4]},
+}
+"""Arguments that each tool takes."""
+
 PROGRAMS: Final = Path(sys.executable).parent
 """Where the command is, whether or not the terminal has this environment in its path."""
 
@@ -102,6 +113,7 @@ def _page(user: User | None, content: str) -> str:
         account = '<span class="quiet">not signed in</span>'
     else:
         account = (
+            f'<a href="{"" if TRAIL in content else "/"}#trail">Audit trail</a>'
             f'<span>{escape(user.name)} <span class="quiet">({user.role.value})</span></span>'
             + _form("POST", "/api/logout", "", "Sign out")
         )
@@ -116,7 +128,7 @@ def _page(user: User | None, content: str) -> str:
 </head>
 <body>
 <header class="top"><h1><a href="/">AgentHub</a></h1>{account}</header>
-<main>{content}</main>
+<main tabindex="-1">{content}</main>
 <aside id="answer" aria-live="polite" hidden></aside>
 <script>{SCRIPT}</script>
 </body>
@@ -151,19 +163,10 @@ def _servers(user: User, servers: list[Server]) -> str:
     rows = "".join(
         f"<tr><td><code>{escape(server.name)}</code></td><td>{escape(server.toolset)}</td>"
         f"<td>{_server_state(server)}</td><td>{_server_button(server)}</td></tr>"
-        for server in sorted(servers, key=lambda server: server.state == "stopped")
+        # By name, whatever their state: a button that is clicked stays where it is.
+        for server in servers
     )
-    tools = sorted({tool for toolset in TOOLSETS.values() for tool in toolset})
-    call = _form(
-        "POST",
-        "/api/servers/{server}/call",
-        _select("server", "server", [server.name for server in servers])
-        + _select("tool", "tool", tools, chosen="count_words")
-        + '<label class="wide">arguments (JSON)<textarea name="arguments" data-kind="json" rows="1">'
-        "{&quot;text&quot;: &quot;to be or not to be&quot;}</textarea></label>",
-        "Call the tool",
-        main=True,
-    )
+    call = _call([server for server in servers if server.state == "running"])
     register = _form(
         "POST",
         "/api/servers",
@@ -174,7 +177,33 @@ def _servers(user: User, servers: list[Server]) -> str:
         user,
         "servers",
         "MCP servers",
-        f'<div class="long"><table><tr><th>name<th>tools<th>state<th></tr>{rows}</table></div>{call}<hr>{register}',
+        f'<div class="long" tabindex="0"><table><tr><th>name<th>tools<th>state<th></tr>{rows}</table></div>'
+        f"{call}<hr>{register}",
+    )
+
+
+def _call(running: list[Server]) -> str:
+    """Offer the tools of what runs; the script shows those of the server that is chosen."""
+    tools = {
+        server.name: {tool: json.dumps(EXAMPLES[tool]) for tool in TOOLSETS[server.toolset]}
+        for server in running
+    }
+    servers = "".join(
+        f'<option data-tools="{escape(json.dumps(examples))}">{escape(name)}</option>'
+        for name, examples in tools.items()
+    )
+    first: dict[str, str] = next(iter(tools.values()), {})
+    return _form(
+        "POST",
+        "/api/servers/{server}/call",
+        f'<label>running server<select name="server">{servers or "<option value>none: start one</option>"}'
+        "</select></label>"
+        + _select("tool", "tool", first)
+        + '<label class="wide">arguments (JSON)<textarea name="arguments" data-kind="json" rows="1">'
+        f"{escape(next(iter(first.values()), '{}'))}</textarea></label>",
+        "Call the tool",
+        main=True,
+        off=not running,
     )
 
 
@@ -191,7 +220,8 @@ def _server_state(server: Server) -> str:
 
 def _server_button(server: Server) -> str:
     action = "stop" if server.state == "running" else "start"
-    return _form("POST", f"/api/servers/{server.name}/{action}", "", action.capitalize())
+    address = f"/api/servers/{server.name}/{action}"
+    return _form("POST", address, "", action.capitalize(), key=f"server {server.name}")
 
 
 def _credentials(user: User, servers: list[Server]) -> str:
@@ -278,7 +308,7 @@ def _users(user: User, users: list[User]) -> str:
     create = _form(
         "POST",
         "/api/users",
-        _input("name", "new user", "")
+        _input("name", "new user", "", autocomplete="username")
         + _input("password", "password", "", kind="password")
         + _select("role", "role", roles)
         + _input("reason", "reason", "joined"),
@@ -288,7 +318,7 @@ def _users(user: User, users: list[User]) -> str:
         user,
         "users",
         "Users",
-        f'<div class="long"><table><tr><th>name<th>role<th></tr>{rows}</table></div>'
+        f'<div class="long" tabindex="0"><table><tr><th>name<th>role<th></tr>{rows}</table></div>'
         f"{change}{unlock}<hr>{create}",
     )
 
@@ -300,7 +330,7 @@ def _records(user: User, state: State, entries: list[Entry], *, requests: bool) 
         if requests
         else '<a href="/?requests=true">with http.request</a>'
     )
-    titles = ["seq", "time", "event", "action", "outcome", "actor", "on what", "request"]
+    titles = ["seq", "time (UTC)", "event", "action", "status", "actor", "on what", "request"]
     facts = _facts(
         {
             "records": f"{state.size:,}",
@@ -309,7 +339,7 @@ def _records(user: User, state: State, entries: list[Entry], *, requests: bool) 
             "trail": f"<code>{escape(str(state.directory))}</code>",
         }
     )
-    return f"""<section class="card records">
+    return f"""<section class="card records" {TRAIL}>
 <div class="headline"><h2>The audit trail <span class="quiet">({whose})</span></h2>{other}
 <a href="/verify">Verify now</a></div>
 {facts}
@@ -322,29 +352,34 @@ def _record(entry: Entry) -> str:
     record = entry.record
     outcome = str(record.get("outcome", ""))
     kind = {"success": "good", "failure": "bad"}.get(outcome, "open")
-    target = "/".join(
-        str(record[key]) for key in ("resource_type", "resource_name") if key in record
-    )
+    timestamp, request = str(record["timestamp"]), str(record.get("request_id", ""))
     cells = [
-        ("mono", str(entry.sequence)),
-        ("mono quiet", str(record["timestamp"])[11:19]),
-        ("mono", str(record["event"])),
-        ("", str(record["action"])),
-        (kind, str(record["status"])),
-        ("", str(record.get("actor_id", ""))),
-        ("mono quiet", target),
-        ("mono quiet", str(record.get("request_id", ""))[:8]),
+        ("mono", str(entry.sequence), ""),
+        ("mono quiet", timestamp[11:19], timestamp),
+        ("mono", str(record["event"]), ""),
+        ("", str(record["action"]), ""),
+        (kind, str(record["status"]), f"outcome: {outcome}"),
+        ("", str(record.get("actor_id", "")), ""),
+        ("mono quiet", _target(record), ""),
+        ("mono quiet", request[:8], request),
     ]
     columns = "".join(
-        f'<span class="{style}" title="{escape(text)}">{escape(text)}</span>'
-        for style, text in cells
+        f'<span class="{style}" title="{escape(more or text)}">{escape(text)}</span>'
+        for style, text, more in cells
     )
     whole = escape(json.dumps(record, indent=2, ensure_ascii=False))
     return (
-        f'<details class="record" data-request="{escape(str(record.get("request_id", "")))}">'
+        f'<details class="record" data-sequence="{entry.sequence}" data-request="{escape(request)}">'
         f"<summary>{columns}</summary><pre>{whole}</pre>"
         f'<p class="quiet">leaf hash <code>{entry.leaf_hash.hex()}</code></p></details>'
     )
+
+
+def _target(record: Mapping[str, object]) -> str:
+    """Say on what it was done, in the words of the terminal."""
+    if record["event"] == "health.state_changed":
+        return f"{record.get('component')}: {record.get('from')} -> {record.get('to')}"
+    return " ".join(str(record[key]) for key in ("resource_type", "resource_name") if key in record)
 
 
 def _card(user: User, permission: str, title: str, content: str) -> str:
@@ -362,17 +397,30 @@ def _facts(facts: Mapping[str, str]) -> str:
     return f'<dl class="facts">{rows}</dl>'
 
 
-def _form(method: str, address: str, fields: str, button: str, *, main: bool = False) -> str:
-    style = ' class="main"' if main else ""
+def _form(
+    method: str,
+    address: str,
+    fields: str,
+    button: str,
+    *,
+    main: bool = False,
+    off: bool = False,
+    key: str = "",
+) -> str:
+    """Return a form; ``key`` names it where its address changes, for the focus to find it again."""
+    style = (' class="main"' if main else "") + (" disabled" if off else "")
     return (
-        f'<form data-method="{method}" data-address="{escape(address)}">{fields}'
-        f"<button{style}>{button}</button></form>"
+        f'<form data-method="{method}" data-address="{escape(address)}" '
+        f'data-key="{escape(key or f"{method} {address}")}">{fields}<button{style}>{button}</button></form>'
     )
 
 
-def _input(name: str, label: str, value: str, kind: str = "text") -> str:
-    off = ' autocomplete="new-password"' if kind == "password" else ""
-    return f'<label>{label}<input type="{kind}" name="{name}" value="{escape(value)}"{off} required></label>'
+def _input(name: str, label: str, value: str, kind: str = "text", autocomplete: str = "off") -> str:
+    known = "new-password" if kind == "password" else autocomplete
+    return (
+        f'<label>{label}<input type="{kind}" name="{name}" value="{escape(value)}" '
+        f'autocomplete="{known}" required></label>'
+    )
 
 
 def _select(name: str, label: str, options: Iterable[str], chosen: str = "") -> str:

@@ -107,7 +107,7 @@ def _condition(text: str) -> Condition:
     if match is None:
         message = (
             f"--where {text!r} is not FIELD=VALUE or FIELD!=VALUE, such as outcome=failure or "
-            "'event=login.*'"
+            "'event=login*'"
         )
         raise UsageError(message)
     return Condition(fields_named(match[1].strip()), (match[3],), match[2] == "=")

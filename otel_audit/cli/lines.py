@@ -29,6 +29,9 @@ _WIDEST: Final = {"actor": 24, "event": 28, "action": 20}
 _RESOURCE: Final = 24
 """What is kept free for the resource, which tells records apart that are alike otherwise."""
 
+_STATE_CHANGED: Final = "health.state_changed"
+"""The health checker's event, by name: to import that package is slow."""
+
 _GAP: Final = "  "
 _YEAR: Final = len("2026-")
 _ALL: Final = sys.maxsize
@@ -156,8 +159,11 @@ def _columns(entry: Entry, elapsed: _Elapsed | None) -> dict[str, str]:
         said.insert(0, say("status_code"))
         if fields.get("resource_name") == UNMATCHED:
             said[1:] = [say("path"), "(no route)"]
-    target = " ".join(filter(None, said))
-    error = say("error")
+    target, error = " ".join(filter(None, said)), say("error")
+    if fields.get("event") == _STATE_CHANGED:
+        # The outcome is that of the change, whatever it is a change to.
+        target = f"{say('component')}: {say('from')} -> {say('to')}"
+        error = say("reason")
     return {
         "sequence": str(entry.sequence),
         "time": elapsed(entry) if elapsed else say("timestamp")[:19].replace("T", " "),

@@ -286,9 +286,18 @@ def _confirm(directory: Path, predecessor: Predecessor, why: str, *, as_json: bo
             ("trouble", output.visible(why or "none: this trail can go on as it is")),
         ]
         output.write_facts(target, rows)
-    typer.confirm(
-        "Move it to previous/ and begin a new trail under a new origin?", abort=True, err=True
-    )
+    try:
+        sure = typer.confirm(
+            "Move it to previous/ and begin a new trail under a new origin?", err=True
+        )
+    except typer.Abort:
+        # The end of the input, or Ctrl-C: the question still stands on this line.
+        typer.echo(err=True)
+        raise
+    if not sys.stdin.isatty():
+        typer.echo(err=True)
+    if not sure:
+        raise typer.Abort
 
 
 def _begin(place: Path, ended: Predecessor, settings: Settings, why: str) -> None:

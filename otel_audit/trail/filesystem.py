@@ -127,7 +127,7 @@ def prepare(directory: Path) -> None:
         mode = _closed(directory)
     except OSError as error:
         message = (
-            f"the trail's directory {directory} cannot be made: {error.strerror}; create it "
+            f"the trail's directory {directory} cannot be made: {_why(error)}; create it "
             "for this user, or set OTEL_AUDIT_DIR to another place"
         )
         raise TrailFileSystemError(message) from error
@@ -151,6 +151,12 @@ def _closed(directory: Path) -> int:
             directory.chmod(0o700)
             return 0o700
     return mode
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, FileExistsError):
+        return f"{error.filename} is there, and is no directory"
+    return error.strerror or str(error)
 
 
 def _make(directory: Path, mode: int = 0o700) -> None:

@@ -285,8 +285,11 @@ def test_a_directory_that_cannot_be_written(reachable: Path) -> None:
     reachable.chmod(0o500)
     done = as_nobody("doctor", "--json", "--dir", str(reachable))
     assert done.returncode == 1, done.stderr
-    (check,) = [item for item in json.loads(done.stdout)["checks"] if item["name"] == "user"]
-    assert "no record can be stored" in check["message"]
+    (check,) = [
+        item for item in json.loads(done.stdout)["checks"] if item["name"] in {"directory", "user"}
+    ]
+    assert check["state"] == "fail"
+    assert "mode 0500, of nobody: it cannot be written, so no record" in check["message"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -345,6 +348,10 @@ def test_little_space(trail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filesystem, "FULL", 1 << 60)
     (check,) = place.space(subject)
     assert "about to be refused" in check.message
+    monkeypatch.setattr(filesystem, "room", lambda _: (0, 1 << 30, None))
+    (check,) = place.space(subject)
+    assert "0 B free of 1.0 GiB" in check.message
+    assert check.message.endswith(": there is no room, and records are refused")
 
 
 def test_sizes_are_readable() -> None:
@@ -406,6 +413,13 @@ def test_a_part_of_the_trail_is_read(trail: Path, cli: Cli) -> None:
     assert check["message"].endswith("; all else: otel-audit verify")
 
 
+def test_one_record_is_told_as_one(directory: Path, fresh: Cli) -> None:
+    record(directory, 1)
+    said = outcome(fresh, "trail")["message"]
+    assert ": 1 record, the newest at " in said
+    assert "; 1 was read and fits its hash; all else" in said
+
+
 def test_pages_that_were_overwritten(trail: Path, cli: Cli) -> None:
     path = swollen(trail)
     with path.open("r+b") as file:
@@ -437,6 +451,7 @@ def test_last_records_that_were_removed(trail: Path, cli: Cli) -> None:
     [
         ("DELETE FROM leaf WHERE seq = 417", "the last one, record 417, is missing"),
         ("DELETE FROM leaf WHERE seq BETWEEN 200 AND 209", "are missing, the first of them record 20"),
+        ("DELETE FROM leaf WHERE seq = 3", "records that were looked for is missing"),
         ("UPDATE leaf SET record = x'7b7d' WHERE seq = 3", "record 3 does not fit its hash"),
         ("UPDATE leaf SET record = 'text' WHERE seq = 3", "not all can be read: "),
         ("UPDATE tile SET hashes = zeroblob(8192) WHERE level = 0", "tile 0/0 does not fit the tree"),
@@ -473,6 +488,8 @@ def test_a_trail_that_went_missing(trail: Path, cli: Cli) -> None:
     (trail / "trail.db").unlink()
     check = outcome(cli, "trail", 1)
     assert "signing.key and signed are there" in check["message"]
+    (trail / "signing.key").unlink()
+    assert "but signed is there: it was" in outcome(cli, "trail", 1)["message"]
 
 
 def test_an_older_copy(trail: Path, cli: Cli) -> None:
@@ -714,8 +731,11 @@ def test_the_mirror(trail: Path, caplog: pytest.LogCaptureFixture) -> None:
     (check,) = processes.mirror(later)
     assert (check.state, check.message) == (
         "warn",
-        f"{path}, mode 0640, 2 records behind, the first since 60 s",
+        f"{path}, mode 0640, 2 records behind, the first for 60 s",
     )
+    assert check.remedy == "the agent writes it: see the agent's check, and its log"
+    (agent,) = processes.agent(later)
+    assert (agent.state, agent.message) == ("warn", "none at work, and records wait for the mirror")
 
     path.chmod(0o644)
     assert [check.state for check in processes.mirror(subject)] == ["warn", "ok"]
@@ -723,12 +743,14 @@ def test_the_mirror(trail: Path, caplog: pytest.LogCaptureFixture) -> None:
     cursors.set(mirror.name, 12, {"origin": "another"})
     (check,) = processes.mirror(subject)
     assert "the copy of another trail" in check.message
+    assert [check.state for check in processes.agent(subject)] == ["ok"]
     cursors.close()
 
     (trail / "cursors.db").write_bytes(b"rubbish" * 1_000)
     (trail / "cursors.db-wal").unlink(missing_ok=True)
     (check,) = processes.mirror(subject)
     assert "how far it is cannot be read" in check.message
+    assert [check.state for check in processes.agent(subject)] == ["ok"]
     subject.reader.close()
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 import pytest
 
-from otel_audit import TrailReader
+from otel_audit import AuditProvider, HealthStatus, Settings, TrailReader
+from otel_audit.health.announcer import Announcer, Change
 from otel_audit.trail.trail import Trail
 from tests.cli.conftest import Cli, record
 
@@ -55,6 +58,27 @@ def test_a_request_that_no_route_matched_is_told_by_its_path(directory: Path, fr
     first, second = fresh("tail").out.splitlines()
     assert first.endswith("404 /.env (no route)")
     assert second.endswith("409 route /orders/{order}")
+
+
+def test_a_change_of_health_says_of_what_and_to_what(directory: Path, fresh: Cli) -> None:
+    """Whichever it is, its outcome is success: the words have to tell an outage."""
+    settings = replace(Settings.from_env(directory=directory, service_name="shop"), agent="off")
+    with contextlib.closing(AuditProvider(settings)) as provider:
+        announcer = Announcer(lambda: provider)
+        for before, after, reason in (
+            (HealthStatus.UNKNOWN, HealthStatus.HEALTHY, ""),
+            (HealthStatus.HEALTHY, HealthStatus.UNHEALTHY, "OSError: refused"),
+        ):
+            announcer.tell(Change("db", before, after, reason, 3, time.time()))
+        announcer.pursue()
+        assert announcer.flush(10)
+    begun, ended = fresh("tail").out.splitlines()
+    assert begun.endswith("health.state_changed  change  db: unknown -> healthy")
+    assert ended.endswith(
+        "health.state_changed  change  db: healthy -> unhealthy: OSError: refused"
+    )
+    outage = ("--event", "health.state_changed", "--where", "to=unhealthy")
+    assert fresh("query", *outage).out.splitlines() == [ended]
 
 
 def test_what_has_begun_is_told_by_its_own_word(directory: Path, fresh: Cli) -> None:

@@ -180,6 +180,9 @@ def test_trouble_and_lag_are_seen(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> 
     assert checks(cli, "shipping") == [("ok", "records are shipped nowhere: no endpoint is set")]
     monkeypatch.setenv(ENDPOINT, "http://user:secret@localhost:4328")
     assert checks(cli, "shipping") == [("ok", "otlp is 12 records behind")]
+    assert checks(cli, "agent") == [
+        ("warn", "none at work, and records wait for the shipping to otlp")
+    ]
     cursors = Cursors(cli.directory)
     state = {"trouble": {"reason": "HTTP 401", "since_unix_nano": 1}}
     cursors.set(cursor_name("otlp"), 2, state)
@@ -203,7 +206,7 @@ def test_records_that_wait_too_long_are_a_warning(
     monkeypatch.setattr("otel_audit.cli.diagnosis.shipping._LATE", 0)
     [(state, message)] = checks(cli, "shipping")
     assert state == "warn"
-    assert "12 records behind, the first since" in message
+    assert "12 records behind, the first for" in message
 
 
 def test_what_cannot_be_done_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

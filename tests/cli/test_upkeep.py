@@ -205,7 +205,7 @@ def test_nothing_is_done_without_a_yes(
     monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
     err = cli("new-origin", code=5).err
     assert "trouble  none: this trail can go on as it is" in err
-    assert err.endswith("otel-audit: nothing was done\n")
+    assert err.endswith("[y/N]:\notel-audit: nothing was done\n")
     assert sorted(trail.iterdir()) == before
 
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
+from argparse import Namespace
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from rich.console import Console
 
 from examples.agenthub import driver
 from otel_audit import TrailReader
 from otel_audit.trail.verify import verify
+from otel_audit.web.tokens import TokenFile
 from tests.examples.hubs import PASSWORD, RunningHub, running_hub, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -33,6 +40,8 @@ def test_a_hub_that_is_told_to_end_stops_its_servers(tmp_path: Path, number: int
         # SIGTERM comes from a supervisor, to which nothing has to be explained.
         assert (f"otel-audit verify --dir {hub.trail}" in said) is (number == signal.SIGINT)
         assert not any(server.is_running() for server in servers)
+        tokens = TokenFile(hub.trail / "tokens.json").tokens()
+        assert [token.state(time.time()) for token in tokens] == ["revoked"]
         stopped = [record for record in hub.records() if record["event"] == "mcp_server_stop"]
         assert {record["resource_name"] for record in stopped} == {"clock", "text"}
         assert {record["actor_id"] for record in stopped} == {"agenthub"}
@@ -68,6 +77,55 @@ def driven(url: str, *arguments: str, **environment: str) -> subprocess.Complete
         check=False,
         env={**os.environ, **environment},
     )
+
+
+@contextlib.contextmanager
+def driver_of_a_killed_hub(hub: RunningHub, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Kill the hub as soon as it has answered enough."""
+    before = len(hub.records())
+    program = [sys.executable, "-m", "examples.agenthub.driver", "--url", hub.url]
+    environment = {**os.environ, "AGENTHUB_PASSWORD": PASSWORD, "COLUMNS": "120"}
+    with subprocess.Popen(
+        [*program, "--rounds", "500", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as running:
+        wait_until(lambda: len(hub.records()) > before + 60)
+        hub.stop(signal.SIGKILL)
+        yield running
+
+
+def test_a_driver_whose_hub_is_killed_waits_and_checks_what_was_answered(tmp_path: Path) -> None:
+    with running_hub(tmp_path / "data") as hub:
+        arguments = ("--wait", "60", "--check", str(hub.trail))
+        # At the same address: the driver has to find it again.
+        again = running_hub(tmp_path / "data", "--port", hub.url.rpartition(":")[2])
+        with driver_of_a_killed_hub(hub, *arguments) as running, again:
+            said, _ = running.communicate(timeout=60)
+    assert running.returncode == 0, said
+    assert re.search(r"The hub was lost in the middle \(\w+Error: ", said)
+    answered = re.search(r"It is back\.\n(?s:.*)\n(\d+) requests were answered\.", said)
+    assert answered, said
+    assert int(answered[1]) > 10
+    assert f"All {answered[1]} answered requests are in the trail." in said
+
+
+def test_a_driver_whose_hub_stays_away_checks_all_the_same(tmp_path: Path) -> None:
+    with running_hub(tmp_path / "data") as hub:
+        with driver_of_a_killed_hub(hub, "--check", str(hub.trail)) as running:
+            said, _ = running.communicate(timeout=60)
+        trail = hub.trail
+    assert running.returncode == 2, said
+    assert "It is not back." in said
+    assert re.search(r"All \d+ answered requests are in the trail\.", said)
+    lost = driver.HubLostError(driver.Played(), "it is gone")
+    given = Namespace(url="http://127.0.0.1:9", wait=0.0, ids=False, check=None)
+    printed = Console(file=StringIO(), width=120)
+    assert driver._without_hub(lost, given, printed) == 2
+    made_up = driver.Answered("no-such-request", "GET / was answered 200", 200, ("phi_access",))
+    lost.played.answered.append(made_up)
+    assert driver._without_hub(lost, Namespace(**{**vars(given), "check": trail}), printed) == 1
 
 
 def test_a_driver_with_the_wrong_password_says_so_in_one_line(tmp_path: Path) -> None:
@@ -148,9 +206,8 @@ def test_a_second_hub_beside_the_first_takes_nothing_from_it(tmp_path: Path) -> 
         with running_hub(tmp_path / "data") as second:
             assert second.url != first.url
             assert operator_token(second) != token
-            who = f"Note          process {first.process.pid} (python"
-            assert who in second.banner
-            assert "serves the same data already, as another hub would" in second.banner
+            said = "Note          another hub seems to run on the same data (process "
+            assert f"{said}{first.process.pid} (python" in second.banner
             assert "Note" not in first.banner
         answer = httpx.get(
             f"{first.url}/audit/events?limit=1", headers={"Authorization": f"Bearer {token}"}

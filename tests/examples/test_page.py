@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 from examples.agenthub import page
 from examples.agenthub.accounts import Role, User
 from examples.agenthub.config import Config
+from examples.agenthub.mcp_server import TOOLSETS
 from examples.agenthub.services import Services
 from examples.agenthub.trail import State, Verdict
 from otel_audit import get_audit_logger, get_audit_provider
@@ -69,6 +73,42 @@ def test_hostile_names_and_records_are_text(parts: Services, role: Role | None) 
     check(page.home(user, parts, requests=True))
 
 
+def running(parts: Services, *names: str) -> str:
+    """Return the operator's page while these servers run."""
+    servers = [
+        replace(server, state="running", pid=7) if server.name in names else server
+        for server in parts.hub.servers()
+    ]
+    return page._servers(User("olga", Role.OPERATOR), servers)
+
+
+def test_tools_are_called_of_servers_that_run(parts: Services) -> None:
+    none, some = running(parts), running(parts, "clock")
+    assert re.findall(r"<button class=\"main\"( disabled)?>Call the tool", none) == [" disabled"]
+    assert re.findall(r"<button class=\"main\"( disabled)?>Call the tool", some) == [""]
+    (offered,) = re.findall(r'<option data-tools="([^"]*)">clock</option>', some)
+    assert list(json.loads(unescape(offered))) == ["now", "days_between", "crash"]
+    assert "<option>days_between</option>" in some
+    assert "<option>count_words</option>" not in some
+
+
+def test_a_server_stays_in_its_row_when_it_starts(parts: Services) -> None:
+    rows = [re.findall(r"<tr><td><code>(\w+)", running(parts, *names)) for names in ((), ("text",))]
+    assert rows == [["clock", "numbers", "text"]] * 2
+
+
+@pytest.mark.parametrize("toolset", TOOLSETS)
+def test_each_tool_has_arguments_that_it_takes(
+    toolset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MCP_CREDENTIAL", "a-secret")
+    for name, tool in TOOLSETS[toolset].items():
+        example = page.EXAMPLES[name]
+        assert list(example) == list(tool.parameters)
+        if name != "crash":
+            assert tool.function(**example)
+
+
 def test_a_trail_that_does_not_verify_is_said_so() -> None:
     state = State(Path(HOSTILE), HOSTILE, 3, b"\0" * 32, 2, HOSTILE)
     verdict = Verdict(ok=False, size=3, covered=2, findings=[HOSTILE], seconds=0.1)
@@ -108,6 +148,19 @@ def test_what_a_user_may_not_do_is_marked(parts: Services) -> None:
         Role.STEWARD: 3,
         Role.AUDITOR: 4,
     }
+
+
+def test_on_what_it_was_is_said_as_in_the_terminal(parts: Services) -> None:
+    audit = get_audit_logger()
+    audit.audit_event("http.request", "GET", "route", "/api/login", "denied")
+    change = {"component": "db", "from": "healthy", "to": "unhealthy"}
+    audit.audit_event("health.state_changed", "change", "component", "db", **change)
+    text = page.home(User("aurel", Role.AUDITOR), parts, requests=True)
+    assert ">route /api/login</span>" in text
+    assert ">db: healthy -&gt; unhealthy</span>" in text
+    assert '<span class="bad" title="outcome: failure">denied</span>' in text
+    assert "<span>time (UTC)</span>" in text
+    assert "<span>status</span>" in text
 
 
 def test_the_page_shows_the_newest_records_first(parts: Services) -> None:

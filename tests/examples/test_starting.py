@@ -103,6 +103,12 @@ def test_a_port_that_is_taken_is_said() -> None:
         _free_port("192.0.2.1", 8000)
 
 
+def test_make_run_passes_options_on() -> None:
+    command = ["make", "--dry-run", "run", "ARGS=--port 8080"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].endswith("python -m examples.agenthub --port 8080")
+
+
 def test_what_is_printed_can_be_pasted_on_each_start(tmp_path: Path) -> None:
     """Where the password is not known any more, the driver asks for it."""
     data = tmp_path / "data"

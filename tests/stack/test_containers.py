@@ -20,10 +20,11 @@ from collector.stack.servers import CONFIGURATION, Collector
 
 ROOT = COLLECTOR.parent
 KUBERNETES = COLLECTOR / "kubernetes"
+HEALTH = ROOT / "packaging" / "kubernetes"
 DOCKERFILES = sorted(COLLECTOR.glob("*Dockerfile"))
 MANIFESTS = [
     (file.name, document)
-    for file in sorted(KUBERNETES.glob("*.yaml"))
+    for file in sorted([*KUBERNETES.glob("*.yaml"), *HEALTH.glob("*.yaml")])
     if file.name not in {"kustomization.yaml", "to-gateway.yaml"}
     for document in yaml.safe_load_all(file.read_text())
 ]

@@ -194,7 +194,12 @@ def test_a_directory_that_cannot_be_made_is_an_error_with_a_remedy(
     tmp_path: Path, place: str
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(TrailFileSystemError, match=r"cannot be made: .*OTEL_AUDIT_DIR"):
+    why = (
+        f"{tmp_path}/file is there, and is no directory"
+        if "file" in place
+        else "File name too long"
+    )
+    with pytest.raises(TrailFileSystemError, match=rf"cannot be made: {why}; .*OTEL_AUDIT_DIR"):
         filesystem.prepare(tmp_path / place)
 
 

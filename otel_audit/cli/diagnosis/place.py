@@ -25,6 +25,7 @@ _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _PUBLIC: Final = frozenset({MEMORY})
 """Files that hold nothing but signed notes, which are for everybody."""
 
+_NO_ROOM: Final = 1 << 20
 _FEW_FILES: Final = 100
 _NAMED: Final = 3
 """Files that are named; the remedy has all of them."""
@@ -43,9 +44,13 @@ def directory(subject: Subject) -> Iterator[Check]:
     if not _is_of_trail(subject):
         yield ok("directory", f"{path} is there, and holds no trail")
         return
-    yield _private(path)
-    if subject.closed is None:
-        yield from _writable(path, path.stat().st_uid)
+    yield _private(path, writable=subject.closed is not None or _is_writable(path))
+    if subject.closed is None and not _is_ours(path):
+        yield warn(
+            "user",
+            f"this is {account(os.geteuid())}, the trail belongs to {_owner(path)}",
+            f"nothing has to be done to read it; commands that write run as {_owner(path)}",
+        )
 
 
 def _absent(subject: Subject) -> Check:
@@ -69,10 +74,15 @@ def _is_of_trail(subject: Subject) -> bool:
     return not subject.named and not nearby(path)
 
 
-def _private(path: Path) -> Check:
-    status = path.stat()
-    mode = stat.S_IMODE(status.st_mode)
-    shown = f"{path}, mode {mode:04o}, of {account(status.st_uid)}"
+def _private(path: Path, *, writable: bool) -> Check:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    shown = f"{path}, mode {mode:04o}, of {_owner(path)}"
+    if not writable:
+        return fail(
+            "directory",
+            f"{shown}: it cannot be written, so no record can be stored",
+            "make it writable for its owner, and its file system, if that is mounted read-only",
+        )
     if mode & _OTHERS_WRITE:
         return fail("directory", f"{shown}: others can replace the trail", f"chmod 700 {path}")
     if mode & _OTHERS:
@@ -89,19 +99,17 @@ def _closed(barrier: Path, path: Path) -> Check:
     )
 
 
-def _writable(path: Path, owner: int) -> Iterator[Check]:
-    if owner != os.geteuid():
-        yield warn(
-            "user",
-            f"this is {account(os.geteuid())}, the trail belongs to {account(owner)}",
-            f"nothing has to be done to read it; commands that write run as {account(owner)}",
-        )
-    elif not os.access(path, os.W_OK | os.X_OK):
-        yield fail(
-            "user",
-            f"{path} cannot be written: no record can be stored",
-            "make it writable for its owner, and its file system, if that is mounted read-only",
-        )
+def _is_ours(path: Path) -> bool:
+    return path.stat().st_uid == os.geteuid()
+
+
+def _owner(path: Path) -> str:
+    return account(path.stat().st_uid)
+
+
+def _is_writable(path: Path) -> bool:
+    """Whether its owner can write it; for another user's trail that cannot be told."""
+    return not _is_ours(path) or os.access(path, os.W_OK | os.X_OK)
 
 
 def files(subject: Subject) -> Iterator[Check]:
@@ -178,7 +186,10 @@ def space(subject: Subject) -> Iterator[Check]:
     free, total, files = filesystem.room(_existing(subject.directory))
     shown = f"{_size(free)} free of {_size(total)}{_used(subject.directory)}"
     more = "make room, or move the trail (OTEL_AUDIT_DIR)"
-    if free < filesystem.FULL:
+    if free < _NO_ROOM:
+        # What is not used of the log, which is made in advance, is all that there is.
+        yield fail("disk space", f"{shown}: there is no room, and records are refused", more)
+    elif free < filesystem.FULL:
         yield fail("disk space", f"{shown}: records are about to be refused", more)
     elif files is not None and files < _FEW_FILES:
         yield fail("disk space", f"{shown}, but room for {files} more files only", more)

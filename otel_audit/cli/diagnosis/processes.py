@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.cli.diagnosis.check import Check, fail, ok, warn
@@ -12,6 +13,7 @@ from otel_audit.cli.output import count, span
 from otel_audit.errors import TrailError
 from otel_audit.readers import cursors
 from otel_audit.readers.mirror import cursor_name
+from otel_audit.readers.shipping.standing import standing
 from otel_audit.trail.layout import AGENT_LOCK, CURSORS, LOCK
 from otel_audit.trail.occupants import holders, is_stopped, name_of
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from otel_audit.cli.diagnosis.check import Subject
+    from otel_audit.trail.reader import TrailReader
 
 _LOOKS: Final = 5
 _PAUSE: Final = 0.1
@@ -62,12 +65,30 @@ def agent(subject: Subject) -> Iterator[Check]:
             yield ok("agent", f"{name_of(pid)} serves the trail")
     if leaders:
         return
-    last = reader.last_checkpoint()
-    if reader.tree().size == (last.size if last else 0):
+    awaited = ", ".join(_awaited(subject, reader))
+    if not awaited:
         yield ok("agent", "none at work, and nothing waits for one")
         return
     how = "otel-audit agent" if subject.settings.agent == "off" else "the application"
-    yield warn("agent", "none at work, and records wait for a checkpoint", f"start {how}")
+    yield warn("agent", f"none at work, and records wait for {awaited}", f"start {how}")
+
+
+def _awaited(subject: Subject, reader: TrailReader) -> Iterator[str]:
+    """Name what an agent would do now; what cannot be read is told by the check that it belongs to."""
+    size = reader.tree().size
+    last = reader.last_checkpoint()
+    if size != (last.size if last else 0):
+        yield "a checkpoint"
+    path = subject.settings.mirror_file
+    if path is not None and path.exists():
+        with suppress(TrailError):
+            row = _row(subject.directory, path)
+            if _is_of(row, reader) and size > (0 if row is None else row.position):
+                yield "the mirror"
+    for each in subject.settings.destinations:
+        with suppress(TrailError):
+            if standing(reader, each.name).waiting:
+                yield f"the shipping to {each.name}"
 
 
 def mirror(subject: Subject) -> Iterator[Check]:
@@ -93,7 +114,7 @@ def mirror(subject: Subject) -> Iterator[Check]:
         return
     size = reader.tree().size
     behind = size - (0 if row is None else row.position)
-    if row is not None and row.state.get("origin") not in (None, reader.origin):
+    if not _is_of(row, reader):
         yield warn("mirror", f"{shown}; it is the copy of another trail", "start the application")
         return
     oldest = reader.leaf(size - behind) if behind > 0 else None
@@ -103,9 +124,14 @@ def mirror(subject: Subject) -> Iterator[Check]:
     since = span((subject.now - oldest.committed_unix_nano) / _SECOND)
     yield warn(
         "mirror",
-        f"{shown}, {count(behind, 'record')} behind, the first since {since}",
+        f"{shown}, {count(behind, 'record')} behind, the first for {since}",
         "the agent writes it: see the agent's check, and its log",
     )
+
+
+def _is_of(row: cursors.Cursor | None, reader: TrailReader) -> bool:
+    """Whether the mirror is this trail's, or may become it."""
+    return row is None or row.state.get("origin") in (None, reader.origin)
 
 
 def _left(directory: Path) -> str:

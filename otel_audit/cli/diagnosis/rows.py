@@ -74,10 +74,10 @@ def _records(reader: TrailReader, asked: list[int]) -> str:
     found = reader.pick(asked)
     missing = sorted(set(asked).difference(leaf.sequence for leaf in found))
     if missing:
-        return (
-            f"of {count(len(asked), 'record')} that were looked for {len(missing):,} are missing, "
-            f"the first of them record {missing[0]}"
-        )
+        looked = f"the {count(len(asked), 'record')} that were looked for"
+        if len(missing) == 1:
+            return f"record {missing[0]} of {looked} is missing"
+        return f"{len(missing):,} of {looked} are missing, the first of them record {missing[0]}"
     for leaf in found:
         if merkle.leaf_hash(leaf.record) != leaf.hash:
             return f"record {leaf.sequence} does not fit its hash"

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _SECOND: Final = 1_000_000_000
 _LATE: Final = 60 * _SECOND
 _RECONCILED: Final = "reconcile"
+_FAR_END: Final = (
+    "see to the far end or its settings; records stay in the trail, and are sent by themselves"
+)
 _WRONG: Final = ("missing", "altered", "foreign", "contradicted")
 
 
@@ -80,13 +83,11 @@ def _lag(subject: Subject, row: Standing) -> Check:
     shown = f"{row.destination} is {count(row.waiting, 'record')} behind"
     if row.trouble:
         since = span((subject.now - row.trouble_since_unix_nano) / _SECOND)
-        return warn("shipping", f"{shown}; for {since}: {row.trouble}", "records stay in the trail")
+        return warn("shipping", f"{shown}; for {since}: {row.trouble}", _FAR_END)
     late = row.oldest_unix_nano and subject.now - row.oldest_unix_nano > _LATE
     if late:
         since = span((subject.now - row.oldest_unix_nano) / _SECOND)
-        return warn(
-            "shipping", f"{shown}, the first since {since}", "the agent ships: see its check"
-        )
+        return warn("shipping", f"{shown}, the first for {since}", "the agent ships: see its check")
     return ok("shipping", shown)
 
 

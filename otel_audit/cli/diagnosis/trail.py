@@ -86,7 +86,8 @@ def opens(subject: Subject) -> Iterator[Check]:
     elif left := [name for name in (KEY, MEMORY) if (subject.directory / name).exists()]:
         yield fail(
             "trail",
-            f"{path} is missing, but {' and '.join(left)} are there: it was removed or not restored",
+            f"{path} is missing, but {' and '.join(left)} {'is' if len(left) == 1 else 'are'} there: "
+            "it was removed or not restored",
             f"restore {DATABASE}, or begin a new origin: otel-audit new-origin",
         )
     elif subject.named or nearby(subject.directory):
@@ -121,7 +122,8 @@ def _rows(subject: Subject, reader: TrailReader) -> Check:
         return fail("trail", f"{said}, but {found.trouble}", _VERIFY)
     if tree.size:
         said += f", the newest at {moment(tree.committed_unix_nano / 1e9)}"
-        said += f"; {found.read:,} were read and fit their hashes; all else: otel-audit verify"
+        fit = "was read and fits its hash" if found.read == 1 else "were read and fit their hashes"
+        said += f"; {found.read:,} {fit}; all else: otel-audit verify"
     return ok("trail", said + _earlier(subject))
 
 

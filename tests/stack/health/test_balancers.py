@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-import yaml
 
 from collector.stack.servers import free_port
 from tests.stack.health.servers import ROOT, Server, accepts, program, wait_until
@@ -166,21 +165,3 @@ def test_nginx_passes_over_an_unhealthy_instance(
         wait_until(lambda: instances[1].status() == 503)
         assert httpx.get(f"{url}/health").status_code in {502, 503}
         assert httpx.get(f"{url}/health/detailed").status_code == 404
-
-
-def test_the_manifest_asks_each_question_at_the_right_route() -> None:
-    documents = list(yaml.safe_load_all((PACKAGING / "kubernetes" / "deployment.yaml").read_text()))
-    deployment = next(one for one in documents if one["kind"] == "Deployment")
-    container = deployment["spec"]["template"]["spec"]["containers"][0]
-    asked = {
-        kind: (container[kind]["httpGet"]["path"], container[kind]["httpGet"]["port"])
-        for kind in ("startupProbe", "readinessProbe", "livenessProbe")
-    }
-    assert asked == {
-        "startupProbe": ("/health/startup", "health"),
-        "readinessProbe": ("/health/ready", "health"),
-        "livenessProbe": ("/health/live", "health"),
-    }
-    assert "health" in {port["name"] for port in container["ports"]}
-    service = next(one for one in documents if one["kind"] == "Service")
-    assert [port["targetPort"] for port in service["spec"]["ports"]] == ["http"]
