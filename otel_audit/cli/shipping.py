@@ -169,7 +169,7 @@ def _print(row: Standing, address: str | None) -> None:
     now = time.time_ns()
     waiting = output.count(row.waiting, "record")
     if row.oldest_unix_nano:
-        waiting += f", the first since {output.span((now - row.oldest_unix_nano) / _SECOND)}"
+        waiting += f", the first for {output.span((now - row.oldest_unix_nano) / _SECOND)}"
     facts: list[tuple[str, Any]] = [
         ("destination", output.visible(row.destination)),
         ("endpoint", output.visible(address or "not configured here")),
