@@ -84,6 +84,9 @@ LATER = {
     "half an answer": Reply(200, {"content-type": "text/plain"}, b"", store=True, cut=True),
     "too late an answer": Reply(200, wait=1.0, store=True),
     "json that is none": Reply(200, {"content-type": "application/json"}, b"[]"),
+    "an error in JSON": Reply(
+        200, {"content-type": "application/json"}, b'{"error":"session expired, log in"}'
+    ),
 }
 
 
