@@ -367,7 +367,9 @@ class Settings:
                 raise
             rest = {name: value for name, value in environ.items() if name != error.setting}
             settings, others = cls.salvage(rest, **overrides)
-            return settings, (error, *others)
+            # What is missing only now was there, and is told already.
+            missing = f"{error.setting} is not set"
+            return settings, (error, *(other for other in others if missing not in str(other)))
 
     @property
     def trail_directory(self) -> Path:

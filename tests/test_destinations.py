@@ -352,6 +352,24 @@ def test_diagnosis_goes_on_when_destinations_do_not_fit_together() -> None:
     assert len(errors) == 1
 
 
+@pytest.mark.parametrize(
+    ("variables", "unusable"),
+    [
+        ({"ENDPOINT": "ftp://siem"}, "ENDPOINT"),
+        ({"ENDPOINT": "siem:4317"}, "ENDPOINT"),
+        ({"ENDPOINT": "https://siem", "TIMEOUT": "x"}, "TIMEOUT"),
+        ({"TIMEOUT": "3"}, None),
+    ],
+)
+def test_diagnosis_tells_once_what_is_wrong_with_a_destination(
+    variables: dict[str, str], unusable: str | None
+) -> None:
+    own = "OTEL_EXPORTER_OTLP_AUDIT_SIEM_"
+    environ = {own + what: value for what, value in variables.items()}
+    _, [error] = Settings.salvage({"OTEL_AUDIT_DESTINATIONS": "siem", **environ})
+    assert error.setting == ("OTEL_AUDIT_DESTINATIONS" if unusable is None else own + unusable)
+
+
 def test_proxies_are_found_as_everywhere() -> None:
     environ = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": "https://c.example:4318",

@@ -12,7 +12,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.readers.failures import Failures, unforeseen
+from otel_audit.readers.failures import Failures
 from otel_audit.readers.pace import Pace, Share
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Beside:
         ``rest`` is called in the thread before it ends, to let go of files.
         """
         self.name = name
-        self._failures = Failures()
+        self._failures = Failures(f"the {name}", _logger)
         self.last_error: str | None = None
         self._work = work
         self._rest = rest
@@ -111,22 +111,9 @@ class Beside:
         try:
             more = self._work()
         except Exception as error:  # noqa: BLE001 - whatever fails, it is tried again
-            self._failed(error)
+            self.last_error = f"{self.name}: {error}"
+            self._failures.add(error, _RETRY_SECONDS)
             return _RETRY_SECONDS
-        if self.last_error is not None:
-            _logger.warning("the %s works again", self.name)
-            self.last_error = None
-            self._failures.end()
+        self.last_error = None
+        self._failures.end()
         return 0.0 if more else _TICK
-
-    def _failed(self, error: Exception) -> None:
-        self.last_error = f"{self.name}: {error}"
-        if self._failures.add():
-            _logger.error(
-                "the %s failed (%d times by now), it tries again each %g s: %s",
-                self.name,
-                self.errors,
-                _RETRY_SECONDS,
-                error,
-                exc_info=unforeseen(error),
-            )

@@ -1,53 +1,57 @@
-"""Failures that go on and on, counted and now and then worth a line of the log.
+"""Failures that go on and on, counted and now and then told in the log.
 
-`Failures` promises: the first one is worth a line at once, of those that follow
-one a minute; so a disk or a network that is down for a night does not fill a
-log, and nobody looks at an old line and believes that it is over.
+`Failures` promises: the first one is told at once, of those that follow one a
+minute, and also that it is over; so a disk or a network that is down for a
+night does not fill a log, and nobody looks at an old line and believes that it
+is over.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import OtelAuditError
 
+if TYPE_CHECKING:
+    import logging
+
 _LINE_SECONDS: Final = 60.0
-
-
-def unforeseen(error: Exception) -> Exception | None:
-    """Return an error whose place in the code says more than its message, for `exc_info`.
-
-    What we raise ourselves, and what the system refuses, says all in a line.
-    """
-    return None if isinstance(error, (OtelAuditError, OSError)) else error
 
 
 class Failures:
     """Failures of one piece of work."""
 
-    __slots__ = ("_line_at", "_quiet", "in_a_row", "total", "untold")
+    __slots__ = ("_line_at", "_logger", "_what", "in_a_row", "total")
 
-    def __init__(self) -> None:
+    def __init__(self, what: str, logger: logging.Logger) -> None:
+        """Begin with none; ``what`` fails or works, in the log of ``logger``."""
         self.total = 0
         self.in_a_row = 0
-        self.untold = 0
-        """How many there were between the last two lines."""
-        self._quiet = 0
+        self._what = what
+        self._logger = logger
         self._line_at: float | None = None
 
-    def add(self) -> bool:
-        """Count one more; True if it is worth a line."""
+    def add(self, reason: Exception | str, pause: float) -> None:
+        """Count one more, after which it is tried again in ``pause`` seconds."""
         self.total += 1
         self.in_a_row += 1
         now = time.monotonic()
         if self._line_at is not None and now - self._line_at < _LINE_SECONDS:
-            self._quiet += 1
-            return False
-        self.untold, self._quiet, self._line_at = self._quiet, 0, now
-        return True
+            return
+        self._line_at = now
+        self._logger.error(
+            "%s failed (%d in a row, tried again in %.1f s): %s",
+            self._what,
+            self.in_a_row,
+            pause,
+            reason,
+            # What we raise ourselves, and what the system refuses, says all in a line.
+            exc_info=None if isinstance(reason, (str, OtelAuditError, OSError)) else reason,
+        )
 
-    def end(self) -> int:
-        """Return how many there were in a row; the next one is the first again."""
-        ended, self.in_a_row, self._quiet, self._line_at = self.in_a_row, 0, 0, None
-        return ended
+    def end(self) -> None:
+        """Say that it works again, if it did not; the next failure is the first again."""
+        if self.in_a_row:
+            self._logger.warning("%s works again, after %d failures", self._what, self.in_a_row)
+            self.in_a_row, self._line_at = 0, None

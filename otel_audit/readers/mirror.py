@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import AuditSettingsError, TrailLockedError
 from otel_audit.readers.descriptors import Descriptor
-from otel_audit.readers.resume import MAX_LINES, Mark, cut_torn_line, records, resume
+from otel_audit.readers.resume import MAX_LINES, Mark, cut_torn_line, resume
 from otel_audit.trail.durable import sync
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class Mirror:
         stop = min(self._reader.tree().size, start + max_lines)
         lines = 0
         together = bytearray()
-        for leaf in records(self._reader, start, stop):
+        for leaf in self._reader.leaves(start, stop):
             length = len(leaf.record) + 1
             full = 0 < self._max_bytes < self._size + len(together) + length
             if together and (full or len(together) + length > _TOGETHER):

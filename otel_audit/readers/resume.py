@@ -24,15 +24,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    from otel_audit.trail.reader import Leaf, TrailReader
+    from otel_audit.trail.reader import TrailReader
 
 MAX_LINES: Final = 2_000
 """Most lines that a mirror writes before it stores its cursor."""
 
-_CHUNK: Final = 256
 _TAIL: Final = 1 << 20
 _SCAN: Final = 20_000
 _SEARCHED_FILES: Final = 3
@@ -53,13 +52,6 @@ class Mark(NamedTuple):
     position: int
     inode: int
     offset: int
-
-
-def records(reader: TrailReader, start: int, stop: int | None = None) -> Iterator[Leaf]:
-    """Yield leaves like `TrailReader.leaves`, but hold few in memory: one may have 64 KiB."""
-    limit = reader.tree().size if stop is None else stop
-    for first in range(start, limit, _CHUNK):
-        yield from reader.leaves(first, min(first + _CHUNK, limit))
 
 
 def resume(reader: TrailReader, path: Path, mark: Mark | None) -> int:
@@ -99,7 +91,7 @@ def _replay(reader: TrailReader, file: Path, mark: Mark, *, is_current: bool) ->
     try:
         certain = _follows(reader, descriptor, mark)
         position, offset = mark.position, mark.offset
-        for leaf in records(reader, mark.position):
+        for leaf in reader.leaves(mark.position):
             found = _find_line(descriptor, offset, leaf.record + b"\n")
             if found is None:
                 break
@@ -203,7 +195,7 @@ def _behind_older_copy(reader: TrailReader, path: Path, position: int) -> int:
     if last is None:
         return position
     behind = _search(reader, path, 0, position)
-    if next(records(reader, behind, position), None) is None:
+    if next(reader.leaves(behind, position), None) is None:
         return position
     _logger.error(
         "%s was replaced by an older copy of itself: it ends with record %d, and had come to "

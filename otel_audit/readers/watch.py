@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import TrailLockedError
-from otel_audit.readers.failures import Failures, unforeseen
+from otel_audit.readers.failures import Failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ class Watch:
         self.report = ""
         """What fails now; empty when nothing does."""
         self._name = name
-        self._failures = Failures()
+        self._failures = Failures(f"the agent's duty {name!r}", _logger)
         self._retry_at = 0.0
 
     @property
@@ -52,25 +52,11 @@ class Watch:
         try:
             done = work()
         except Exception as error:  # noqa: BLE001 - whatever fails, the other duties go on
-            self._failed(error)
+            self.lasting += not isinstance(error, TrailLockedError)
+            self.report = f"{self._name}: {error}"
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            self._failures.add(error, RETRY_SECONDS)
             return False
-        if self.report:
-            _logger.warning("the agent's duty %r works again", self._name)
-            self.report = ""
-            self._failures.end()
+        self.report = ""
+        self._failures.end()
         return done
-
-    def _failed(self, error: Exception) -> None:
-        self.lasting += not isinstance(error, TrailLockedError)
-        self.report = f"{self._name}: {error}"
-        self._retry_at = time.monotonic() + RETRY_SECONDS
-        if self._failures.add():
-            untold = self._failures.untold
-            _logger.error(
-                "the agent's duty %r failed, it tries again each %g s%s: %s",
-                self._name,
-                RETRY_SECONDS,
-                f" ({untold} failures since the last message)" if untold else "",
-                error,
-                exc_info=unforeseen(error),
-            )

@@ -32,6 +32,7 @@ APPLICATION_ID: Final = 0x6F744155
 """PRAGMA application_id of a trail: "otAU"."""
 
 _BATCH: Final = 2_048
+_FEW: Final = 256
 _SCAN: Final = 20_000
 
 
@@ -130,16 +131,21 @@ class TrailReader:
         return Tree(size, tuple(split_hashes(edge)), committed)
 
     def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[Leaf]:
-        """Yield the leaves from ``start`` up to before ``stop`` (default: all there are)."""
-        for batch in self.batches(start, stop):
-            yield from batch
+        """Yield the leaves from ``start`` up to before ``stop`` (default: all there are).
+
+        Few are in memory at a time: one may have 64 KiB.
+        """
+        for rows in self.rows(start, stop, _FEW):
+            yield from map(Leaf._make, rows)
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[list[Leaf]]:
         """Yield lists of leaves in order; one read transaction each."""
         for rows in self.rows(start, stop):
             yield list(map(Leaf._make, rows))
 
-    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[list[Row]]:
+    def rows(
+        self, start: int = 0, stop: int | None = None, at_a_time: int = _BATCH
+    ) -> Iterator[list[Row]]:
         """Yield what `batches` does as plain tuples: for who looks at millions."""
         limit = (1 << 62) if stop is None else stop
         while start < limit:
@@ -148,7 +154,7 @@ class TrailReader:
                     connection,
                     "SELECT seq, committed_unix_nano, hash, record FROM leaf "
                     "WHERE seq >= ? AND seq < ? ORDER BY seq LIMIT ?",
-                    (start, limit, _BATCH),
+                    (start, limit, at_a_time),
                 )
             if not rows:
                 return

@@ -129,7 +129,7 @@ def test_the_token_is_wrong_for_a_while(shop: Shop, loki: Loki, gateway: Collect
         assert shop.standing()["set_aside"] == 0
         gateway.change_token(right)
         shop.check(loki)
-    assert "records do not reach 'otlp'" in shop.log.read_text()
+    assert "shipping to 'otlp' failed" in shop.log.read_text()
 
 
 def test_the_collectors_queue_is_full(tmp_path: Path, loki: Loki) -> None:

@@ -30,8 +30,6 @@ from otel_audit.record.semconv import unix_nano
 from otel_audit.trail import merkle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from otel_audit.readers.loki import Line, Loki
     from otel_audit.trail.reader import TrailReader
 
@@ -45,8 +43,6 @@ _PAST: Final = 366 * 86_400 * _SECOND
 """Before the first record of a trail: no entry of it belongs there, but Loki takes one."""
 _FUTURE: Final = 86_400 * _SECOND
 """After now: the bundled Loki takes entries from 15 hours ahead."""
-
-_CHUNK: Final = 256
 
 
 @dataclass
@@ -134,7 +130,7 @@ class _Comparison:
         findings, now = self._findings, time.time_ns()
         # What a trail that was rolled back has lost is younger than all that it has.
         first, last = now, now if self._to_the_end else 0
-        for leaf in self._leaves():
+        for leaf in self._reader.leaves(findings.start, findings.stop):
             said = _said(leaf.record)
             try:
                 when = unix_nano(said["timestamp"])
@@ -151,10 +147,6 @@ class _Comparison:
         first -= _SLACK if findings.start else _PAST
         last += _FUTURE if self._to_the_end else _SLACK
         return first, last
-
-    def _leaves(self) -> Iterator[Any]:
-        for first in range(self._findings.start, self._findings.stop, _CHUNK):
-            yield from self._reader.leaves(first, min(first + _CHUNK, self._findings.stop))
 
     def _judge(self, line: Line) -> None:
         if line.labels.get("event_name") == CHECKPOINT_EVENT and self._is_checkpoint(line):

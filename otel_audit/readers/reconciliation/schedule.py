@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit.destinations import LOKI, STANDARD, shown_address
 from otel_audit.readers.cursors import Cursors
+from otel_audit.readers.failures import Failures
 from otel_audit.readers.loki import Loki
 from otel_audit.readers.reconciliation.compare import Findings, reconcile
 from otel_audit.readers.shipping import instruments
@@ -141,6 +142,7 @@ class Reconciler:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._last: tuple[int, Findings] | None = None
+        self._failures = Failures("the comparison of Loki with the trail", _logger)
         instruments.watch(self)
 
     @property
@@ -194,13 +196,13 @@ class Reconciler:
     def _attempt(self) -> float:
         try:
             with self._reader_factory() as reader:
-                return self._turn(reader)
+                pause = self._turn(reader)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again
             pause = min(self._interval, _RETRY_SECONDS)
-            _logger.error(  # noqa: TRY400 - where it happened says nothing
-                "Loki could not be compared with the trail, again in %g s: %s", pause, error
-            )
-            return pause
+            self._failures.add(error, pause)
+        else:
+            self._failures.end()
+        return pause
 
     def _turn(self, reader: TrailReader) -> float:
         """Compare if it is time; return how long to wait."""

@@ -28,7 +28,6 @@ CHECKPOINT_EVENT: Final = "audit.checkpoint"
 _RETENTION: Final = "3y"
 """A checkpoint is worth as long as any record that it covers."""
 
-_CHUNK: Final = 256
 _RESOURCES: Final = 64
 _INFO: Final = 9
 
@@ -63,14 +62,12 @@ class Outbound:
         """Return the first items of a range of sequence numbers, at least one if there is any."""
         items: list[Item] = []
         size = 0
-        stop = min(stop, start + max_items)
-        for first in range(start, stop, _CHUNK):
-            for leaf in self._reader.leaves(first, min(first + _CHUNK, stop)):
-                item = self.record(leaf)
-                if items and size + len(item.record) > max_bytes:
-                    return items
-                items.append(item)
-                size += len(item.record)
+        for leaf in self._reader.leaves(start, min(stop, start + max_items)):
+            item = self.record(leaf)
+            if items and size + len(item.record) > max_bytes:
+                break
+            items.append(item)
+            size += len(item.record)
         return items
 
     def record(self, leaf: Leaf) -> Item:

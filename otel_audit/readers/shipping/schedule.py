@@ -143,7 +143,7 @@ class _Worker:
         self._backoff = Backoff()
         self._not_before = 0.0
         """When the far end may be asked again, as it said itself (monotonic clock)."""
-        self._log = _Log(destination.name)
+        self._failures = Failures(f"shipping to {destination.name!r}", _logger)
         self._shipper: Shipper | None = None
         self._set_aside = 0
         self._counted_at = 0.0
@@ -209,18 +209,22 @@ class _Worker:
             progress = shipper.step()
             self._count(shipper, at_once=progress.set_aside > 0)
         except Exception as error:  # noqa: BLE001 - whatever fails, it is tried again
-            self._log.failed(f"{type(error).__name__}: {error}")
             self._close()
-            return self._backoff.failed(), True
+            return self._failed(error), True
         if progress.trouble is not None:
-            self._log.failed(progress.trouble.reason)
             self._not_before = time.monotonic() + progress.trouble.wait
-            return self._backoff.failed(progress.trouble.wait), True
+            reason = f"{progress.trouble.reason}; the records stay in the trail"
+            return self._failed(reason, progress.trouble.wait), True
         self._backoff.succeeded()
-        self._log.succeeded()
+        self._failures.end()
         if not progress.more:
             return _TICK, True
         return self._pace.due(), False
+
+    def _failed(self, reason: Exception | str, asked: float = 0.0) -> float:
+        pause = self._backoff.failed(asked)
+        self._failures.add(reason, pause)
+        return pause
 
     def _count(self, shipper: Shipper, *, at_once: bool) -> None:
         if at_once or time.monotonic() >= self._counted_at + _COUNT_SECONDS:
@@ -241,26 +245,3 @@ class _Worker:
         shipper, self._shipper = self._shipper, None
         if shipper is not None:
             shipper.close()
-
-
-class _Log:
-    """What is said of a destination that records do not reach, and when they do again."""
-
-    def __init__(self, destination: str) -> None:
-        self._destination = destination
-        self._failures = Failures()
-
-    def failed(self, reason: str) -> None:
-        if self._failures.add():
-            _logger.error(
-                "records do not reach %r (failure %d; they stay in the trail, and it is tried "
-                "again): %s",
-                self._destination,
-                self._failures.in_a_row,
-                reason,
-            )
-
-    def succeeded(self) -> None:
-        failed = self._failures.end()
-        if failed:
-            _logger.warning("records reach %r again, after %d failures", self._destination, failed)

@@ -140,7 +140,7 @@ class Shipper:
         self.oldest_unix_nano = oldest_unix_nano if self.waiting else 0
 
     def _place(self, size: int) -> int:
-        """Find where to go on: at the first record when the cursor is of another trail."""
+        """Find where to go on: at the beginning when the cursor is ahead, or of another trail."""
         self._row = row = self._cursors.row(self.name)
         if row is None:
             return 0
@@ -155,6 +155,15 @@ class Shipper:
                 size,
             )
             self._store(0, {})
+        elif self._checkpoint and not self._reader.checkpoints_after(self._checkpoint - 1, 1):
+            # The next ones get the numbers of those that are gone.
+            _logger.error(
+                "%r was sent checkpoint %d, and this trail has none of that number or after it: "
+                "somebody removed them, all that are there are sent again",
+                self.destination,
+                self._checkpoint,
+            )
+            self._store(row.position, {"checkpoint": 0})
         return self._position
 
     def _pass_gaps(self, position: int, size: int, records: Sequence[Item]) -> None:

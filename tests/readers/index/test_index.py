@@ -379,5 +379,5 @@ def test_a_thread_that_fails_says_so_tries_again_and_rests(
     wait_for(lambda: unlucky.errors == 2 and unlucky.last_error is None)
     unlucky.stop()
     unlucky.forget()
-    assert "the unlucky reader failed (1 times" in caplog.text
+    assert "the unlucky reader failed (1 in a row" in caplog.text
     assert "the unlucky reader works again" in caplog.text

@@ -389,10 +389,20 @@ def test_a_loki_that_is_away_is_asked_again(
     shipped(place, loki, 2)
     loki.status = 500
     told: list[AuditEvent] = []
-    reconciler = Reconciler(lambda: TrailReader(place.directory), where(loki), "loki", told.append)
+    attempts = []
+
+    def reader() -> TrailReader:
+        attempts.append(time.monotonic())
+        return TrailReader(place.directory)
+
+    reconciler = Reconciler(reader, where(loki), "loki", told.append)
     reconciler.start()
-    wait_for(lambda: "could not be compared" in caplog.text)
+    wait_for(lambda: len(attempts) > 3)
     loki.status = 200
     wait_for(lambda: told)
     reconciler.stop(5.0)
     assert told[0].status == "success"
+    said = [record.getMessage() for record in caplog.records if "comparison" in record.getMessage()]
+    assert len(said) == 2  # not one each attempt
+    assert "failed (1 in a row" in said[0]
+    assert "works again, after" in said[1]

@@ -63,14 +63,14 @@ def test_a_destination_that_is_down_does_not_hold_up_another_one(
         both.start()
         both.start()
         wait_for(lambda: other.records == records)
-        wait_for(lambda: "do not reach 'otlp'" in caplog.text)
+        wait_for(lambda: "shipping to 'otlp' failed" in caplog.text)
         with HttpFarEnd(port=port) as back:
             wait_for(lambda: back.records == records)
-            wait_for(lambda: "reach 'otlp' again" in caplog.text)
+            wait_for(lambda: "shipping to 'otlp' works again" in caplog.text)
             records += place.fill(5)
             wait_for(lambda: back.records == records)
             both.stop(5.0)
-    assert caplog.text.count("do not reach 'otlp'") == 1
+    assert caplog.text.count("shipping to 'otlp' failed") == 1
 
 
 @pytest.mark.usefixtures("quick")

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from typing import TYPE_CHECKING
 
+import apsw
 import pytest
 
 from otel_audit.readers.shipping.standing import cursor_name
@@ -84,6 +85,9 @@ LATER = {
     "half an answer": Reply(200, {"content-type": "text/plain"}, b"", store=True, cut=True),
     "too late an answer": Reply(200, wait=1.0, store=True),
     "json that is none": Reply(200, {"content-type": "application/json"}, b"[]"),
+    "an error in JSON": Reply(
+        200, {"content-type": "application/json"}, b'{"error":"session expired, log in"}'
+    ),
 }
 
 
@@ -303,6 +307,31 @@ def test_a_trail_that_became_shorter_is_sent_again(
     place.shipper().step()
     assert place.far_end.records == records
     assert "all is sent again" in caplog.text
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_checkpoints_are_shipped_also_after_others_were_removed(
+    place: Place, caplog: pytest.LogCaptureFixture, kept: int
+) -> None:
+    place.fill(3)
+    for _ in range(4):
+        place.trail.signer.sign()
+    shipper = place.shipper()
+    shipper.step()
+    # By the trail's own SQLite: another one in this process would take its locks away.
+    database = apsw.Connection(str(place.directory / "trail.db"))
+    database.execute("DELETE FROM checkpoint WHERE id > ?", (kept,))
+    database.close()
+    sent = len(place.far_end.stored)
+    note = place.trail.signer.sign()
+    assert shipper.step().trouble is None
+    again = [json.loads(each.body.string_value)["note"] for each in place.far_end.stored[sent:]]
+    assert len(again) == kept + 1
+    assert again[-1] == note
+    assert place.position() == 3
+    assert "was sent checkpoint 4" in caplog.text
+    assert shipper.step().delivered == 0
+    assert len(place.far_end.requests) == 2
 
 
 def test_what_was_removed_before_it_was_shipped_is_told(

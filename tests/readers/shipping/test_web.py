@@ -109,18 +109,61 @@ def served(answer: Callable[[socket.socket], None]) -> int:
     return int(listener.getsockname()[1])
 
 
-def test_an_answer_that_trickles_is_not_waited_for_for_ever() -> None:
+@pytest.mark.parametrize(
+    ("said", "dripped"),
+    [
+        (b"HTTP/1.1 200", b"x"),
+        (b"HTTP/1.1 200 OK\r\nx: ", b"x"),
+        (b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"0"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n", b"x: y\r\n"),
+    ],
+    ids=["status", "header", "headers", "continue", "body", "chunk's length", "trailers"],
+)
+@pytest.mark.parametrize("by", ["itself", "a proxy"])
+def test_an_answer_that_trickles_is_not_waited_for_for_ever(
+    said: bytes, dripped: bytes, by: str
+) -> None:
     def trickle(connection: socket.socket) -> None:
-        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+        connection.sendall(said)
         for _ in range(100):
-            connection.sendall(b"x")
+            connection.sendall(dripped)
             time.sleep(0.05)
 
-    port = served(trickle)
+    url = f"http://127.0.0.1:{served(trickle)}"
+    where = (
+        destination(url, timeout=0.2)
+        if by == "itself"
+        else destination("https://collector.example", proxy=url, timeout=0.2)
+    )
     began = time.monotonic()
-    answer = HttpSender(destination(f"http://127.0.0.1:{port}", timeout=0.3)).send(b"")
+    answer = HttpSender(where).send(b"")
     assert answer.verdict == "later"
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 2
+
+
+def test_reading_slowly_and_answering_slowly_share_the_time() -> None:
+    def dawdle(connection: socket.socket) -> None:
+        time.sleep(0.4)
+        connection.settimeout(0.3)
+        with suppress(TimeoutError):
+            while connection.recv(1 << 20):
+                pass
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    where = destination(f"http://127.0.0.1:{served(dawdle)}", timeout=0.6, compression="none")
+    assert HttpSender(where).send(bytes(16 << 20)).verdict == "later"
+
+
+def test_a_kept_connection_gives_each_request_all_its_time() -> None:
+    with HttpFarEnd() as far_end:
+        sender = HttpSender(destination(far_end.url, timeout=0.8))
+        for _ in range(3):
+            far_end.answers.append(Reply(wait=0.4))
+            assert sender.send(b"").verdict == "delivered"
+        assert len(far_end.peers) == 1
 
 
 @pytest.mark.parametrize("said", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\nx"])

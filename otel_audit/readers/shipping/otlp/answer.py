@@ -2,6 +2,8 @@
 
 Promises: records count as delivered only by an answer that is OTLP's and says
 so; everything that is not understood means that they have to be sent again.
+OTLP's is what says nothing at all, or speaks of a partial success; what a newer
+OTLP may say beside that is passed over.
 Only an answer that is about the request's *content* (400, 413, a partial
 success) is a refusal; wrong tokens, wrong paths and broken servers are not.
 """
@@ -14,6 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final, Literal
 
 import orjson
+from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
@@ -30,6 +33,7 @@ _SHOWN: Final = 200
 _REFUSALS: Final = (400, 413)
 _PROTOBUF: Final = "application/x-protobuf"
 _JSON: Final = "application/json"
+_PARTIAL_SUCCESS: Final = frozenset({"partialSuccess", "partial_success"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,9 @@ def read(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
 def partial_success(response: ExportLogsServiceResponse) -> Answer:
     """Judge the message of a success: it may say that records were refused nevertheless."""
     partial = response.partial_success
+    if partial.rejected_log_records < 0:
+        reason = f"it says that {partial.rejected_log_records} were rejected, which is no number"
+        return Answer("later", reason, kind="not_otlp")
     if partial.rejected_log_records > 0:
         return Answer(
             "refused",
@@ -104,36 +111,48 @@ def wait_asked(retry_after: str | None) -> float:
 
 def _success(status: int, kind: str, body: bytes) -> Answer:
     media = kind.partition(";")[0].strip().lower()
+    why = ""
     try:
         if media == _PROTOBUF:
-            return partial_success(ExportLogsServiceResponse.FromString(body))
+            return partial_success(_from_protobuf(body))
         if media == _JSON:
             return partial_success(_from_json(body))
-    except (DecodeError, ValueError) as error:
-        return Answer(
-            "later", f"HTTP {status} with an answer that is damaged: {error}", kind="not_otlp"
-        )
+    except (DecodeError, ParseError, ValueError) as error:
+        why = f": {error}"
     return Answer(
         "later",
-        f"HTTP {status} with {media or 'something'} that is no OTLP answer ({_said(kind, body)}): "
-        "is there a proxy or a log-in page before the endpoint?",
+        f"HTTP {status} with {media or 'something'} that is no OTLP answer{why} "
+        f"({_said(kind, body)}): is there a proxy or a log-in page before the endpoint?",
         kind="not_otlp",
     )
 
 
+def _from_protobuf(body: bytes) -> ExportLogsServiceResponse:
+    """Read an answer that is not empty. Raises DecodeError and ValueError.
+
+    Other messages can be read as this one, with nothing but unknown fields, such as a
+    google.rpc.Status.
+    """
+    response: ExportLogsServiceResponse = ExportLogsServiceResponse.FromString(body)
+    if not response.HasField("partial_success"):
+        message = "it is another message"
+        raise ValueError(message)
+    return response
+
+
 def _from_json(body: bytes) -> ExportLogsServiceResponse:
-    """Read OTLP's JSON of the answer. Raises ValueError."""
+    """Read OTLP's JSON of the answer. Raises ParseError and ValueError."""
     said = orjson.loads(body)
-    if not isinstance(said, dict):
-        message = "it is no JSON object"
-        raise ValueError(message)  # noqa: TRY004 - a wrong value from outside, not a wrong call
-    response = ExportLogsServiceResponse()
-    partial = said.get("partialSuccess") or said.get("partial_success")
-    if isinstance(partial, dict):
-        rejected = partial.get("rejectedLogRecords") or partial.get("rejected_log_records") or 0
-        response.partial_success.rejected_log_records = int(rejected)
-        message = partial.get("errorMessage") or partial.get("error_message") or ""
-        response.partial_success.error_message = str(message)
+    if not isinstance(said, dict) or (said and not said.keys() & _PARTIAL_SUCCESS):
+        message = "it has no partialSuccess"
+        raise ValueError(message)
+    # ParseDict would look for names in a text as well.
+    if not all(isinstance(said.get(name) or {}, dict) for name in _PARTIAL_SUCCESS):
+        message = "its partialSuccess is no object"
+        raise ValueError(message)
+    response: ExportLogsServiceResponse = ParseDict(
+        said, ExportLogsServiceResponse(), ignore_unknown_fields=True
+    )
     return response
 
 

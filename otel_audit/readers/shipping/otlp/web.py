@@ -1,8 +1,9 @@
 """One HTTP server, spoken to patiently: TLS, proxy, time-outs, kept connections.
 
 `Site.ask` promises an answer that was read to its end, or an `OSError` that
-says what happened; it takes about ``timeout`` seconds at most, however slowly
-the far end sends; it follows no redirect, and it starts no span. Files
+says what happened; it takes ``timeout`` seconds at most, however slowly the far
+end reads and sends, and before that as long for each address of the host that
+takes no connection; it follows no redirect, and it starts no span. Files
 (certificates, token) are read anew after each failure, so that renewed ones
 are found.
 """
@@ -10,9 +11,11 @@ are found.
 from __future__ import annotations
 
 import http.client
+import io
 import ssl
 import time
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import urllib3
@@ -23,7 +26,10 @@ from otel_audit._version import __version__
 from otel_audit.destinations import without_credentials
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Mapping
+
+    from typing_extensions import Buffer
 
     from otel_audit.destinations import Destination
 
@@ -58,10 +64,10 @@ class Site:
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """Send one request to the destination's address with ``rest`` behind it. Raises `OSError`."""
-        deadline = time.monotonic() + self._destination.timeout
+        _clock.set(_Clock(self._destination.timeout))
         token = otel_context.attach(otel_context.set_value(SUPPRESS, True))  # noqa: FBT003 - the API has no name for it
         try:
-            return self._ask(method, self.url + rest, body, headers or {}, deadline)
+            return self._ask(method, self.url + rest, body, headers or {})
         except (urllib3.exceptions.HTTPError, OSError) as error:
             self.close()
             raise _explained(error, self.url) from error
@@ -80,7 +86,6 @@ class Site:
         url: str,
         body: bytes | None,
         headers: Mapping[str, str],
-        deadline: float,
     ) -> Reply:
         if self._pool is None:
             self._pool = self._open()
@@ -96,7 +101,7 @@ class Site:
             preload_content=False,
         )
         try:
-            content = _read(response, deadline)
+            content = _read(response)
         except BaseException:
             response.close()
             raise
@@ -126,6 +131,48 @@ class Site:
         return pool
 
 
+class _Clock:
+    """What is left of the time of one request."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        self._until = time.monotonic() + self._seconds
+
+    def left(self) -> float:
+        """Return the seconds that are left. Raises `TimeoutError` when none are."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            message = f"the far end did not take the request and answer it in {self._seconds:g} s"
+            raise TimeoutError(message)
+        return left
+
+
+_clock: ContextVar[_Clock] = ContextVar("otel_audit_request_clock")
+"""Of the request that is being made: urllib3 hands nothing of ours down to its connections."""
+
+
+class _Timely(io.RawIOBase):
+    """Reads from a socket for as long as the request has time, not for so long each time."""
+
+    def __init__(self, sock: socket.socket, source: io.RawIOBase) -> None:
+        self._sock = sock
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int | None:
+        self._sock.settimeout(_clock.get().left())
+        return self._source.readinto(buffer)
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
 class _Lines:
     """Reads the head of an answer, and remembers its last line."""
 
@@ -140,7 +187,14 @@ class _Lines:
 
 
 class _Response(http.client.HTTPResponse):
-    """Knows headers that ended from a connection that did, which the standard library does not."""
+    """Has an end in time, and knows headers that ended from a connection that did.
+
+    The standard library gives each read the whole time-out, and takes one end for the other.
+    """
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        self.fp = io.BufferedReader(_Timely(sock, self.fp.detach()))
 
     def begin(self) -> None:
         whole = self.fp
@@ -156,9 +210,19 @@ class _Response(http.client.HTTPResponse):
 class _Plain(urllib3.connection.HTTPConnection):
     response_class = _Response
 
+    def _new_conn(self) -> socket.socket:
+        sock = super()._new_conn()
+        _clock.get().restart()
+        return sock
 
-class _Secure(urllib3.connection.HTTPSConnection):
-    response_class = _Response
+    def send(self, data: bytes) -> None:  # type: ignore[override]  # urllib3 sends nothing else
+        if self.sock is not None:
+            self.sock.settimeout(_clock.get().left())
+        super().send(data)
+
+
+class _Secure(_Plain, urllib3.connection.HTTPSConnection):
+    pass
 
 
 class _PlainPool(urllib3.HTTPConnectionPool):
@@ -182,20 +246,15 @@ def tls(destination: Destination) -> ssl.SSLContext:
     return context
 
 
-def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
-    """Read to the end, or to the deadline: a server may send a byte now and then."""
+def _read(response: urllib3.BaseHTTPResponse) -> bytes:
     parts: list[bytes] = []
     size = 0
-    # One read from the network each: to fill a buffer could take a slow server for ever.
     while part := response.read1(_CHUNK, decode_content=False):
         parts.append(part)
         size += len(part)
         if size > _LONGEST_ANSWER:
             message = f"the answer has more than {_LONGEST_ANSWER >> 20} MiB"
             raise OSError(message)
-        if time.monotonic() >= deadline:
-            message = "the answer did not end in time"
-            raise TimeoutError(message)
     return b"".join(parts)
 
 
