@@ -18,7 +18,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.errors import ProofError, TrailError, TrailKeyError, TrailMismatchError
+from otel_audit.errors import TrailError, TrailKeyError, TrailMismatchError
 from otel_audit.trail import durable, merkle
 from otel_audit.trail.checkpoint import Checkpoint, read_checkpoint, sign
 from otel_audit.trail.interruption import on_the_stack, refuse
@@ -63,7 +63,7 @@ class CheckpointSigner:
         """The threads that sign, or wait for their turn."""
         _signers.add(self)
         self._claim()
-        self.check(reader.tree())
+        self.check(self._remembered())
         self._warn_without_memory()
 
     def sign(self) -> str:
@@ -98,29 +98,23 @@ class CheckpointSigner:
             signing and on_the_stack(CheckpointSigner._sign_in_turn.__code__)
         ) or self._store.interrupted
 
-    def check(self, tree: Tree) -> None:
-        """Hold the tree against the last checkpoint that was signed here.
+    def check(self, signed: Checkpoint | None) -> Tree:
+        """Return the tree as it is now, held against what was signed here last.
 
+        ``signed`` MUST have been read before: what was signed by then is in the
+        tree, while what another process signs later may be of more records.
         Raises `TrailMismatchError` when the tree is shorter than, or differs
         from, what was signed.
         """
-        try:
-            text = self._memory.read_text("utf-8")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            message = (
-                f"{self._memory} cannot be read: {error.strerror}; it says up to where the trail "
-                "was signed, and has to belong to the user that writes the trail"
-            )
-            raise TrailError(message) from error
-        signed = self._remembered(text)
+        tree = self._reader.tree()
+        if signed is None:
+            return tree
         if tree.size < signed.size:
             found = f"holds {tree.size} records"
         elif self._root_at(signed.size, tree) != signed.root:
             found = f"has another root at {signed.size} records"
         else:
-            return
+            return tree
         message = (
             f"{self._store.path} {found}, but a checkpoint of {signed.size} records was signed "
             f"({self._memory}): an older copy was restored, or records were changed or removed. "
@@ -139,8 +133,7 @@ class CheckpointSigner:
             )
 
     def _sign(self) -> str:
-        tree = self._reader.tree()
-        self.check(tree)
+        tree = self.check(self._remembered())
         last = self._reader.last_checkpoint()
         now = max(self._clock(), last.unix_nano if last else 0)
         checkpoint = Checkpoint(self._store.origin, tree.size, tree.root)
@@ -149,10 +142,19 @@ class CheckpointSigner:
         self._store.add_checkpoint(tree.size, now, note)
         return note
 
-    def _remembered(self, text: str) -> Checkpoint:
+    def _remembered(self) -> Checkpoint | None:
+        """Return what the file ``signed`` says; None where there is none."""
         try:
-            signed = read_checkpoint(text)
-        except ProofError as error:
+            signed = read_checkpoint(self._memory.read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            message = (
+                f"{self._memory} cannot be read: {error.strerror}; it says up to where the trail "
+                "was signed, and has to belong to the user that writes the trail"
+            )
+            raise TrailError(message) from error
+        except ValueError as error:  # also of the decoding
             found = f"is damaged ({error})"
         else:
             if signed.origin == self._store.origin:

@@ -15,7 +15,8 @@ from otel_audit.trail import merkle
 from otel_audit.trail.checkpoint import open_checkpoint, read_checkpoint
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.lock import FileLock
-from otel_audit.trail.reader import TrailReader
+from otel_audit.trail.reader import TrailReader, Tree
+from otel_audit.trail.signer import CheckpointSigner
 from otel_audit.trail.trail import Trail
 
 if TYPE_CHECKING:
@@ -102,6 +103,25 @@ def test_a_restored_older_database_is_refused_when_it_is_opened(
     assert "holds 2 records, but a checkpoint of 3 records was signed" in message
     assert "an older copy was restored" in message
     assert "otel-audit new-origin" in message
+
+
+def test_a_trail_that_another_process_signs_meanwhile_is_no_older_copy(
+    trail: Trail, directory: Path
+) -> None:
+    """What is signed between the two looks of one that starts is in the tree that it sees."""
+    append(trail, b"a")
+    trail.signer.sign()
+
+    class Overtaken(TrailReader):
+        def tree(self) -> Tree:
+            found = super().tree()
+            append(trail, b"b")
+            trail.signer.sign()
+            return found
+
+    with Overtaken(directory) as reader:
+        for _ in range(3):
+            CheckpointSigner(trail.store, reader, trail.keys)
 
 
 def test_an_older_database_that_grew_past_the_signed_size_is_refused(
