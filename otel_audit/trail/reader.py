@@ -9,6 +9,7 @@ What the bytes mean, and whether they are right, is left to others.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -120,6 +121,15 @@ class TrailReader:
     def close(self) -> None:
         """Close the database; a later call would open it again."""
         self._handle.close()
+
+    @contextmanager
+    def moment(self) -> Iterator[None]:
+        """Let what this thread reads within be of one moment.
+
+        MUST be short: the write-ahead log cannot be reused meanwhile.
+        """
+        with self._handle.use() as connection, connection:
+            yield
 
     def tree(self) -> Tree:
         """Return the tree's size and right edge as of now."""

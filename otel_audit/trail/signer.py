@@ -1,6 +1,8 @@
 """Signing checkpoints of one trail, off the path of the records.
 
-`CheckpointSigner.sign` promises: the tree that it signs is committed; sizes
+`CheckpointSigner.sign` promises: the tree that it signs is committed, is that of
+the stored tiles and hashes, and continues the one that was signed last, by a
+consistency proof; so nobody without the key gets a changed record signed. Sizes
 and times never decrease, whichever process signs (one at a time); and no size
 is ever signed with two roots, because the last checkpoint is also kept in the file ``signed`` beside the database
 (written first, replaced atomically), against which `check` holds the trail
@@ -18,7 +20,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Final
 
-from otel_audit.errors import TrailError, TrailKeyError, TrailMismatchError
+from otel_audit.errors import ProofError, TrailError, TrailKeyError, TrailMismatchError
 from otel_audit.trail import durable, merkle
 from otel_audit.trail.checkpoint import Checkpoint, read_checkpoint, sign
 from otel_audit.trail.interruption import on_the_stack, refuse
@@ -106,15 +108,47 @@ class CheckpointSigner:
         Raises `TrailMismatchError` when the tree is shorter than, or differs
         from, what was signed.
         """
-        tree = self._reader.tree()
-        if signed is None:
-            return tree
+        with self._reader.moment():
+            tree = self._reader.tree()
+            # Nothing that was read before: it may have been changed since.
+            hash_at = merkle.TileHashes(self._reader.tile)
+            try:
+                if list(tree.edge) != merkle.edge_at(tree.size, hash_at):
+                    self._refuse_edge(tree)
+                if signed is not None:
+                    self._refuse_other(tree, signed, hash_at)
+            except ProofError as error:
+                message = f"{self._store.path} cannot be signed: {error}"
+                raise TrailMismatchError(message) from error
+        return tree
+
+    def _refuse_edge(self, tree: Tree) -> None:
+        message = (
+            f"{self._store.path} states a right edge of its tree that is not the one of its "
+            f"{tree.size} records: it was changed, and would be signed with what was put in. Keep "
+            "everything as evidence and run `otel-audit verify`; to go on recording, begin a new "
+            "origin with `otel-audit new-origin`"
+        )
+        raise TrailMismatchError(message)
+
+    def _refuse_other(self, tree: Tree, signed: Checkpoint, hash_at: merkle.HashAt) -> None:
+        """Raise `TrailMismatchError` unless the signed tree is the beginning of this one.
+
+        To compare the roots is not enough: the old one and the new one may be
+        made of different tiles, which a consistency proof ties together.
+        """
         if tree.size < signed.size:
             found = f"holds {tree.size} records"
-        elif self._root_at(signed.size, tree) != signed.root:
+        elif merkle.edge_root(merkle.edge_at(signed.size, hash_at)) != signed.root:
             found = f"has another root at {signed.size} records"
         else:
-            return tree
+            proof = merkle.consistency_proof(signed.size, tree.size, hash_at)
+            try:
+                merkle.verify_consistency(signed.size, tree.size, signed.root, tree.root, proof)
+            except ProofError:
+                found = f"has a tree of {tree.size} records that does not continue what was signed"
+            else:
+                return
         message = (
             f"{self._store.path} {found}, but a checkpoint of {signed.size} records was signed "
             f"({self._memory}): an older copy was restored, or records were changed or removed. "
@@ -165,11 +199,6 @@ class CheckpointSigner:
             "evidence and run `otel-audit verify`; when all is right there, move it away"
         )
         raise TrailMismatchError(message)
-
-    def _root_at(self, size: int, tree: Tree) -> bytes:
-        if size == tree.size:
-            return tree.root
-        return merkle.edge_root(merkle.edge_at(size, merkle.TileHashes(self._reader.tile)))
 
     def _claim(self) -> None:
         """Write the public keys into the trail once; later they must be the same."""

@@ -8,6 +8,7 @@ import shutil
 import threading
 from typing import TYPE_CHECKING, Any
 
+import apsw
 import pytest
 
 from otel_audit.errors import TrailError, TrailKeyError, TrailLockedError, TrailMismatchError
@@ -160,6 +161,56 @@ def test_a_database_that_shrinks_under_a_running_process_is_not_signed(trail: Tr
     with pytest.raises(TrailMismatchError):
         trail.sign_if_grown()
     assert len(list(trail.reader.checkpoints())) == 1
+
+
+def changed(trail: Trail, statement: str, *values: object) -> None:
+    """Change the database as somebody does who may write it, and has no key."""
+    with apsw.Connection(str(trail.store.path)) as connection:
+        connection.execute(statement, values)
+    connection.close()
+
+
+def forged_hashes(number: int) -> list[bytes]:
+    """Hashes of a trail whose record 50 is another one."""
+    return merkle.leaf_hashes(b"forged" if at == 50 else b"%d" % at for at in range(number))
+
+
+def test_a_forged_edge_is_not_signed(trail: Trail, directory: Path) -> None:
+    """Once it was, record and tiles could be made to fit, and older checkpoints be removed."""
+    append(trail, *(b"%d" % number for number in range(300)))
+    trail.signer.sign()
+    edge = merkle.extend([], 0, forged_hashes(300))
+    changed(trail, "UPDATE tree SET edge = ?", b"".join(edge))
+    append(trail, b"innocent")
+    for attempt in (trail.signer.sign, lambda: Trail.open(directory)):
+        with pytest.raises(TrailMismatchError, match="not the one of its 301 records"):
+            attempt()
+    assert len(list(trail.reader.checkpoints())) == 1
+
+
+@pytest.mark.parametrize("more", [212, 213, 300, 512, 1_000])
+def test_a_forged_tile_above_what_was_signed_is_not_signed(trail: Trail, more: int) -> None:
+    """The root that was signed is made of the leaves of the tile, the new one of what is above it."""
+    append(trail, *(b"%d" % number for number in range(300)))
+    trail.signer.sign()
+    append(trail, *(b"%d" % number for number in range(300, 300 + more)))
+    hashes = merkle.leaf_hashes(b"forged" if at == 270 else b"%d" % at for at in range(300 + more))
+    roots = [
+        merkle.tile_root(b"".join(hashes[first : first + 256]))
+        for first in range(0, len(hashes) - 255, 256)
+    ]
+    changed(trail, "UPDATE tile SET hashes = ? WHERE level = 1", b"".join(roots))
+    edge = merkle.extend([], 0, hashes)
+    changed(trail, "UPDATE tree SET edge = ?", b"".join(edge))
+    with pytest.raises(TrailMismatchError, match="does not continue what was signed"):
+        trail.signer.sign()
+
+
+def test_a_missing_tile_is_not_signed_over(trail: Trail) -> None:
+    append(trail, *(b"%d" % number for number in range(300)))
+    changed(trail, "DELETE FROM tile WHERE level = 1")
+    with pytest.raises(TrailMismatchError, match=r"cannot be signed: .* has no tile 1/0"):
+        trail.signer.sign()
 
 
 @pytest.mark.parametrize("content", ["", "not a checkpoint", "x\n0\n", "\u2014 é"])
