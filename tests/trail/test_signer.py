@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -13,7 +14,7 @@ import pytest
 
 from otel_audit.errors import TrailError, TrailKeyError, TrailLockedError, TrailMismatchError
 from otel_audit.trail import merkle
-from otel_audit.trail.checkpoint import open_checkpoint, read_checkpoint
+from otel_audit.trail.checkpoint import Checkpoint, open_checkpoint, read_checkpoint, sign
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.lock import FileLock
 from otel_audit.trail.reader import TrailReader, Tree
@@ -331,12 +332,78 @@ def test_a_trail_without_memory_of_what_was_signed_is_warned_about(
     Trail.open(directory).close()
     assert "is missing" not in caplog.text, "nothing was signed yet"
     trail.signer.sign()
+    trail.close()
+    (directory / "signed").unlink()
+    again = Trail.open(directory)
+    assert caplog.text.count("whether it is an older copy") == 1
+    again.signer.sign()
+    again.close()
+    Trail.open(directory).close()
+    assert caplog.text.count("whether it is an older copy") == 1
+
+
+def test_a_trail_that_should_have_been_signed_is_warned_about_without_any_trace_of_it(
+    trail: Trail, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    append(trail, b"a")
+    trail.signer.sign()
+    changed(trail, "DELETE FROM checkpoint")
+    trail.close()
     (directory / "signed").unlink()
     Trail.open(directory).close()
-    assert caplog.text.count("whether it is an older copy") == 1
-    trail.signer.sign()
+    assert "is missing" not in caplog.text, "it is as young as one that was not signed yet"
+    in_a_minute = time.time_ns() + 60 * SECOND
+    Trail.open(directory, clock=lambda: in_a_minute).close()
+    assert caplog.text.count("or should have been") == 1
+    changed(trail, "UPDATE leaf SET record = CAST(x'ff' AS TEXT)")
     Trail.open(directory).close()
-    assert caplog.text.count("whether it is an older copy") == 1
+    assert caplog.text.count("or should have been") == 2, "what cannot be read is no reason to stop"
+
+
+def test_what_was_signed_is_not_forgotten_with_the_file(trail: Trail, directory: Path) -> None:
+    """Else the process that has signed a tree would sign another one of the same records."""
+    append(trail, b"a")
+    first = trail.signer.sign()
+    append(trail, b"b")
+    trail.signer.sign()
+    changed(trail, "DELETE FROM checkpoint")
+    kept = (directory / "signed").read_bytes()
+    (directory / "signed").unlink()
+    with pytest.raises(
+        TrailMismatchError, match=r"signed was removed under .* that 2 records were"
+    ):
+        trail.signer.sign()
+    (directory / "signed").write_text(first, "utf-8")
+    with pytest.raises(TrailMismatchError, match=r"signed was set back to 1 records under"):
+        trail.signer.sign()
+    (directory / "signed").write_bytes(kept)
+    assert read_checkpoint(trail.signer.sign()).size == 2
+
+
+def test_what_the_file_says_counts_only_with_the_signatures(trail: Trail, directory: Path) -> None:
+    append(trail, b"a")
+    trail.signer.sign()
+    forged = Checkpoint(trail.store.origin, 1, merkle.leaf_hash(b"b"))
+    stranger = TrailKeys.generate(trail.store.origin)
+    (directory / "signed").write_text(sign(forged, stranger, 1), "utf-8")
+    for attempt in (trail.signer.sign, lambda: Trail.open(directory)):
+        with pytest.raises(TrailMismatchError, match="signed by no known key"):
+            attempt()
+
+
+def test_one_size_is_not_signed_twice_by_a_process_whose_file_was_exchanged(
+    trail: Trail, directory: Path
+) -> None:
+    """Also not by who has the key, but not this process's memory."""
+    append(trail, b"a")
+    trail.signer.sign()
+    leaf = merkle.leaf_hash(b"b")
+    changed(trail, "UPDATE tree SET edge = ?", leaf)
+    changed(trail, "UPDATE leaf SET hash = ?, record = ?", leaf, b"b")
+    other = sign(Checkpoint(trail.store.origin, 1, leaf), trail.keys, 1)
+    (directory / "signed").write_text(other, "utf-8")
+    with pytest.raises(TrailMismatchError, match="has another root at 1 records"):
+        trail.signer.sign()
 
 
 def test_a_memory_that_cannot_be_read_or_written_signs_nothing(
