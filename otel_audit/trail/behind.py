@@ -9,24 +9,17 @@ report what only a copy under way explains. It reads, and writes nothing.
 
 from __future__ import annotations
 
-import os
-import struct
 import time
 from typing import TYPE_CHECKING, Final
 
 import apsw
 
 from otel_audit.trail import merkle
+from otel_audit.trail.frames import bytes_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-_HEADER: Final = struct.Struct(">8x I 4x 8s 8x")
-"""The log's header: page size and salts (https://sqlite.org/walformat.html)."""
-
-_FRAME: Final = struct.Struct(">8x 8s 8x")
-"""A frame's header: the salts, which only frames that still count share with the log's."""
 
 _ON_ONE_PAGE: Final = 3_500
 """Records up to this length lie on one page, which is old or new but never half of each."""
@@ -40,7 +33,7 @@ def changed_behind_log(path: Path) -> list[tuple[int, bytes]]:
     ``path`` is the database. Empty when the log is, or when the file cannot be
     read without it.
     """
-    hidden = _bytes_in(path.with_name(f"{path.name}-wal"))
+    hidden = bytes_in(path.with_name(f"{path.name}-wal"))
     if not hidden:
         return []
     suspects = dict(_differing(path, hidden))
@@ -50,22 +43,6 @@ def changed_behind_log(path: Path) -> list[tuple[int, bytes]]:
         again = dict(_differing(path, hidden))
         suspects = {key: value for key, value in suspects.items() if again.get(key) == value}
     return sorted(suspects.items())
-
-
-def _bytes_in(log: Path) -> int:
-    """Return how many bytes of pages stand in the log: what it can hide at most."""
-    try:
-        with log.open("rb") as file:
-            page, salts = _HEADER.unpack(file.read(_HEADER.size))
-            pages = 0
-            while page and len(header := file.read(_FRAME.size)) == _FRAME.size:
-                if _FRAME.unpack(header)[0] != salts:
-                    break
-                pages += 1
-                file.seek(page, os.SEEK_CUR)
-    except (OSError, struct.error):
-        return 0
-    return pages * int(page)
 
 
 def _differing(path: Path, hidden: int) -> Iterator[tuple[int, bytes]]:

@@ -91,7 +91,7 @@ class TrailStore:
         self._file = TrailFile(self.path, new_origin=new_origin, clock=clock, vfs=vfs)
         self._lock = FairFileLock(directory / LOCK)
         self._handle = Handle(self._connect_to_write)
-        self.wal = LogEmptier(self.path, self._handle, self._connect, timeout)
+        self.wal = LogEmptier(self.path, self._handle, self._connect, self._file.inspect, timeout)
         self.origin = self._write(_origin)
 
     def append(self, records: Sequence[bytes], resources: Mapping[str, bytes]) -> Commit:
@@ -197,6 +197,7 @@ class TrailStore:
             connection = self._handle.connection()
             try:
                 self._lock.acquire(self.timeout)
+                self._file.look(connection)
                 connection.execute("BEGIN IMMEDIATE")
                 self._recognise(connection)
                 self._grown = self._tree
