@@ -16,6 +16,7 @@ import apsw
 
 from otel_audit.trail import merkle
 from otel_audit.trail.frames import bytes_in
+from otel_audit.trail.schema import disarm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +56,7 @@ def _differing(path: Path, hidden: int) -> Iterator[tuple[int, bytes]]:
     except apsw.Error:
         return
     try:
+        disarm(connection)
         rows = connection.execute(
             "SELECT seq, hash, record FROM leaf WHERE length(record) <= ? ORDER BY seq DESC",
             (_ON_ONE_PAGE,),

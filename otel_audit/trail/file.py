@@ -3,8 +3,8 @@
 Promises: a trail is made whole or not at all; what is none, is newer than this
 software, or has lost everything is refused and left alone; a file that was
 replaced while it is open is noticed at the next transaction; a log or an index
-of the log that was replaced, and a log or a file that was cut off in place,
-within a tenth of a second. What is written in between may be lost with what was
+of the log that was replaced, a log or a file that was cut off in place, and
+another schema, within a tenth of a second. What is written in between may be lost with what was
 cut off, but is followed by an error.
 """
 
@@ -18,31 +18,19 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from otel_audit.errors import TrailMismatchError
-from otel_audit.trail import durable, frames, wal
+from otel_audit.trail import durable, frames, schema, wal
 from otel_audit.trail.database import BUSY_MILLISECONDS, make_file
 from otel_audit.trail.layout import KEY, MEMORY, whole
-from otel_audit.trail.reader import APPLICATION_ID, SCHEMA_VERSION, check_version
+from otel_audit.trail.reader import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    check_version,
+    refuse_newer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-_SCHEMA: Final = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE leaf (
-  seq INTEGER PRIMARY KEY, committed_unix_nano INTEGER NOT NULL,
-  hash BLOB NOT NULL, record BLOB NOT NULL);
-CREATE TABLE tile (
-  level INTEGER NOT NULL, idx INTEGER NOT NULL, hashes BLOB NOT NULL,
-  PRIMARY KEY (level, idx)) WITHOUT ROWID;
-CREATE TABLE tree (
-  id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL, edge BLOB NOT NULL,
-  committed_unix_nano INTEGER NOT NULL);
-CREATE TABLE checkpoint (
-  id INTEGER PRIMARY KEY, size INTEGER NOT NULL, unix_nano INTEGER NOT NULL, note TEXT NOT NULL);
-CREATE TABLE resource (hash TEXT PRIMARY KEY, json BLOB NOT NULL) WITHOUT ROWID;
-INSERT INTO tree VALUES (0, 0, x'', 0);
-"""
 
 _LOOK_SECONDS: Final = 0.1
 """How long the files beside the database are believed to be the same: after a look at a file's
@@ -70,6 +58,8 @@ class TrailFile:
         self._length = 0
         self._log: frames.Log | None = None
         """The log at the last look; None if nothing was in it."""
+        self._schema = 0
+        """SQLite's number of the schema that was found right."""
         self._look_again = 0.0
 
     def open(self, *, leave_log: bool) -> apsw.Connection:
@@ -105,7 +95,7 @@ class TrailFile:
             raise self._replaced()
 
     def look(self, connection: apsw.Connection) -> None:
-        """Refuse a file that has lost what is beside it; and `inspect`.
+        """Refuse a file that has lost what is beside it, or another schema; and `inspect`.
 
         Ten times a second at most, since the last time that all was right.
         """
@@ -115,6 +105,7 @@ class TrailFile:
         if self._side_files() != self._beside:
             raise self._replaced()
         self.inspect(connection)
+        self._check_schema(connection)
         self._look_again = now + _LOOK_SECONDS
 
     def inspect(self, connection: apsw.Connection) -> None:
@@ -134,6 +125,16 @@ class TrailFile:
                 "`otel-audit new-origin`"
             )
             raise TrailMismatchError(message)
+
+    def _check_schema(self, connection: apsw.Connection) -> None:
+        """Refuse a schema that somebody else has changed; raises `TrailMismatchError`."""
+        number = connection.pragma("schema_version")
+        if number == self._schema:
+            return
+        refuse_newer(connection.pragma("user_version"), self.path)
+        if odd := schema.oddities(connection):
+            raise TrailMismatchError(schema.described(self.path, odd))
+        self._schema = number
 
     def _replaced(self) -> TrailMismatchError:
         message = (
@@ -184,6 +185,7 @@ class TrailFile:
                 raise TrailMismatchError(message)
 
     def _prepare(self, connection: apsw.Connection, *, leave_log: bool) -> None:
+        schema.disarm(connection)
         connection.set_busy_timeout(BUSY_MILLISECONDS)
         fresh = connection.pragma("application_id") == 0
         if fresh:
@@ -194,10 +196,11 @@ class TrailFile:
             connection.pragma("auto_vacuum", 2)
         else:
             check_version(connection, self.path)
+            self._schema = 0
+            self._check_schema(connection)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")
         connection.pragma("secure_delete", "on")
-        connection.pragma("trusted_schema", "off")
         connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         wal.keep(connection)
         if leave_log:
@@ -215,7 +218,7 @@ class TrailFile:
     def _create(self, connection: apsw.Connection) -> None:
         """Make the schema in one transaction: a crash leaves all of it or nothing."""
         with connection:
-            connection.execute(_SCHEMA)
+            connection.execute(schema.CREATE)
             connection.execute(
                 "INSERT INTO meta VALUES ('origin', ?), ('created_unix_nano', ?)",
                 (self._new_origin(), str(self._clock())),

@@ -21,6 +21,7 @@ from otel_audit.trail import merkle
 from otel_audit.trail.database import BUSY_MILLISECONDS, Handle, fetch
 from otel_audit.trail.layout import DATABASE, MEMORY
 from otel_audit.trail.nearby import nearby
+from otel_audit.trail.schema import Oddity, disarm, oddities
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x6F744155
 """PRAGMA application_id of a trail: "otAU"."""
+
+_META: Final = "SELECT key, value FROM meta LIMIT 1000"
+"""With an end: nothing is known of the database yet."""
 
 _BATCH: Final = 2_048
 _SCAN: Final = 20_000
@@ -84,7 +88,7 @@ class TrailReader:
         self._handle = Handle(self._connect)
         try:
             with self._handle.use() as connection:
-                self.meta: dict[str, str] = dict(fetch(connection, "SELECT key, value FROM meta"))
+                self.meta: dict[str, str] = dict(fetch(connection, _META))
         except (apsw.Error, UnicodeDecodeError, OSError) as error:
             message = f"{self.path} cannot be read: {error}; restore it from a copy"
             raise TrailError(message) from error
@@ -121,6 +125,11 @@ class TrailReader:
     def close(self) -> None:
         """Close the database; a later call would open it again."""
         self._handle.close()
+
+    def oddities(self) -> list[Oddity]:
+        """Return how the database's schema differs from a trail's; nothing if it does not."""
+        with self._handle.use() as connection:
+            return oddities(connection)
 
     @contextmanager
     def moment(self) -> Iterator[None]:
@@ -343,7 +352,8 @@ class TrailReader:
         """Return how many leaves there are, whatever their numbers, and how many the tree has."""
         with self._handle.use() as connection:
             counts: tuple[int, int] = connection.execute(
-                "SELECT (SELECT count(*) FROM leaf), size FROM tree"
+                # By the table: an index that somebody made may have fewer rows.
+                "SELECT (SELECT count(*) FROM leaf NOT INDEXED), size FROM tree"
             ).get
         return counts
 
@@ -442,6 +452,7 @@ def _opened(uri: str, locking_mode: str = "normal") -> apsw.Connection:
     flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
     connection = apsw.Connection(uri, flags=flags)
     try:
+        disarm(connection)
         connection.set_busy_timeout(BUSY_MILLISECONDS)
         connection.pragma("locking_mode", locking_mode)
         connection.pragma("user_version")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import apsw
 
-from otel_audit.errors import TrailError
+from otel_audit.errors import TrailError, TrailMismatchError
 from otel_audit.trail import filesystem, merkle
 from otel_audit.trail.database import Handle, fetch
 from otel_audit.trail.file import TrailFile
@@ -122,6 +122,8 @@ class TrailStore:
             size, edge, last = known or _stored_tree(connection)
             now = max(self._clock(), last)
             connection.execute(_INSERT, (size, now, apsw.carray(blobs)))
+            if connection.changes() != len(records):
+                raise self._swallowed()
             for resource_hash, json in resources.items():
                 if resource_hash not in self._known_resources:
                     connection.execute(
@@ -229,6 +231,13 @@ class TrailStore:
         if connection.data_version() != self._version:
             self._tree = None
             refuse_newer(connection.execute("PRAGMA user_version").get, self.path)
+
+    def _swallowed(self) -> TrailMismatchError:
+        message = (
+            f"{self.path} does not keep what is put into it: its schema was changed. Find out by "
+            "whom, keep a copy as evidence, and run `otel-audit verify`"
+        )
+        return TrailMismatchError(message)
 
     def _explained(self, error: apsw.Error) -> TrailError:
         for kind, advice in _ADVICE:

@@ -111,7 +111,10 @@ def verify(
     """
     _check_origin(reader)
     given = None if verifiers is None else tuple(verifiers)
-    run = _Verification(reader, given, against)
+    findings = Findings()
+    if _schema_misleads(reader, findings):
+        return _unread(reader, findings, self_asserted=given is None)
+    run = _Verification(reader, given, against, findings)
     with scanning(reader, run.trusted, processes if run.size > _SMALL else 1) as scan:
         for scanned in scan(run.stretches()):
             run.take(scanned)
@@ -130,6 +133,31 @@ def _check_origin(reader: TrailReader) -> None:
         raise TrailError(msg)
 
 
+def _schema_misleads(reader: TrailReader, findings: Findings) -> bool:
+    """Report what is odd in the schema; say whether something stands in a table's place."""
+    found = reader.oddities()
+    for odd in found:
+        findings.add(Finding("schema-changed", f"{odd.what}: the database was changed"))
+    return any(odd.in_place for odd in found)
+
+
+def _unread(reader: TrailReader, findings: Findings, *, self_asserted: bool) -> Report:
+    """Report a trail of which nothing was read, as it could be anything, also without an end."""
+    return Report(
+        origin=reader.origin,
+        size=0,
+        covered=0,
+        root="",
+        checkpoints=0,
+        last_checkpoint=None,
+        findings=tuple(findings.listed),
+        counts=dict(findings.counts),
+        warnings=("no record was read: where its table should be is something else",),
+        keys=(),
+        self_asserted=self_asserted,
+    )
+
+
 class _Verification:
     """One verification: what there is to do, what has come back, what is left."""
 
@@ -138,9 +166,10 @@ class _Verification:
         reader: TrailReader,
         given: tuple[Verifier, ...] | None,
         against: str | bytes | None,
+        findings: Findings,
     ) -> None:
         self._reader = reader
-        self._findings = Findings()
+        self._findings = findings
         self._given = given
         self.trusted = self._choose_keys()
         self._memory = signed_last(reader, self.trusted)

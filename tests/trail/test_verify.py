@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otel_audit.errors import ProofError, TrailError
-from otel_audit.trail import findings, merkle, scan, verify, workers
+from otel_audit.trail import findings, merkle, scan, schema, verify, workers
 from otel_audit.trail.checkpoint import Checkpoint, sign
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.note import sign_note
@@ -129,18 +129,29 @@ class Victim:
     """A copy of a trail that a test may tamper with."""
 
     directory: Path
+    loose: bool = False
 
     def run(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with connected(self.directory / "trail.db") as connection:
             return connection.execute(sql, values).fetchall()
 
     def loosen(self) -> None:
-        """Let columns hold what the schema forbids, as a damaged file could."""
+        """Let columns hold what the schema forbids, as a damaged file could, until it is verified."""
         with connected(self.directory / "trail.db") as connection:
             connection.pragma("writable_schema", "on")
             connection.execute("UPDATE sqlite_schema SET sql = replace(sql, 'NOT NULL', '')")
+        self.loose = True
+
+    def tighten(self) -> None:
+        with connected(self.directory / "trail.db") as connection:
+            connection.pragma("writable_schema", "on")
+            for name, sql in schema.TABLES.items():
+                connection.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (sql, name))
+        self.loose = False
 
     def verify(self, **arguments: object) -> Report:
+        if self.loose:
+            self.tighten()
         with TrailReader(self.directory) as reader:
             arguments.setdefault("verifiers", KEYS.verifiers())
             return verify.verify(reader, **arguments)  # type: ignore[arg-type]
@@ -1183,10 +1194,16 @@ def test_a_flipped_byte_of_a_record_in_the_file_is_named(tmp_path: Path) -> None
                 flipped(path, start + offset, 0x20)
 
 
-def test_a_row_that_a_forged_page_hides_between_two_others_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_row_that_a_forged_page_hides_between_two_others_is_found(
+    tmp_path: Path, *, indexed: bool
+) -> None:
     """A range ends at the first row beyond it, a look-up goes by the keys above: here they differ."""
     records = [record(number) for number in range(HIDING)]
     build(tmp_path, records, [HIDING])
+    if indexed:  # by which SQLite would count
+        with connected(tmp_path / "trail.db") as connection:
+            connection.execute("CREATE INDEX innocent ON leaf (committed_unix_nano)")
     forged = records[1_500].replace(b" 1500", b" 9999")
     assert forged != records[1_500]
     leaf = merkle.leaf_hash(forged)
@@ -1218,6 +1235,13 @@ def test_a_row_that_a_forged_page_hides_between_two_others_is_found(tmp_path: Pa
         assert shown is not None
         assert shown.record == forged
         assert [one.record for one in reader.leaves(1_000, 2_000)] == records[1_000:2_000]
+        assert reader.count() == (HIDING + 3, HIDING)
+    if indexed:
+        finding = only(Victim(tmp_path).verify(), "schema-changed")
+        assert (
+            "there is 'index' 'innocent' on 'leaf', which is none of a trail's" in finding.message
+        )
+        return
     assert "rows were put in between" in only(Victim(tmp_path).verify(), "record-unlisted").message
 
 
@@ -1231,6 +1255,66 @@ def test_rows_out_of_order_end_the_reading_and_are_found(trail: Victim) -> None:
     assert not trail.verify().ok
     with TrailReader(trail.directory) as reader, pytest.raises(TrailError, match="not in order"):
         list(reader.leaves())
+
+
+# A schema that is no trail's.
+
+
+ENDLESS = """
+ALTER TABLE {0} RENAME TO other;
+CREATE VIEW {1} AS WITH RECURSIVE r (seq) AS (SELECT 0 UNION ALL SELECT seq + 1 FROM r)
+SELECT seq, 0 AS committed_unix_nano, x'' AS hash, x'' AS record, seq AS size, x'' AS edge,
+  seq AS idx, 0 AS level, x'' AS hashes, seq AS rowid, '' AS note, 0 AS unix_nano, x'' AS json
+FROM r
+"""
+
+
+@pytest.mark.parametrize("table", ["leaf", "tile", "tree", "checkpoint", "resource"])
+@pytest.mark.parametrize("written", [str.lower, str.upper])
+def test_a_view_in_the_place_of_a_table_is_found_and_not_read(
+    trail: Victim, table: str, written: Callable[[str], str]
+) -> None:
+    trail.run(ENDLESS.format(table, written(table)))
+    report = trail.verify()
+    assert report.counts == {"schema-changed": 3}
+    assert (report.size, report.covered, report.root) == (0, 0, "")
+    assert any(f"'view' '{written(table)}'" in found.message for found in report.findings)
+    assert any(f"table {table} is missing" in found.message for found in report.findings)
+    assert report.warnings[0].startswith("no record was read")
+
+
+def test_views_answer_nobody(trail: Victim) -> None:
+    trail.run(ENDLESS.format("meta", "meta"))
+    with pytest.raises(TrailError, match="cannot be read"):
+        trail.verify()
+
+
+def test_a_table_that_is_defined_otherwise_is_found_and_not_read(trail: Victim) -> None:
+    trail.loosen()
+    trail.loose = False
+    report = trail.verify()
+    assert report.counts == {"schema-changed": len(schema.TABLES)}
+    assert "table 'meta' is defined otherwise" in report.findings[0].message
+    assert report.size == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        ("CREATE TABLE more (x)", "'table' 'more',"),
+        ("ANALYZE", "'table' 'sqlite_stat1'"),
+        ("CREATE TRIGGER leaf INSERT ON leaf BEGIN SELECT 1; END", "'trigger' 'leaf' on 'leaf'"),
+        ("CREATE VIEW more AS SELECT 1", "'view' 'more'"),
+    ],
+)
+def test_what_does_not_belong_into_a_trail_is_found(
+    trail: Victim, statement: str, named: str
+) -> None:
+    trail.run(statement)
+    report = trail.verify()
+    assert set(report.counts) == {"schema-changed"}
+    assert named in report.findings[0].message
+    assert (report.size, report.covered) == (700, 600), "the records are read all the same"
 
 
 @pytest.mark.parametrize("table", ["leaf", "tile", "tree", "checkpoint"])

@@ -111,6 +111,10 @@ def _refused(path: Path, refusal: Exception | None) -> Check:
 
 def _rows(subject: Subject, reader: TrailReader) -> Check:
     try:
+        odd = reader.oddities()
+        if odd:
+            shown = "; ".join(one.what for one in odd)
+            return fail("trail", f"{reader.path} is not as a trail is made: {shown}", _VERIFY)
         tree = reader.tree()
     except UNREADABLE as error:
         return fail("trail", f"{reader.path} cannot be read: {error}", _VERIFY)
