@@ -141,11 +141,12 @@ class TrailReader:
             yield
 
     def tree(self) -> Tree:
-        """Return the tree's size and right edge as of now."""
+        """Return the tree's size and right edge as of now.
+
+        Raises `TrailError` when what is stated cannot be that of any tree.
+        """
         with self._handle.use() as connection:
-            size, edge, committed = connection.execute(
-                "SELECT size, edge, committed_unix_nano FROM tree"
-            ).get
+            size, edge, committed = stated_tree(connection, self.path)
         return Tree(size, tuple(split_hashes(edge)), committed)
 
     def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[Leaf]:
@@ -400,6 +401,32 @@ def _names(record: bytes, record_id: str) -> bool:
     except orjson.JSONDecodeError:
         return False
     return isinstance(parsed, dict) and parsed.get("record_id") == record_id
+
+
+def stated_tree(connection: apsw.Connection, path: Path) -> tuple[int, bytes, int]:
+    """Return size, joined right edge and last commit time as the trail at ``path`` states them.
+
+    Raises `TrailError` for values of other types: a column of SQLite takes any.
+    """
+    try:
+        (row,) = fetch(connection, "SELECT size, edge, committed_unix_nano FROM tree")
+        return _of_their_types(*row)
+    except (TypeError, ValueError) as error:  # also of the decoding
+        message = (
+            f"{path} is damaged, or was tampered with: the row of its tree does not state a size "
+            "and a right edge; run `otel-audit verify`"
+        )
+        raise TrailError(message) from error
+
+
+def _of_their_types(size: object, edge: object, committed: object) -> tuple[int, bytes, int]:
+    if isinstance(size, int) and isinstance(committed, int) and isinstance(edge, bytes):
+        if size >= 0:
+            return size, edge, committed
+        msg = f"a tree has no {size} records"
+        raise ValueError(msg)
+    msg = "a value is of another type than its column"
+    raise TypeError(msg)
 
 
 def split_hashes(joined: bytes) -> list[bytes]:

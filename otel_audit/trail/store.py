@@ -26,7 +26,7 @@ from otel_audit.trail.file import TrailFile
 from otel_audit.trail.interruption import refuse
 from otel_audit.trail.layout import DATABASE, LOCK
 from otel_audit.trail.lock import FairFileLock
-from otel_audit.trail.reader import refuse_newer, split_hashes
+from otel_audit.trail.reader import refuse_newer, split_hashes, stated_tree
 from otel_audit.trail.wal import LogEmptier
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class TrailStore:
             blobs = tuple(map(operator.add, hashes, records))
             # Forgotten until the commit has succeeded.
             known, self._tree = self._tree, None
-            size, edge, last = known or _stored_tree(connection)
+            size, edge, last = known or self._stored_tree(connection)
             now = max(self._clock(), last)
             connection.execute(_INSERT, (size, now, apsw.carray(blobs)))
             if connection.changes() != len(records):
@@ -232,6 +232,10 @@ class TrailStore:
             self._tree = None
             refuse_newer(connection.execute("PRAGMA user_version").get, self.path)
 
+    def _stored_tree(self, connection: apsw.Connection) -> _Tree:
+        size, joined, committed = stated_tree(connection, self.path)
+        return _Tree(size, split_hashes(joined), committed)
+
     def _swallowed(self) -> TrailMismatchError:
         message = (
             f"{self.path} does not keep what is put into it: its schema was changed. Find out by "
@@ -254,13 +258,6 @@ class TrailStore:
         self._version = None
         with lock.held(self.timeout):
             return self._file.open(leave_log=self.wal.stuck)
-
-
-def _stored_tree(connection: apsw.Connection) -> _Tree:
-    size, joined, committed = connection.execute(
-        "SELECT size, edge, committed_unix_nano FROM tree"
-    ).get
-    return _Tree(size, split_hashes(joined), committed)
 
 
 _ADVICE: Final[tuple[tuple[type[apsw.Error], str], ...]] = (

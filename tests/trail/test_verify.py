@@ -1072,6 +1072,38 @@ def test_a_changed_tree_is_found(trail: Victim, edge: object) -> None:
     assert (report.size, report.covered) == (700, 600)
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["'abc'", "700.5", "x'00'", "CAST(x'ff' AS TEXT)", "NULL", "-5", "9e18", "1e300"],
+)
+@pytest.mark.parametrize("column", ["size", "committed_unix_nano", "edge"])
+def test_a_tree_of_wrong_types_is_found_and_no_traceback(
+    trail: Victim, value: str, column: str
+) -> None:
+    trail.loosen()
+    trail.run(f"UPDATE tree SET {column} = {value}")  # noqa: S608 - our own words
+    report = trail.verify()
+    if column == "committed_unix_nano" and value in ("-5", "9e18"):
+        assert report.ok  # a number, and not part of the tree
+        return
+    assert "tree-changed" in report.counts or value == "9e18"
+    assert (report.ok, report.size, report.covered) == (False, 700, 600)
+    with pytest.raises(TrailError if value != "9e18" else Exception):
+        TrailStore(trail.directory, new_origin=lambda: ORIGIN).append([b"x"], {})
+
+
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM tree", "INSERT INTO tree VALUES (1, 9, x'', 0)"]
+)
+def test_a_tree_of_no_row_or_two_is_found(trail: Victim, statement: str) -> None:
+    with connected(trail.directory / "trail.db") as connection:
+        connection.pragma("ignore_check_constraints", "on")
+        connection.execute(statement)
+    report = trail.verify()
+    assert report.counts == {"tree-changed": 1}
+    assert (report.size, report.covered) == (700, 600)
+
+
 def test_a_tree_that_states_too_few_records_is_found(trail: Victim) -> None:
     trail.run("UPDATE tree SET size = 550")
     report = trail.verify()
