@@ -345,7 +345,7 @@ class _Verification:
         self._guarded(self._check_strays)
         self._guarded(self._check_hidden)
         self._guarded(self._check_resources)
-        self._check_behind_log()
+        self._guarded(self._check_behind_log)
         self._check_odd_checkpoints()
         self._judge.finish()
         return Report(
@@ -455,8 +455,9 @@ class _Verification:
 
     def _check_behind_log(self) -> None:
         """Look for changes to the file that the write-ahead log still hides."""
-        for sequence, record in changed_behind_log(self._reader.path):
-            record_id = record_id_in(record)
+        for sequence in changed_behind_log(self._reader):
+            leaf = self._reader.leaf(sequence)
+            record_id = None if leaf is None else record_id_in(leaf.record)
             msg = (
                 f"record {sequence} ({record_id}) was changed in {self._reader.path.name}; the "
                 "write-ahead log still hides that by its own, right copy"
