@@ -337,16 +337,16 @@ class TrailReader:
 
     def resource(self, resource_hash: str) -> bytes | None:
         """Return the OTel Resource (JSON) with this hash, if the trail has it."""
+        query = "SELECT json FROM resource WHERE hash = ? AND typeof(json) = 'blob'"
         with self._handle.use() as connection:
-            row = connection.execute(
-                "SELECT json FROM resource WHERE hash = ?", (resource_hash,)
-            ).fetchone()
+            row = connection.execute(query, (resource_hash,)).fetchone()
         return None if row is None else bytes(row[0])
 
-    def resources(self) -> Iterator[tuple[str, bytes]]:
-        """Yield hash and JSON of every OTel Resource that the trail has."""
+    def resources(self) -> Iterator[tuple[str, bytes | None]]:
+        """Yield hash and JSON of every OTel Resource that the trail has; None for what is no blob."""
+        query = "SELECT hash, iif(typeof(json) = 'blob', json, NULL) FROM resource ORDER BY hash"
         with self._handle.use() as connection:
-            rows = fetch(connection, "SELECT hash, json FROM resource ORDER BY hash")
+            rows = fetch(connection, query)
         yield from rows
 
     def count(self) -> tuple[int, int]:

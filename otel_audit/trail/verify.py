@@ -439,8 +439,8 @@ class _Verification:
         there = set()
         for name, json in self._reader.resources():
             there.add(name)
-            if Resource.of(json).hash != name:
-                msg = f"the OTel Resource {name} was changed: its hash is another one"
+            if json is None or Resource.of(json).hash != name:
+                msg = f"the OTel Resource {name} was changed: its bytes do not have that hash"
                 self._findings.add(Finding("resource-changed", msg))
         for name, sequence in self._resources.items():
             if name not in there:

@@ -239,6 +239,12 @@ def test_a_changed_resource_is_found_although_the_tree_does_not_hold_it(
     assert RESOURCES[1].hash in finding.message
 
 
+@pytest.mark.parametrize("value", ["CAST(json AS TEXT)", "CAST(x'ff' AS TEXT)", "5", "x''"])
+def test_a_resource_that_is_no_blob_is_found_by_its_name(resourceful: Victim, value: str) -> None:
+    resourceful.run(f"UPDATE resource SET json = {value} WHERE hash = ?", RESOURCES[1].hash)  # noqa: S608 - our own words
+    assert RESOURCES[1].hash in only(resourceful.verify(), "resource-changed").message
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_removed_resource_is_found_with_the_first_record_that_names_it(
     resourceful: Victim, monkeypatch: pytest.MonkeyPatch, processes: int
