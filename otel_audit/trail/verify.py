@@ -5,7 +5,7 @@ checkpoint covers MUST be found, if made without the signing key; truncation,
 and whatever was done with the key, MUST be found when ``against`` is a later
 checkpoint kept elsewhere, or when the file ``signed`` beside the trail holds one.
 Records after the last checkpoint are counted as not yet covered; that is no
-finding. Each finding names the record as far as that is possible; where every
+finding, as long as a crash explains it. Each finding names the record as far as that is possible; where every
 trace was rewritten, the records between the last checkpoint that holds and the
 first that does not. The trail is read once; the memory used does not grow with
 it; a trail that is written to meanwhile is verified as it was at the start.
@@ -20,6 +20,7 @@ puts them together to the tree, ``judge`` holds the checkpoints against it.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING
 from otel_audit.errors import ProofError, TrailError
 from otel_audit.trail import merkle
 from otel_audit.trail.behind import changed_behind_log
+from otel_audit.trail.checkpoint import OVERDUE_NANO
 from otel_audit.trail.findings import Finding, Findings, record_id_in
 from otel_audit.trail.judge import Judge
 from otel_audit.trail.merkle import TILE_WIDTH
@@ -84,6 +86,11 @@ class Report:
         return not self.counts
 
     @property
+    def proven(self) -> bool:
+        """Whether nothing was found, and that says something: a valid checkpoint covers records."""
+        return self.ok and self.covered > 0
+
+    @property
     def finding_count(self) -> int:
         """How many findings there are, listed or not."""
         return sum(self.counts.values())
@@ -96,13 +103,15 @@ def verify(
     against: str | bytes | None = None,
     progress: Callable[[int, int], None] | None = None,
     processes: int = 1,
+    clock: Callable[[], int] = time.time_ns,
 ) -> Report:
     """Verify the trail that ``reader`` reads.
 
     ``verifiers`` are public keys obtained from elsewhere; ``against`` is the
     note of a checkpoint kept elsewhere. ``progress`` is called with the number
     of records done and of all. With ``processes`` above 1, as many worker
-    processes share the work, if the trail is long enough to be worth it.
+    processes share the work, if the trail is long enough to be worth it. ``clock``
+    gives nanoseconds since 1970.
 
     Raises `ProofError` if ``against`` is not a checkpoint at all, and
     `TrailError` if the trail does not say which one it is, or if a worker process
@@ -120,7 +129,7 @@ def verify(
             run.take(scanned)
             if progress is not None:
                 progress(scanned.stop, run.size)
-    return run.report()
+    return run.report(clock())
 
 
 def _check_origin(reader: TrailReader) -> None:
@@ -337,8 +346,8 @@ class _Verification:
 
     # Afterwards.
 
-    def report(self) -> Report:
-        """Check what is not a record, and say what was found."""
+    def report(self, now: int) -> Report:
+        """Check what is not a record, and say what was found; ``now`` is when."""
         self._levels.finish(self._size_now)
         self._check_tree()
         self._guarded(self._check_tile_rows)
@@ -348,6 +357,7 @@ class _Verification:
         self._guarded(self._check_behind_log)
         self._check_odd_checkpoints()
         self._judge.finish()
+        self._guarded(lambda: self._check_uncovered(now))
         return Report(
             origin=self._reader.origin,
             size=self.size,
@@ -471,6 +481,34 @@ class _Verification:
             "without the tree, or the tree was set back"
         )
         self._findings.add(Finding("record-unlisted", msg, sequence, sequence, record_id))
+
+    def _check_uncovered(self, now: int) -> None:
+        """Look for records that should have been covered long ago.
+
+        A checkpoint is due each second of activity. A process that was killed
+        leaves its last second uncovered; where more is, nobody signed, or
+        somebody has removed what was signed, to change records unseen. The next
+        process signs all there is: a trail of which nothing at all is covered has
+        not seen one, or has lost them all.
+        """
+        first, last = self._judge.covered, self.size - 1
+        if self._findings.counts or not self.trusted or first > last:
+            return
+        oldest, newest = self._reader.leaf(first), self._reader.leaf(last)
+        if oldest is None or newest is None:
+            return
+        until = now if first == 0 else newest.committed_unix_nano
+        if until - oldest.committed_unix_nano <= OVERDUE_NANO:
+            return
+        killed = ", the process was killed within its first second," if first == 0 else ""
+        msg = (
+            f"records {first} to {last} are not covered by a valid checkpoint, although the first "
+            f"of them was committed at {_utc(oldest.committed_unix_nano)}: checkpoints were "
+            f"removed{killed} or no agent signs them. Changes to them cannot be found, except by a "
+            "checkpoint kept elsewhere; to sign what there is now, run `otel-audit checkpoint --sign`"
+        )
+        record_id = record_id_in(oldest.record)
+        self._findings.add(Finding("checkpoint-missing", msg, first, last, record_id))
 
     def _check_odd_checkpoints(self) -> None:
         """Check the checkpoints that stand out of order, or beyond the records."""

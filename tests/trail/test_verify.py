@@ -154,6 +154,7 @@ class Victim:
             self.tighten()
         with TrailReader(self.directory) as reader:
             arguments.setdefault("verifiers", KEYS.verifiers())
+            arguments.setdefault("clock", lambda: START * SECOND)
             return verify.verify(reader, **arguments)  # type: ignore[arg-type]
 
     def kinds(self, **arguments: object) -> dict[str, int]:
@@ -688,12 +689,54 @@ def test_an_older_copy_is_only_found_from_elsewhere(tmp_path: Path, template: Pa
     assert (finding.sequence, finding.last_sequence, finding.checkpoint_size) == (400, 599, 600)
 
 
-def test_removed_checkpoints_leave_records_uncovered(trail: Victim, template: Path) -> None:
+def test_removed_checkpoints_are_found_where_a_crash_does_not_explain_it(
+    trail: Victim, template: Path
+) -> None:
+    trail.run("DELETE FROM checkpoint WHERE size > 512")
+    report = trail.verify()
+    assert (report.ok, report.proven, report.covered) == (True, True, 512)
     trail.run("DELETE FROM checkpoint WHERE size > 256")
     report = trail.verify()
-    assert (report.ok, report.covered) == (True, 256)
+    finding = only(report, "checkpoint-missing")
+    assert (finding.sequence, finding.last_sequence) == (256, 699)
+    assert finding.record_id == record_id(256)
+    assert (report.proven, report.covered) == (False, 256)
     report = trail.verify(against=Victim(template).note(600))
     assert (report.ok, report.covered) == (True, 600)
+
+
+@pytest.mark.parametrize("keys", [KEYS.verifiers(), None], ids=["given", "claimed"])
+def test_a_trail_of_which_nothing_is_covered_is_in_order_only_while_it_is_young(
+    tmp_path: Path, keys: tuple[Verifier, Verifier] | None
+) -> None:
+    """Else who removed all checkpoints could have written what they like."""
+    trail = Victim(build(tmp_path, RECORDS[:3], []))
+    ((first,),) = trail.run("SELECT min(committed_unix_nano) FROM leaf")
+
+    def after(seconds: int) -> Report:
+        return trail.verify(verifiers=keys, clock=lambda: first + seconds * SECOND)
+
+    for seconds in (-1_000, 0, 10):
+        assert after(seconds).ok
+        assert not after(seconds).proven
+    finding = only(after(11), "checkpoint-missing")
+    assert (finding.sequence, finding.last_sequence) == (0, 2)
+    assert "the process was killed within its first second" in finding.message
+    (tmp_path / "signed").write_text(checkpoint(3), encoding="utf-8")
+    assert after(11).proven
+
+
+def test_the_last_second_of_a_process_that_was_killed_is_in_order_at_any_time(
+    trail: Victim,
+) -> None:
+    assert trail.verify(clock=lambda: (START + 1_000_000) * SECOND).proven
+
+
+def test_a_trail_that_was_never_signed_misses_no_checkpoint(tmp_path: Path) -> None:
+    trail = Victim(build(tmp_path, RECORDS[:3], []))
+    trail.run("DELETE FROM meta WHERE key LIKE '%_key'")
+    report = trail.verify(verifiers=None, clock=time.time_ns)
+    assert (report.ok, report.proven) == (True, False)
 
 
 # Whoever holds the key.
