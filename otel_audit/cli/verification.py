@@ -119,6 +119,7 @@ def _as_json(report: Report, kept: Checkpoint | None) -> dict[str, Any]:
     signed = report.last_checkpoint
     return {
         "ok": report.ok,
+        "proven": report.proven,
         "origin": report.origin,
         "size": report.size,
         "covered": report.covered,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from otel_audit.errors import ProofError, TrailKeyError
 from otel_audit.trail.merkle import HASH_SIZE
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 COSIGNER_SUFFIX = "/cosigner"
 """What the name of a trail's own cosigner adds to the origin."""
+
+OVERDUE_NANO: Final = 10_000_000_000
+"""How long a record may wait for its checkpoint, due each second of activity, before something is wrong."""
 
 _MAX_SIZE_DIGITS = 19
 _LINES = 3

@@ -2,8 +2,10 @@
 
 Promises: a trail is made whole or not at all; what is none, is newer than this
 software, or has lost everything is refused and left alone; a file that was
-replaced while it is open is noticed at the next transaction, a log or an index
-of the log within a tenth of a second.
+replaced while it is open is noticed at the next transaction; a log or an index
+of the log that was replaced, a log or a file that was cut off in place, and
+another schema, within a tenth of a second. What is written in between may be lost with what was
+cut off, but is followed by an error.
 """
 
 from __future__ import annotations
@@ -16,31 +18,19 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from otel_audit.errors import TrailMismatchError
-from otel_audit.trail import durable, wal
+from otel_audit.trail import durable, frames, schema, wal
 from otel_audit.trail.database import BUSY_MILLISECONDS, make_file
 from otel_audit.trail.layout import KEY, MEMORY, whole
-from otel_audit.trail.reader import APPLICATION_ID, SCHEMA_VERSION, check_version
+from otel_audit.trail.reader import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    check_version,
+    refuse_newer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-_SCHEMA: Final = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE leaf (
-  seq INTEGER PRIMARY KEY, committed_unix_nano INTEGER NOT NULL,
-  hash BLOB NOT NULL, record BLOB NOT NULL);
-CREATE TABLE tile (
-  level INTEGER NOT NULL, idx INTEGER NOT NULL, hashes BLOB NOT NULL,
-  PRIMARY KEY (level, idx)) WITHOUT ROWID;
-CREATE TABLE tree (
-  id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL, edge BLOB NOT NULL,
-  committed_unix_nano INTEGER NOT NULL);
-CREATE TABLE checkpoint (
-  id INTEGER PRIMARY KEY, size INTEGER NOT NULL, unix_nano INTEGER NOT NULL, note TEXT NOT NULL);
-CREATE TABLE resource (hash TEXT PRIMARY KEY, json BLOB NOT NULL) WITHOUT ROWID;
-INSERT INTO tree VALUES (0, 0, x'', 0);
-"""
 
 _LOOK_SECONDS: Final = 0.1
 """How long the files beside the database are believed to be the same: after a look at a file's
@@ -65,6 +55,11 @@ class TrailFile:
         self._vfs = vfs
         self._side_names = whole(str(path))[1:]
         self._beside: tuple[int, ...] = ()
+        self._length = 0
+        self._log: frames.Log | None = None
+        """The log at the last look; None if nothing was in it."""
+        self._schema = 0
+        """SQLite's number of the schema that was found right."""
         self._look_again = 0.0
 
     def open(self, *, leave_log: bool) -> apsw.Connection:
@@ -87,30 +82,88 @@ class TrailFile:
     def remember(self) -> None:
         """Take the log and its index for those that belong to the file."""
         self._beside = self._side_files()
+        self._log = None
 
     def recognise(self, connection: apsw.Connection) -> None:
-        """Refuse a file that is not where it was opened, or has lost what is beside it.
+        """Refuse a file that is not where it was opened.
 
         Raises `TrailMismatchError`: what is written there nobody would find again.
         """
         moved = ctypes.c_int()
         connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(moved))
-        if moved.value or self._side_files_changed():
+        if moved.value:
+            raise self._replaced()
+
+    def look(self, connection: apsw.Connection) -> None:
+        """Refuse a file that has lost what is beside it, or another schema; and `inspect`.
+
+        Ten times a second at most, since the last time that all was right.
+        """
+        now = time.monotonic()
+        if now < self._look_again:
+            return
+        if self._side_files() != self._beside:
+            raise self._replaced()
+        self.inspect(connection)
+        self._check_schema(connection)
+        self._look_again = now + _LOOK_SECONDS
+
+    def inspect(self, connection: apsw.Connection) -> None:
+        """Refuse a file or a log that was cut off.
+
+        To be called with the lock of all writers, and outside of a transaction.
+        Raises `TrailMismatchError`; the log is then left as it is, for what was
+        cut off there SQLite would copy into the database as zeros.
+        """
+        # Twice: an administrator's tool may write, which knows nothing of our lock.
+        if self._lost(connection) and (lost := self._lost(connection)):
+            wal.leave(connection)
             message = (
-                f"{self.path}, or the log or index beside it, was removed or replaced while this "
-                "process had it open: find out by whom, put it back, and restart this process"
+                f"{lost} under this process: records that were confirmed may be lost. Find out by "
+                "whom, keep everything as evidence, and restart this process; if it does not "
+                "start then, restore the trail from a copy, or begin a new origin with "
+                "`otel-audit new-origin`"
             )
             raise TrailMismatchError(message)
 
-    def _side_files_changed(self) -> bool:
-        """Whether the log or its index is another file, as of the last tenth of a second."""
-        now = time.monotonic()
-        if now < self._look_again:
-            return False
-        if self._side_files() != self._beside:
-            return True
-        self._look_again = now + _LOOK_SECONDS
-        return False
+    def _check_schema(self, connection: apsw.Connection) -> None:
+        """Refuse a schema that somebody else has changed; raises `TrailMismatchError`."""
+        number = connection.pragma("schema_version")
+        if number == self._schema:
+            return
+        refuse_newer(connection.pragma("user_version"), self.path)
+        if odd := schema.oddities(connection):
+            raise TrailMismatchError(schema.described(self.path, odd))
+        self._schema = number
+
+    def _replaced(self) -> TrailMismatchError:
+        message = (
+            f"{self.path}, or the log or index beside it, was removed or replaced while this "
+            "process had it open: find out by whom, put it back, and restart this process"
+        )
+        return TrailMismatchError(message)
+
+    def _lost(self, connection: apsw.Connection) -> str:
+        """Return what was cut off, of the log or of the file; nothing if it is all there."""
+        number, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        log = self._side_names[0]
+        try:
+            self._log = frames.look_into(log, number, self._log) if number > 0 else None
+        except ValueError as error:
+            return f"the log {log} was cut off or overwritten ({error})"
+        except FileNotFoundError:
+            return ""  # `look` says so; what it held can still be copied
+        try:
+            length = self.path.stat().st_size
+        except FileNotFoundError:
+            return ""  # `recognise` says so
+        if length < self._length or copied == number:
+            # Else pages may only be in the log; and somebody may have run VACUUM.
+            needed = connection.pragma("page_count") * connection.pragma("page_size")
+            if length < needed:
+                return f"{self.path} was cut off (it has {length} bytes, and needs {needed})"
+        self._length = length
+        return ""
 
     def _side_files(self) -> tuple[int, ...]:
         """Return which files the log and its index are: without them nothing would be kept."""
@@ -132,6 +185,7 @@ class TrailFile:
                 raise TrailMismatchError(message)
 
     def _prepare(self, connection: apsw.Connection, *, leave_log: bool) -> None:
+        schema.disarm(connection)
         connection.set_busy_timeout(BUSY_MILLISECONDS)
         fresh = connection.pragma("application_id") == 0
         if fresh:
@@ -142,10 +196,11 @@ class TrailFile:
             connection.pragma("auto_vacuum", 2)
         else:
             check_version(connection, self.path)
+            self._schema = 0
+            self._check_schema(connection)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")
         connection.pragma("secure_delete", "on")
-        connection.pragma("trusted_schema", "off")
         connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         wal.keep(connection)
         if leave_log:
@@ -163,7 +218,7 @@ class TrailFile:
     def _create(self, connection: apsw.Connection) -> None:
         """Make the schema in one transaction: a crash leaves all of it or nothing."""
         with connection:
-            connection.execute(_SCHEMA)
+            connection.execute(schema.CREATE)
             connection.execute(
                 "INSERT INTO meta VALUES ('origin', ?), ('created_unix_nano', ?)",
                 (self._new_origin(), str(self._clock())),

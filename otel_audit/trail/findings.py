@@ -32,7 +32,9 @@ Kind = Literal[
     "tree-changed",  # the stored tree (size, right edge) contradicts the records
     "resource-changed",  # an OTel Resource is not the one that its hash names
     "resource-missing",  # records name an OTel Resource whose row is gone
+    "schema-changed",  # the database has other tables, indexes, triggers or views than a trail
     "truncated",  # a checkpoint covers more records than there are
+    "checkpoint-missing",  # records have waited for a checkpoint for longer than a crash explains
     "checkpoint-invalid",  # malformed, wrongly signed, or of another trail
     "checkpoint-contradicted",  # rightly signed, but not the tree that later ones confirm
     "rolled-back",  # the checkpoint kept elsewhere is of a larger tree

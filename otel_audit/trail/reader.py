@@ -9,6 +9,7 @@ What the bytes mean, and whether they are right, is left to others.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -20,6 +21,7 @@ from otel_audit.trail import merkle
 from otel_audit.trail.database import BUSY_MILLISECONDS, Handle, fetch
 from otel_audit.trail.layout import DATABASE, MEMORY
 from otel_audit.trail.nearby import nearby
+from otel_audit.trail.schema import Oddity, disarm, oddities
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x6F744155
 """PRAGMA application_id of a trail: "otAU"."""
+
+_META: Final = "SELECT key, value FROM meta LIMIT 1000"
+"""With an end: nothing is known of the database yet."""
 
 _BATCH: Final = 2_048
 _FEW: Final = 256
@@ -84,7 +89,7 @@ class TrailReader:
         self._handle = Handle(self._connect)
         try:
             with self._handle.use() as connection:
-                self.meta: dict[str, str] = dict(fetch(connection, "SELECT key, value FROM meta"))
+                self.meta: dict[str, str] = dict(fetch(connection, _META))
         except (apsw.Error, UnicodeDecodeError, OSError) as error:
             message = f"{self.path} cannot be read: {error}; restore it from a copy"
             raise TrailError(message) from error
@@ -122,12 +127,27 @@ class TrailReader:
         """Close the database; a later call would open it again."""
         self._handle.close()
 
-    def tree(self) -> Tree:
-        """Return the tree's size and right edge as of now."""
+    def oddities(self) -> list[Oddity]:
+        """Return how the database's schema differs from a trail's; nothing if it does not."""
         with self._handle.use() as connection:
-            size, edge, committed = connection.execute(
-                "SELECT size, edge, committed_unix_nano FROM tree"
-            ).get
+            return oddities(connection)
+
+    @contextmanager
+    def moment(self) -> Iterator[None]:
+        """Let what this thread reads within be of one moment.
+
+        MUST be short: the write-ahead log cannot be reused meanwhile.
+        """
+        with self._handle.use() as connection, connection:
+            yield
+
+    def tree(self) -> Tree:
+        """Return the tree's size and right edge as of now.
+
+        Raises `TrailError` when what is stated cannot be that of any tree.
+        """
+        with self._handle.use() as connection:
+            size, edge, committed = stated_tree(connection, self.path)
         return Tree(size, tuple(split_hashes(edge)), committed)
 
     def leaves(self, start: int = 0, stop: int | None = None) -> Iterator[Leaf]:
@@ -323,23 +343,24 @@ class TrailReader:
 
     def resource(self, resource_hash: str) -> bytes | None:
         """Return the OTel Resource (JSON) with this hash, if the trail has it."""
+        query = "SELECT json FROM resource WHERE hash = ? AND typeof(json) = 'blob'"
         with self._handle.use() as connection:
-            row = connection.execute(
-                "SELECT json FROM resource WHERE hash = ?", (resource_hash,)
-            ).fetchone()
+            row = connection.execute(query, (resource_hash,)).fetchone()
         return None if row is None else bytes(row[0])
 
-    def resources(self) -> Iterator[tuple[str, bytes]]:
-        """Yield hash and JSON of every OTel Resource that the trail has."""
+    def resources(self) -> Iterator[tuple[str, bytes | None]]:
+        """Yield hash and JSON of every OTel Resource that the trail has; None for what is no blob."""
+        query = "SELECT hash, iif(typeof(json) = 'blob', json, NULL) FROM resource ORDER BY hash"
         with self._handle.use() as connection:
-            rows = fetch(connection, "SELECT hash, json FROM resource ORDER BY hash")
+            rows = fetch(connection, query)
         yield from rows
 
     def count(self) -> tuple[int, int]:
         """Return how many leaves there are, whatever their numbers, and how many the tree has."""
         with self._handle.use() as connection:
             counts: tuple[int, int] = connection.execute(
-                "SELECT (SELECT count(*) FROM leaf), size FROM tree"
+                # By the table: an index that somebody made may have fewer rows.
+                "SELECT (SELECT count(*) FROM leaf NOT INDEXED), size FROM tree"
             ).get
         return counts
 
@@ -386,6 +407,32 @@ def _names(record: bytes, record_id: str) -> bool:
     except orjson.JSONDecodeError:
         return False
     return isinstance(parsed, dict) and parsed.get("record_id") == record_id
+
+
+def stated_tree(connection: apsw.Connection, path: Path) -> tuple[int, bytes, int]:
+    """Return size, joined right edge and last commit time as the trail at ``path`` states them.
+
+    Raises `TrailError` for values of other types: a column of SQLite takes any.
+    """
+    try:
+        (row,) = fetch(connection, "SELECT size, edge, committed_unix_nano FROM tree")
+        return _of_their_types(*row)
+    except (TypeError, ValueError) as error:  # also of the decoding
+        message = (
+            f"{path} is damaged, or was tampered with: the row of its tree does not state a size "
+            "and a right edge; run `otel-audit verify`"
+        )
+        raise TrailError(message) from error
+
+
+def _of_their_types(size: object, edge: object, committed: object) -> tuple[int, bytes, int]:
+    if isinstance(size, int) and isinstance(committed, int) and isinstance(edge, bytes):
+        if size >= 0:
+            return size, edge, committed
+        msg = f"a tree has no {size} records"
+        raise ValueError(msg)
+    msg = "a value is of another type than its column"
+    raise TypeError(msg)
 
 
 def split_hashes(joined: bytes) -> list[bytes]:
@@ -438,6 +485,7 @@ def _opened(uri: str, locking_mode: str = "normal") -> apsw.Connection:
     flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
     connection = apsw.Connection(uri, flags=flags)
     try:
+        disarm(connection)
         connection.set_busy_timeout(BUSY_MILLISECONDS)
         connection.pragma("locking_mode", locking_mode)
         connection.pragma("user_version")

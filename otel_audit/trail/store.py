@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import apsw
 
-from otel_audit.errors import TrailError
+from otel_audit.errors import TrailError, TrailMismatchError
 from otel_audit.trail import filesystem, merkle
 from otel_audit.trail.database import Handle, fetch
 from otel_audit.trail.file import TrailFile
 from otel_audit.trail.interruption import refuse
 from otel_audit.trail.layout import DATABASE, LOCK
 from otel_audit.trail.lock import FairFileLock
-from otel_audit.trail.reader import refuse_newer, split_hashes
+from otel_audit.trail.reader import refuse_newer, split_hashes, stated_tree
 from otel_audit.trail.wal import LogEmptier
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class TrailStore:
         self._file = TrailFile(self.path, new_origin=new_origin, clock=clock, vfs=vfs)
         self._lock = FairFileLock(directory / LOCK)
         self._handle = Handle(self._connect_to_write)
-        self.wal = LogEmptier(self.path, self._handle, self._connect, timeout)
+        self.wal = LogEmptier(self.path, self._handle, self._connect, self._file.inspect, timeout)
         self.origin = self._write(_origin)
 
     def append(self, records: Sequence[bytes], resources: Mapping[str, bytes]) -> Commit:
@@ -119,9 +119,11 @@ class TrailStore:
             blobs = tuple(map(operator.add, hashes, records))
             # Forgotten until the commit has succeeded.
             known, self._tree = self._tree, None
-            size, edge, last = known or _stored_tree(connection)
+            size, edge, last = known or self._stored_tree(connection)
             now = max(self._clock(), last)
             connection.execute(_INSERT, (size, now, apsw.carray(blobs)))
+            if connection.changes() != len(records):
+                raise self._swallowed()
             for resource_hash, json in resources.items():
                 if resource_hash not in self._known_resources:
                     connection.execute(
@@ -197,6 +199,7 @@ class TrailStore:
             connection = self._handle.connection()
             try:
                 self._lock.acquire(self.timeout)
+                self._file.look(connection)
                 connection.execute("BEGIN IMMEDIATE")
                 self._recognise(connection)
                 self._grown = self._tree
@@ -229,6 +232,17 @@ class TrailStore:
             self._tree = None
             refuse_newer(connection.execute("PRAGMA user_version").get, self.path)
 
+    def _stored_tree(self, connection: apsw.Connection) -> _Tree:
+        size, joined, committed = stated_tree(connection, self.path)
+        return _Tree(size, split_hashes(joined), committed)
+
+    def _swallowed(self) -> TrailMismatchError:
+        message = (
+            f"{self.path} does not keep what is put into it: its schema was changed. Find out by "
+            "whom, keep a copy as evidence, and run `otel-audit verify`"
+        )
+        return TrailMismatchError(message)
+
     def _explained(self, error: apsw.Error) -> TrailError:
         for kind, advice in _ADVICE:
             if isinstance(error, kind):
@@ -244,13 +258,6 @@ class TrailStore:
         self._version = None
         with lock.held(self.timeout):
             return self._file.open(leave_log=self.wal.stuck)
-
-
-def _stored_tree(connection: apsw.Connection) -> _Tree:
-    size, joined, committed = connection.execute(
-        "SELECT size, edge, committed_unix_nano FROM tree"
-    ).get
-    return _Tree(size, split_hashes(joined), committed)
 
 
 _ADVICE: Final[tuple[tuple[type[apsw.Error], str], ...]] = (

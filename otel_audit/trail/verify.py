@@ -5,7 +5,7 @@ checkpoint covers MUST be found, if made without the signing key; truncation,
 and whatever was done with the key, MUST be found when ``against`` is a later
 checkpoint kept elsewhere, or when the file ``signed`` beside the trail holds one.
 Records after the last checkpoint are counted as not yet covered; that is no
-finding. Each finding names the record as far as that is possible; where every
+finding, as long as a crash explains it. Each finding names the record as far as that is possible; where every
 trace was rewritten, the records between the last checkpoint that holds and the
 first that does not. The trail is read once; the memory used does not grow with
 it; a trail that is written to meanwhile is verified as it was at the start.
@@ -20,6 +20,7 @@ puts them together to the tree, ``judge`` holds the checkpoints against it.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING
 from otel_audit.errors import ProofError, TrailError
 from otel_audit.trail import merkle
 from otel_audit.trail.behind import changed_behind_log
+from otel_audit.trail.checkpoint import OVERDUE_NANO
 from otel_audit.trail.findings import Finding, Findings, record_id_in
 from otel_audit.trail.judge import Judge
 from otel_audit.trail.merkle import TILE_WIDTH
@@ -84,6 +86,11 @@ class Report:
         return not self.counts
 
     @property
+    def proven(self) -> bool:
+        """Whether nothing was found, and that says something: a valid checkpoint covers records."""
+        return self.ok and self.covered > 0
+
+    @property
     def finding_count(self) -> int:
         """How many findings there are, listed or not."""
         return sum(self.counts.values())
@@ -96,13 +103,15 @@ def verify(
     against: str | bytes | None = None,
     progress: Callable[[int, int], None] | None = None,
     processes: int = 1,
+    clock: Callable[[], int] = time.time_ns,
 ) -> Report:
     """Verify the trail that ``reader`` reads.
 
     ``verifiers`` are public keys obtained from elsewhere; ``against`` is the
     note of a checkpoint kept elsewhere. ``progress`` is called with the number
     of records done and of all. With ``processes`` above 1, as many worker
-    processes share the work, if the trail is long enough to be worth it.
+    processes share the work, if the trail is long enough to be worth it. ``clock``
+    gives nanoseconds since 1970.
 
     Raises `ProofError` if ``against`` is not a checkpoint at all, and
     `TrailError` if the trail does not say which one it is, or if a worker process
@@ -111,13 +120,16 @@ def verify(
     """
     _check_origin(reader)
     given = None if verifiers is None else tuple(verifiers)
-    run = _Verification(reader, given, against)
+    findings = Findings()
+    if _schema_misleads(reader, findings):
+        return _unread(reader, findings, self_asserted=given is None)
+    run = _Verification(reader, given, against, findings)
     with scanning(reader, run.trusted, processes if run.size > _SMALL else 1) as scan:
         for scanned in scan(run.stretches()):
             run.take(scanned)
             if progress is not None:
                 progress(scanned.stop, run.size)
-    return run.report()
+    return run.report(clock())
 
 
 def _check_origin(reader: TrailReader) -> None:
@@ -130,6 +142,31 @@ def _check_origin(reader: TrailReader) -> None:
         raise TrailError(msg)
 
 
+def _schema_misleads(reader: TrailReader, findings: Findings) -> bool:
+    """Report what is odd in the schema; say whether something stands in a table's place."""
+    found = reader.oddities()
+    for odd in found:
+        findings.add(Finding("schema-changed", f"{odd.what}: the database was changed"))
+    return any(odd.in_place for odd in found)
+
+
+def _unread(reader: TrailReader, findings: Findings, *, self_asserted: bool) -> Report:
+    """Report a trail of which nothing was read, as it could be anything, also without an end."""
+    return Report(
+        origin=reader.origin,
+        size=0,
+        covered=0,
+        root="",
+        checkpoints=0,
+        last_checkpoint=None,
+        findings=tuple(findings.listed),
+        counts=dict(findings.counts),
+        warnings=("no record was read: where its table should be is something else",),
+        keys=(),
+        self_asserted=self_asserted,
+    )
+
+
 class _Verification:
     """One verification: what there is to do, what has come back, what is left."""
 
@@ -138,9 +175,10 @@ class _Verification:
         reader: TrailReader,
         given: tuple[Verifier, ...] | None,
         against: str | bytes | None,
+        findings: Findings,
     ) -> None:
         self._reader = reader
-        self._findings = Findings()
+        self._findings = findings
         self._given = given
         self.trusted = self._choose_keys()
         self._memory = signed_last(reader, self.trusted)
@@ -308,17 +346,18 @@ class _Verification:
 
     # Afterwards.
 
-    def report(self) -> Report:
-        """Check what is not a record, and say what was found."""
+    def report(self, now: int) -> Report:
+        """Check what is not a record, and say what was found; ``now`` is when."""
         self._levels.finish(self._size_now)
         self._check_tree()
         self._guarded(self._check_tile_rows)
         self._guarded(self._check_strays)
         self._guarded(self._check_hidden)
         self._guarded(self._check_resources)
-        self._check_behind_log()
+        self._guarded(self._check_behind_log)
         self._check_odd_checkpoints()
         self._judge.finish()
+        self._guarded(lambda: self._check_uncovered(now))
         return Report(
             origin=self._reader.origin,
             size=self.size,
@@ -410,8 +449,8 @@ class _Verification:
         there = set()
         for name, json in self._reader.resources():
             there.add(name)
-            if Resource.of(json).hash != name:
-                msg = f"the OTel Resource {name} was changed: its hash is another one"
+            if json is None or Resource.of(json).hash != name:
+                msg = f"the OTel Resource {name} was changed: its bytes do not have that hash"
                 self._findings.add(Finding("resource-changed", msg))
         for name, sequence in self._resources.items():
             if name not in there:
@@ -426,8 +465,9 @@ class _Verification:
 
     def _check_behind_log(self) -> None:
         """Look for changes to the file that the write-ahead log still hides."""
-        for sequence, record in changed_behind_log(self._reader.path):
-            record_id = record_id_in(record)
+        for sequence in changed_behind_log(self._reader):
+            leaf = self._reader.leaf(sequence)
+            record_id = None if leaf is None else record_id_in(leaf.record)
             msg = (
                 f"record {sequence} ({record_id}) was changed in {self._reader.path.name}; the "
                 "write-ahead log still hides that by its own, right copy"
@@ -441,6 +481,34 @@ class _Verification:
             "without the tree, or the tree was set back"
         )
         self._findings.add(Finding("record-unlisted", msg, sequence, sequence, record_id))
+
+    def _check_uncovered(self, now: int) -> None:
+        """Look for records that should have been covered long ago.
+
+        A checkpoint is due each second of activity. A process that was killed
+        leaves its last second uncovered; where more is, nobody signed, or
+        somebody has removed what was signed, to change records unseen. The next
+        process signs all there is: a trail of which nothing at all is covered has
+        not seen one, or has lost them all.
+        """
+        first, last = self._judge.covered, self.size - 1
+        if self._findings.counts or not self.trusted or first > last:
+            return
+        oldest, newest = self._reader.leaf(first), self._reader.leaf(last)
+        if oldest is None or newest is None:
+            return
+        until = now if first == 0 else newest.committed_unix_nano
+        if until - oldest.committed_unix_nano <= OVERDUE_NANO:
+            return
+        killed = ", the process was killed within its first second," if first == 0 else ""
+        msg = (
+            f"records {first} to {last} are not covered by a valid checkpoint, although the first "
+            f"of them was committed at {_utc(oldest.committed_unix_nano)}: checkpoints were "
+            f"removed{killed} or no agent signs them. Changes to them cannot be found, except by a "
+            "checkpoint kept elsewhere; to sign what there is now, run `otel-audit checkpoint --sign`"
+        )
+        record_id = record_id_in(oldest.record)
+        self._findings.add(Finding("checkpoint-missing", msg, first, last, record_id))
 
     def _check_odd_checkpoints(self) -> None:
         """Check the checkpoints that stand out of order, or beyond the records."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import apsw
 
-from otel_audit.errors import TrailError, TrailLockedError
+from otel_audit.errors import TrailError, TrailLockedError, TrailMismatchError
 from otel_audit.trail.database import BUSY_MILLISECONDS, Handle
 from otel_audit.trail.layout import LOCK
 from otel_audit.trail.lock import FairFileLock
@@ -41,17 +41,20 @@ class LogEmptier:
         path: Path,
         writer: Handle,
         connect: Callable[[FairFileLock], apsw.Connection],
+        inspect: Callable[[apsw.Connection], None],
         timeout: float,
     ) -> None:
         """Empty the log of the database ``path``, into which ``writer`` writes.
 
-        ``connect`` opens the database under a lock; ``timeout`` is how long to
-        wait for another process, in seconds.
+        ``connect`` opens the database under a lock; ``inspect`` raises
+        `TrailMismatchError`, with the lock held, unless the log is whole;
+        ``timeout`` is how long to wait for another process, in seconds.
         """
         self.stuck = False
-        """Whether an I/O error has ended the emptying until this process is restarted."""
+        """Whether the emptying has ended until this process is restarted."""
         self._path = path
         self._timeout = timeout
+        self._inspect = inspect
         self._writer = writer
         # Another connection and descriptor: commits go on while the log is copied.
         self._lock = FairFileLock(path.with_name(LOCK))
@@ -72,22 +75,18 @@ class LogEmptier:
         A full disk only delays it. After an I/O error it never runs again in
         this process (`stuck`): the kernel may have dropped what a later
         sync would then claim to have written, while the log still holds
-        everything.
+        everything. Nor does it after the log was cut off: zeros would be copied.
         """
         if self.stuck:
             return
         try:
             with self._handle.use() as connection:
-                total, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-                idle, self._frames = total == self._frames, total
-                waiting = (total - copied) * connection.pragma("page_size")
-                if not (waiting > above or ((idle or reset) and total)):
-                    return
-                total, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-                if copied < total or idle or reset:
-                    self._copy_rest(connection, reset=idle or reset)
+                self._copy(connection, above, reset=reset)
         except (apsw.BusyError, TrailLockedError):
             return
+        except TrailMismatchError as error:
+            self._leave()
+            _logger.critical("%s", error)
         except apsw.Error as error:
             self._failed(error)
         else:
@@ -102,13 +101,21 @@ class LogEmptier:
         self._handle.close()
         self._lock.close()
 
+    def _copy(self, connection: apsw.Connection, above: int, *, reset: bool) -> None:
+        total, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        idle, self._frames = total == self._frames, total
+        waiting = (total - copied) * connection.pragma("page_size")
+        if not (waiting > above or ((idle or reset) and total)):
+            return
+        with self._lock.held(self._timeout):
+            self._inspect(connection)
+        total, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        if copied < total or idle or reset:
+            self._copy_rest(connection, reset=idle or reset)
+
     def _failed(self, error: apsw.Error) -> None:
         if not isinstance(error, apsw.FullError):
-            self.stuck = True
-            for handle in (self._handle, self._writer):
-                # What cannot be opened now is told when it is.
-                with suppress(apsw.Error, TrailError, OSError), handle.use() as connection:
-                    leave(connection)
+            self._leave()
             _logger.critical(
                 "%s: the write-ahead log could not be copied into the database (%s); records "
                 "stay safe in the log, which grows from now on: repair the disk, then restart",
@@ -124,6 +131,13 @@ class LogEmptier:
                 self._path,
             )
 
+    def _leave(self) -> None:
+        self.stuck = True
+        for handle in (self._handle, self._writer):
+            # What cannot be opened now is told when it is.
+            with suppress(apsw.Error, TrailError, OSError), handle.use() as connection:
+                leave(connection)
+
     def _copy_rest(self, connection: apsw.Connection, *, reset: bool) -> None:
         """Copy what came while the log was copied, with all writers waiting."""
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if reset else apsw.SQLITE_CHECKPOINT_PASSIVE
@@ -135,6 +149,8 @@ class LogEmptier:
                 if reset:
                     preallocate(self._path)
                     self._frames = 0
+                # For its length: the database has grown.
+                self._inspect(connection)
             finally:
                 connection.set_busy_timeout(BUSY_MILLISECONDS)
 

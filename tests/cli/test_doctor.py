@@ -371,6 +371,12 @@ def test_a_newer_trail(trail: Path, cli: Cli) -> None:
     assert "new-origin" not in check["remedy"]
 
 
+def test_a_trail_with_an_index_of_somebody_elses(trail: Path, cli: Cli) -> None:
+    changed(trail, "CREATE INDEX innocent ON leaf (committed_unix_nano)")
+    check = outcome(cli, "trail", 1)
+    assert "there is 'index' 'innocent' on 'leaf', which is none of a trail's" in check["message"]
+
+
 def test_a_damaged_trail(trail: Path, cli: Cli) -> None:
     with swollen(trail).open("r+b") as file:
         file.seek(100)

@@ -207,6 +207,7 @@ def test_show_says_where_a_record_stands_and_what_covers_it(trail: Path, cli: Cl
 def test_show_says_which_service_and_instance_a_resource_is(trail: Path, cli: Cli) -> None:
     with TrailReader(trail) as reader:
         ((name, stored),) = reader.resources()
+    assert stored is not None
     attributes = json.loads(stored)
     shown = json.loads(cli("show", "7", "--json").out)
     assert shown["record"]["resource"] == name

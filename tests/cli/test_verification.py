@@ -291,6 +291,7 @@ def test_the_json_is_the_documented_one(cli: Cli) -> None:
     report = json.loads(cli("verify", "--json").out)
     assert list(report) == [
         "ok",
+        "proven",
         "origin",
         "size",
         "covered",
@@ -306,7 +307,8 @@ def test_the_json_is_the_documented_one(cli: Cli) -> None:
         "findings",
         "warnings",
     ]
-    assert (report["ok"], report["size"], report["covered"]) == (True, 12, 12)
+    assert (report["ok"], report["proven"]) == (True, True)
+    assert (report["size"], report["covered"]) == (12, 12)
     assert report["last_checkpoint_at"].endswith(".000000000Z")
 
 

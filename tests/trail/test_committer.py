@@ -14,7 +14,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import apsw
 import pytest
 
 from otel_audit.errors import (
@@ -515,33 +514,23 @@ def test_drain_says_when_time_is_up(committer: Committer, hold: Hold) -> None:
 
 
 class Failing:
-    """Whether records can be stored: a trigger that refuses them, as a full disk would."""
+    """Whether records can be stored: SQLite refuses to write, as on a medium that is write-protected."""
 
-    def __init__(self, directory: Path) -> None:
-        self._connection = apsw.Connection(str(directory / "trail.db"))
-        self._connection.set_busy_timeout(5_000)
+    def __init__(self, store: TrailStore) -> None:
+        self._store = store
 
     def begin(self) -> None:
-        self._connection.execute(
-            "CREATE TRIGGER full BEFORE INSERT ON leaf BEGIN SELECT RAISE(FAIL, 'no room'); END"
-        )
-        self._connection.execute(
-            "CREATE TRIGGER full_meta BEFORE INSERT ON meta BEGIN SELECT RAISE(FAIL, 'no'); END"
-        )
+        with self._store._handle.use() as connection:
+            connection.pragma("query_only", 1)
 
     def end(self) -> None:
-        self._connection.execute("DROP TRIGGER full")
-        self._connection.execute("DROP TRIGGER full_meta")
-
-    def close(self) -> None:
-        self._connection.close()
+        with self._store._handle.use() as connection:
+            connection.pragma("query_only", 0)
 
 
 @pytest.fixture
-def failing(store: TrailStore) -> Iterator[Failing]:
-    trigger = Failing(store.directory)
-    yield trigger
-    trigger.close()
+def failing(store: TrailStore) -> Failing:
+    return Failing(store)
 
 
 def test_a_failure_reaches_everybody_in_the_group_and_nobody_else(
@@ -551,7 +540,7 @@ def test_a_failure_reaches_everybody_in_the_group_and_nobody_else(
     failing.begin()
     tickets = [Ticket(b"%d" % number) for number in range(16)]
     run(*(lambda one=one: committer.commit(one) for one in tickets))
-    assert all("no room" in str(one.error) for one in tickets)
+    assert all("readonly" in str(one.error) for one in tickets)
     failing.end()
     after = Ticket(b"after")
     committer.commit(after)
@@ -565,7 +554,7 @@ def test_broken_heals_by_itself_once_the_trail_takes_records_again(
 ) -> None:
     failing.begin()
     committer.commit(Ticket(b"x"))
-    assert "no room" in str(committer.broken)
+    assert "readonly" in str(committer.broken)
     time.sleep(1.3)
     assert committer.broken is not None
     failing.end()

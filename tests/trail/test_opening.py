@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +110,16 @@ def test_a_database_that_is_removed_under_a_running_process_takes_no_more_record
     assert [leaf.record for leaf in trail.reader.leaves()] == [b"a", b"c"]
 
 
+def test_a_database_that_is_removed_alone_takes_no_more_records(
+    trail: Trail, directory: Path
+) -> None:
+    append(trail, b"a")
+    (directory / "trail.db").rename(directory / "moved")
+    time.sleep(0.11)
+    with pytest.raises(TrailMismatchError, match="removed or replaced while this process had"):
+        append(trail, b"b")
+
+
 @pytest.mark.parametrize("name", ["trail.db-wal", "trail.db-shm"])
 def test_a_log_that_is_removed_under_a_running_process_takes_no_more_records(
     trail: Trail, directory: Path, name: str
@@ -125,6 +137,117 @@ def test_a_log_that_is_removed_under_a_running_process_takes_no_more_records(
     (directory / "moved").rename(directory / name)
     append(trail, b"c")
     assert [leaf.record for leaf in trail.reader.leaves()] == [b"a", b"c"]
+
+
+LONG = 10_000
+"""Bytes of a record of which a thousand make the log longer than it is in advance."""
+
+
+@pytest.mark.parametrize("number", [10, 1_000], ids=["short", "long"])
+@pytest.mark.parametrize("kept", [0, 5_000, -4_200, -100], ids=str)
+@pytest.mark.parametrize("meanwhile", [0, 1, 3])
+def test_a_log_that_is_cut_off_in_place_takes_no_more_records(
+    trail: Trail, directory: Path, number: int, kept: int, meanwhile: int
+) -> None:
+    """SQLite goes on behind the hole, and will not find again what it writes there."""
+    append(trail, b"copied")
+    trail.store.wal.empty(reset=True)
+    for _ in range(number // 10):
+        append(trail, *[b"x" * LONG] * 10)
+    time.sleep(0.11)
+    append(trail, b"the last look is here")
+    with trail.store._handle.use() as connection:
+        frames, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+    os.truncate(directory / "trail.db-wal", kept if kept >= 0 else 32 + frames * 4_120 + kept)
+    for _ in range(meanwhile):
+        with suppress(TrailMismatchError):  # already, where the machine is slow
+            append(trail, b"before the next look")
+    time.sleep(0.11)
+    for _ in range(2):
+        with pytest.raises(TrailMismatchError, match=r"trail\.db-wal was cut off or overwritten"):
+            append(trail, b"refused")
+    before = (directory / "trail.db").read_bytes()
+    trail.close()
+    assert (directory / "trail.db").read_bytes() == before, "no zeros are copied into it"
+
+
+@pytest.mark.parametrize("place", [0, 8, 16, 24, 31])
+def test_a_log_whose_header_was_overwritten_takes_no_more_records(
+    trail: Trail, directory: Path, place: int
+) -> None:
+    append(trail, b"a")
+    with (directory / "trail.db-wal").open("r+b") as log:
+        log.seek(place)
+        byte = log.read(1)
+        log.seek(place)
+        log.write(bytes([byte[0] ^ 1]))
+    time.sleep(0.11)
+    with pytest.raises(TrailMismatchError, match="it has no header, or a damaged one"):
+        append(trail, b"b")
+    with (directory / "trail.db-wal").open("r+b") as log:
+        log.seek(place)
+        log.write(byte)
+    assert trail.store.append([b"c"], {}).first == 1
+
+
+def test_a_log_that_was_cut_off_is_not_copied_and_told(
+    trail: Trail, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nothing is recorded any more, it is the emptying that comes across it."""
+    trail.store.wal.empty()
+    append(trail, b"a", b"x" * LONG)
+    before = (directory / "trail.db").read_bytes()
+    os.truncate(directory / "trail.db-wal", 0)
+    trail.store.wal.empty(reset=True)
+    assert caplog.text.count("trail.db-wal was cut off or overwritten") == 1
+    assert trail.store.wal.stuck
+    trail.close()
+    assert (directory / "trail.db").read_bytes() == before
+
+
+def test_a_log_from_which_a_frame_went_may_only_begin_anew(trail: Trail, directory: Path) -> None:
+    """Another process empties it, and it begins with other salts."""
+    other = Trail.open(directory)
+    for _ in range(5):
+        append(trail, *[b"x" * LONG] * 200)
+        time.sleep(0.11)
+        append(trail, b"looked at")
+        other.store.wal.empty(reset=True)
+        time.sleep(0.11)
+        append(trail, b"looked at")
+    other.close()
+    assert trail.reader.tree().size == 5 * 202
+
+
+def test_a_database_that_is_cut_off_in_place_takes_no_more_records(
+    trail: Trail, directory: Path
+) -> None:
+    append(trail, *[b"x" * LONG] * 20)
+    trail.store.wal.empty(reset=True)
+    append(trail, b"a")
+    os.truncate(directory / "trail.db", 100_000)
+    time.sleep(0.11)
+    for _ in range(2):
+        with pytest.raises(
+            TrailMismatchError, match=r"trail\.db was cut off \(it has 100000 bytes"
+        ):
+            append(trail, b"b")
+
+
+def test_a_database_that_vacuum_made_shorter_takes_records(trail: Trail, directory: Path) -> None:
+    append(trail, *[b"x" * LONG] * 20)
+    tool = apsw.Connection(str(directory / "trail.db"))
+    tool.execute("CREATE TABLE scratch AS SELECT zeroblob(500000); DROP TABLE scratch")
+    trail.store.wal.empty(reset=True)
+    time.sleep(0.11)
+    append(trail, b"a")
+    before = (directory / "trail.db").stat().st_size
+    tool.execute("VACUUM")
+    tool.close()
+    trail.store.wal.empty(reset=True)
+    assert (directory / "trail.db").stat().st_size < before
+    time.sleep(0.11)
+    append(trail, b"b")
 
 
 def open_and_append(directory: Path, start: float) -> None:

@@ -6,16 +6,19 @@ import multiprocessing
 import os
 import shutil
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
+import apsw
 import pytest
 
 from otel_audit.errors import TrailError, TrailKeyError, TrailLockedError, TrailMismatchError
 from otel_audit.trail import merkle
-from otel_audit.trail.checkpoint import open_checkpoint, read_checkpoint
+from otel_audit.trail.checkpoint import Checkpoint, open_checkpoint, read_checkpoint, sign
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.lock import FileLock
-from otel_audit.trail.reader import TrailReader
+from otel_audit.trail.reader import TrailReader, Tree
+from otel_audit.trail.signer import CheckpointSigner
 from otel_audit.trail.trail import Trail
 
 if TYPE_CHECKING:
@@ -104,6 +107,25 @@ def test_a_restored_older_database_is_refused_when_it_is_opened(
     assert "otel-audit new-origin" in message
 
 
+def test_a_trail_that_another_process_signs_meanwhile_is_no_older_copy(
+    trail: Trail, directory: Path
+) -> None:
+    """What is signed between the two looks of one that starts is in the tree that it sees."""
+    append(trail, b"a")
+    trail.signer.sign()
+
+    class Overtaken(TrailReader):
+        def tree(self) -> Tree:
+            found = super().tree()
+            append(trail, b"b")
+            trail.signer.sign()
+            return found
+
+    with Overtaken(directory) as reader:
+        for _ in range(3):
+            CheckpointSigner(trail.store, reader, trail.keys)
+
+
 def test_an_older_database_that_grew_past_the_signed_size_is_refused(
     trail: Trail, directory: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +162,56 @@ def test_a_database_that_shrinks_under_a_running_process_is_not_signed(trail: Tr
     with pytest.raises(TrailMismatchError):
         trail.sign_if_grown()
     assert len(list(trail.reader.checkpoints())) == 1
+
+
+def changed(trail: Trail, statement: str, *values: object) -> None:
+    """Change the database as somebody does who may write it, and has no key."""
+    with apsw.Connection(str(trail.store.path)) as connection:
+        connection.execute(statement, values)
+    connection.close()
+
+
+def forged_hashes(number: int) -> list[bytes]:
+    """Hashes of a trail whose record 50 is another one."""
+    return merkle.leaf_hashes(b"forged" if at == 50 else b"%d" % at for at in range(number))
+
+
+def test_a_forged_edge_is_not_signed(trail: Trail, directory: Path) -> None:
+    """Once it was, record and tiles could be made to fit, and older checkpoints be removed."""
+    append(trail, *(b"%d" % number for number in range(300)))
+    trail.signer.sign()
+    edge = merkle.extend([], 0, forged_hashes(300))
+    changed(trail, "UPDATE tree SET edge = ?", b"".join(edge))
+    append(trail, b"innocent")
+    for attempt in (trail.signer.sign, lambda: Trail.open(directory)):
+        with pytest.raises(TrailMismatchError, match="not the one of its 301 records"):
+            attempt()
+    assert len(list(trail.reader.checkpoints())) == 1
+
+
+@pytest.mark.parametrize("more", [212, 213, 300, 512, 1_000])
+def test_a_forged_tile_above_what_was_signed_is_not_signed(trail: Trail, more: int) -> None:
+    """The root that was signed is made of the leaves of the tile, the new one of what is above it."""
+    append(trail, *(b"%d" % number for number in range(300)))
+    trail.signer.sign()
+    append(trail, *(b"%d" % number for number in range(300, 300 + more)))
+    hashes = merkle.leaf_hashes(b"forged" if at == 270 else b"%d" % at for at in range(300 + more))
+    roots = [
+        merkle.tile_root(b"".join(hashes[first : first + 256]))
+        for first in range(0, len(hashes) - 255, 256)
+    ]
+    changed(trail, "UPDATE tile SET hashes = ? WHERE level = 1", b"".join(roots))
+    edge = merkle.extend([], 0, hashes)
+    changed(trail, "UPDATE tree SET edge = ?", b"".join(edge))
+    with pytest.raises(TrailMismatchError, match="does not continue what was signed"):
+        trail.signer.sign()
+
+
+def test_a_missing_tile_is_not_signed_over(trail: Trail) -> None:
+    append(trail, *(b"%d" % number for number in range(300)))
+    changed(trail, "DELETE FROM tile WHERE level = 1")
+    with pytest.raises(TrailMismatchError, match=r"cannot be signed: .* has no tile 1/0"):
+        trail.signer.sign()
 
 
 @pytest.mark.parametrize("content", ["", "not a checkpoint", "x\n0\n", "\u2014 é"])
@@ -260,12 +332,78 @@ def test_a_trail_without_memory_of_what_was_signed_is_warned_about(
     Trail.open(directory).close()
     assert "is missing" not in caplog.text, "nothing was signed yet"
     trail.signer.sign()
+    trail.close()
+    (directory / "signed").unlink()
+    again = Trail.open(directory)
+    assert caplog.text.count("whether it is an older copy") == 1
+    again.signer.sign()
+    again.close()
+    Trail.open(directory).close()
+    assert caplog.text.count("whether it is an older copy") == 1
+
+
+def test_a_trail_that_should_have_been_signed_is_warned_about_without_any_trace_of_it(
+    trail: Trail, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    append(trail, b"a")
+    trail.signer.sign()
+    changed(trail, "DELETE FROM checkpoint")
+    trail.close()
     (directory / "signed").unlink()
     Trail.open(directory).close()
-    assert caplog.text.count("whether it is an older copy") == 1
-    trail.signer.sign()
+    assert "is missing" not in caplog.text, "it is as young as one that was not signed yet"
+    in_a_minute = time.time_ns() + 60 * SECOND
+    Trail.open(directory, clock=lambda: in_a_minute).close()
+    assert caplog.text.count("or should have been") == 1
+    changed(trail, "UPDATE leaf SET record = CAST(x'ff' AS TEXT)")
     Trail.open(directory).close()
-    assert caplog.text.count("whether it is an older copy") == 1
+    assert caplog.text.count("or should have been") == 2, "what cannot be read is no reason to stop"
+
+
+def test_what_was_signed_is_not_forgotten_with_the_file(trail: Trail, directory: Path) -> None:
+    """Else the process that has signed a tree would sign another one of the same records."""
+    append(trail, b"a")
+    first = trail.signer.sign()
+    append(trail, b"b")
+    trail.signer.sign()
+    changed(trail, "DELETE FROM checkpoint")
+    kept = (directory / "signed").read_bytes()
+    (directory / "signed").unlink()
+    with pytest.raises(
+        TrailMismatchError, match=r"signed was removed under .* that 2 records were"
+    ):
+        trail.signer.sign()
+    (directory / "signed").write_text(first, "utf-8")
+    with pytest.raises(TrailMismatchError, match=r"signed was set back to 1 records under"):
+        trail.signer.sign()
+    (directory / "signed").write_bytes(kept)
+    assert read_checkpoint(trail.signer.sign()).size == 2
+
+
+def test_what_the_file_says_counts_only_with_the_signatures(trail: Trail, directory: Path) -> None:
+    append(trail, b"a")
+    trail.signer.sign()
+    forged = Checkpoint(trail.store.origin, 1, merkle.leaf_hash(b"b"))
+    stranger = TrailKeys.generate(trail.store.origin)
+    (directory / "signed").write_text(sign(forged, stranger, 1), "utf-8")
+    for attempt in (trail.signer.sign, lambda: Trail.open(directory)):
+        with pytest.raises(TrailMismatchError, match="signed by no known key"):
+            attempt()
+
+
+def test_one_size_is_not_signed_twice_by_a_process_whose_file_was_exchanged(
+    trail: Trail, directory: Path
+) -> None:
+    """Also not by who has the key, but not this process's memory."""
+    append(trail, b"a")
+    trail.signer.sign()
+    leaf = merkle.leaf_hash(b"b")
+    changed(trail, "UPDATE tree SET edge = ?", leaf)
+    changed(trail, "UPDATE leaf SET hash = ?, record = ?", leaf, b"b")
+    other = sign(Checkpoint(trail.store.origin, 1, leaf), trail.keys, 1)
+    (directory / "signed").write_text(other, "utf-8")
+    with pytest.raises(TrailMismatchError, match="has another root at 1 records"):
+        trail.signer.sign()
 
 
 def test_a_memory_that_cannot_be_read_or_written_signs_nothing(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -20,7 +21,7 @@ from otel_audit.errors import (
     TrailMismatchError,
     TrailVersionError,
 )
-from otel_audit.trail import merkle
+from otel_audit.trail import merkle, schema
 from otel_audit.trail.lock import FileLock
 from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.store import TrailStore
@@ -166,6 +167,63 @@ def test_a_newer_schema_is_refused_and_left_alone(store: TrailStore) -> None:
     for opening in (lambda: open_store(store.directory), lambda: TrailReader(store.directory)):
         with pytest.raises(TrailVersionError, match=r"schema version 99.*upgrade otel-audit"):
             opening()
+
+
+def other_program(store: TrailStore, *statements: str) -> None:
+    with apsw.Connection(str(store.path)) as connection:
+        connection.pragma("writable_schema", "on")
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+def stored(store: TrailStore) -> list[bytes]:
+    with TrailReader(store.directory) as reader:
+        return [leaf.record for leaf in reader.leaves()]
+
+
+SWALLOWING = """
+CREATE TRIGGER swallow BEFORE INSERT ON leaf WHEN instr(NEW.record, 'mallory') > 0
+BEGIN SELECT RAISE(IGNORE); END
+"""
+
+
+def test_a_trigger_swallows_nothing_and_is_refused_with_its_name(store: TrailStore) -> None:
+    store.append([b"alice"], {})
+    other_program(store, SWALLOWING)
+    # Within a tenth of a second: it does nothing.
+    with suppress(TrailMismatchError):
+        store.append([b"mallory"], {})
+        assert stored(store) == [b"alice", b"mallory"]
+    time.sleep(0.11)
+    with pytest.raises(TrailMismatchError, match="there is 'trigger' 'swallow' on 'leaf'"):
+        store.append([b"bob"], {})
+    with pytest.raises(TrailMismatchError, match="not as a trail is made: there is 'trigger'"):
+        open_store(store.directory)
+    other_program(store, "DROP TRIGGER swallow")
+    store.append([b"bob"], {})
+    open_store(store.directory).close()
+
+
+def test_a_table_that_swallows_records_gives_no_receipt(store: TrailStore) -> None:
+    """Seen in the same transaction, whatever the schema was when it was looked at last."""
+    store.append([b"alice"], {})
+    definition = schema.TABLES["leaf"].replace(
+        "record BLOB NOT NULL)",
+        "record BLOB NOT NULL, x AS (nullif(1, instr(record, 'mallory'))) "
+        "NOT NULL ON CONFLICT IGNORE)",
+    )
+    other_program(
+        store,
+        f"UPDATE sqlite_schema SET sql = \"{definition}\" WHERE name = 'leaf'",  # noqa: S608 - our own words
+        "PRAGMA schema_version = 1234",
+    )
+    with pytest.raises(TrailMismatchError, match=r"does not keep|'leaf' is defined otherwise"):
+        store.append([b"mallory"], {})
+    store._file._look_again = time.monotonic() + 60
+    with pytest.raises(TrailMismatchError, match="does not keep"):
+        store.append([b"mallory"], {})
+    assert stored(store) == [b"alice"]
 
 
 def test_a_foreign_database_is_refused_and_left_alone(tmp_path: Path) -> None:

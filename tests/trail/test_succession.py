@@ -7,6 +7,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
+import apsw
 import pytest
 
 from otel_audit.errors import (
@@ -115,6 +116,18 @@ def test_a_database_that_is_missing_is_known_by_what_was_signed(directory: Path)
     assert known.trouble == "trail.db is missing"
     done = succeed(directory, begin)
     assert (done.kept / "signing.key").exists()
+    assert contents(directory)[1] == [f"after {origin}".encode()]
+
+
+def test_a_trail_whose_tree_is_damaged_gives_way(directory: Path) -> None:
+    origin = contents(directory)[0]
+    connection = apsw.Connection(str(directory / "trail.db"))
+    connection.execute("UPDATE tree SET size = 'many'")
+    connection.close()
+    known = look(directory)
+    assert (known.origin, known.size) == (origin, None)
+    assert "does not state a size" in str(known.trouble)
+    succeed(directory, begin)
     assert contents(directory)[1] == [f"after {origin}".encode()]
 
 

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otel_audit.errors import ProofError, TrailError
-from otel_audit.trail import findings, merkle, scan, verify, workers
+from otel_audit.trail import findings, merkle, scan, schema, verify, workers
 from otel_audit.trail.checkpoint import Checkpoint, sign
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.note import sign_note
@@ -129,20 +129,32 @@ class Victim:
     """A copy of a trail that a test may tamper with."""
 
     directory: Path
+    loose: bool = False
 
     def run(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with connected(self.directory / "trail.db") as connection:
             return connection.execute(sql, values).fetchall()
 
     def loosen(self) -> None:
-        """Let columns hold what the schema forbids, as a damaged file could."""
+        """Let columns hold what the schema forbids, as a damaged file could, until it is verified."""
         with connected(self.directory / "trail.db") as connection:
             connection.pragma("writable_schema", "on")
             connection.execute("UPDATE sqlite_schema SET sql = replace(sql, 'NOT NULL', '')")
+        self.loose = True
+
+    def tighten(self) -> None:
+        with connected(self.directory / "trail.db") as connection:
+            connection.pragma("writable_schema", "on")
+            for name, sql in schema.TABLES.items():
+                connection.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (sql, name))
+        self.loose = False
 
     def verify(self, **arguments: object) -> Report:
+        if self.loose:
+            self.tighten()
         with TrailReader(self.directory) as reader:
             arguments.setdefault("verifiers", KEYS.verifiers())
+            arguments.setdefault("clock", lambda: START * SECOND)
             return verify.verify(reader, **arguments)  # type: ignore[arg-type]
 
     def kinds(self, **arguments: object) -> dict[str, int]:
@@ -226,6 +238,12 @@ def test_a_changed_resource_is_found_although_the_tree_does_not_hold_it(
     resourceful.run("UPDATE resource SET json = ? WHERE hash = ?", changed, RESOURCES[1].hash)
     finding = only(resourceful.verify(), "resource-changed")
     assert RESOURCES[1].hash in finding.message
+
+
+@pytest.mark.parametrize("value", ["CAST(json AS TEXT)", "CAST(x'ff' AS TEXT)", "5", "x''"])
+def test_a_resource_that_is_no_blob_is_found_by_its_name(resourceful: Victim, value: str) -> None:
+    resourceful.run(f"UPDATE resource SET json = {value} WHERE hash = ?", RESOURCES[1].hash)  # noqa: S608 - our own words
+    assert RESOURCES[1].hash in only(resourceful.verify(), "resource-changed").message
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -671,12 +689,54 @@ def test_an_older_copy_is_only_found_from_elsewhere(tmp_path: Path, template: Pa
     assert (finding.sequence, finding.last_sequence, finding.checkpoint_size) == (400, 599, 600)
 
 
-def test_removed_checkpoints_leave_records_uncovered(trail: Victim, template: Path) -> None:
+def test_removed_checkpoints_are_found_where_a_crash_does_not_explain_it(
+    trail: Victim, template: Path
+) -> None:
+    trail.run("DELETE FROM checkpoint WHERE size > 512")
+    report = trail.verify()
+    assert (report.ok, report.proven, report.covered) == (True, True, 512)
     trail.run("DELETE FROM checkpoint WHERE size > 256")
     report = trail.verify()
-    assert (report.ok, report.covered) == (True, 256)
+    finding = only(report, "checkpoint-missing")
+    assert (finding.sequence, finding.last_sequence) == (256, 699)
+    assert finding.record_id == record_id(256)
+    assert (report.proven, report.covered) == (False, 256)
     report = trail.verify(against=Victim(template).note(600))
     assert (report.ok, report.covered) == (True, 600)
+
+
+@pytest.mark.parametrize("keys", [KEYS.verifiers(), None], ids=["given", "claimed"])
+def test_a_trail_of_which_nothing_is_covered_is_in_order_only_while_it_is_young(
+    tmp_path: Path, keys: tuple[Verifier, Verifier] | None
+) -> None:
+    """Else who removed all checkpoints could have written what they like."""
+    trail = Victim(build(tmp_path, RECORDS[:3], []))
+    ((first,),) = trail.run("SELECT min(committed_unix_nano) FROM leaf")
+
+    def after(seconds: int) -> Report:
+        return trail.verify(verifiers=keys, clock=lambda: first + seconds * SECOND)
+
+    for seconds in (-1_000, 0, 10):
+        assert after(seconds).ok
+        assert not after(seconds).proven
+    finding = only(after(11), "checkpoint-missing")
+    assert (finding.sequence, finding.last_sequence) == (0, 2)
+    assert "the process was killed within its first second" in finding.message
+    (tmp_path / "signed").write_text(checkpoint(3), encoding="utf-8")
+    assert after(11).proven
+
+
+def test_the_last_second_of_a_process_that_was_killed_is_in_order_at_any_time(
+    trail: Victim,
+) -> None:
+    assert trail.verify(clock=lambda: (START + 1_000_000) * SECOND).proven
+
+
+def test_a_trail_that_was_never_signed_misses_no_checkpoint(tmp_path: Path) -> None:
+    trail = Victim(build(tmp_path, RECORDS[:3], []))
+    trail.run("DELETE FROM meta WHERE key LIKE '%_key'")
+    report = trail.verify(verifiers=None, clock=time.time_ns)
+    assert (report.ok, report.proven) == (True, False)
 
 
 # Whoever holds the key.
@@ -1061,6 +1121,38 @@ def test_a_changed_tree_is_found(trail: Victim, edge: object) -> None:
     assert (report.size, report.covered) == (700, 600)
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["'abc'", "700.5", "x'00'", "CAST(x'ff' AS TEXT)", "NULL", "-5", "9e18", "1e300"],
+)
+@pytest.mark.parametrize("column", ["size", "committed_unix_nano", "edge"])
+def test_a_tree_of_wrong_types_is_found_and_no_traceback(
+    trail: Victim, value: str, column: str
+) -> None:
+    trail.loosen()
+    trail.run(f"UPDATE tree SET {column} = {value}")  # noqa: S608 - our own words
+    report = trail.verify()
+    if column == "committed_unix_nano" and value in ("-5", "9e18"):
+        assert report.ok  # a number, and not part of the tree
+        return
+    assert "tree-changed" in report.counts or value == "9e18"
+    assert (report.ok, report.size, report.covered) == (False, 700, 600)
+    with pytest.raises(TrailError if value != "9e18" else Exception):
+        TrailStore(trail.directory, new_origin=lambda: ORIGIN).append([b"x"], {})
+
+
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM tree", "INSERT INTO tree VALUES (1, 9, x'', 0)"]
+)
+def test_a_tree_of_no_row_or_two_is_found(trail: Victim, statement: str) -> None:
+    with connected(trail.directory / "trail.db") as connection:
+        connection.pragma("ignore_check_constraints", "on")
+        connection.execute(statement)
+    report = trail.verify()
+    assert report.counts == {"tree-changed": 1}
+    assert (report.size, report.covered) == (700, 600)
+
+
 def test_a_tree_that_states_too_few_records_is_found(trail: Victim) -> None:
     trail.run("UPDATE tree SET size = 550")
     report = trail.verify()
@@ -1183,10 +1275,16 @@ def test_a_flipped_byte_of_a_record_in_the_file_is_named(tmp_path: Path) -> None
                 flipped(path, start + offset, 0x20)
 
 
-def test_a_row_that_a_forged_page_hides_between_two_others_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_row_that_a_forged_page_hides_between_two_others_is_found(
+    tmp_path: Path, *, indexed: bool
+) -> None:
     """A range ends at the first row beyond it, a look-up goes by the keys above: here they differ."""
     records = [record(number) for number in range(HIDING)]
     build(tmp_path, records, [HIDING])
+    if indexed:  # by which SQLite would count
+        with connected(tmp_path / "trail.db") as connection:
+            connection.execute("CREATE INDEX innocent ON leaf (committed_unix_nano)")
     forged = records[1_500].replace(b" 1500", b" 9999")
     assert forged != records[1_500]
     leaf = merkle.leaf_hash(forged)
@@ -1218,6 +1316,13 @@ def test_a_row_that_a_forged_page_hides_between_two_others_is_found(tmp_path: Pa
         assert shown is not None
         assert shown.record == forged
         assert [one.record for one in reader.leaves(1_000, 2_000)] == records[1_000:2_000]
+        assert reader.count() == (HIDING + 3, HIDING)
+    if indexed:
+        finding = only(Victim(tmp_path).verify(), "schema-changed")
+        assert (
+            "there is 'index' 'innocent' on 'leaf', which is none of a trail's" in finding.message
+        )
+        return
     assert "rows were put in between" in only(Victim(tmp_path).verify(), "record-unlisted").message
 
 
@@ -1231,6 +1336,66 @@ def test_rows_out_of_order_end_the_reading_and_are_found(trail: Victim) -> None:
     assert not trail.verify().ok
     with TrailReader(trail.directory) as reader, pytest.raises(TrailError, match="not in order"):
         list(reader.leaves())
+
+
+# A schema that is no trail's.
+
+
+ENDLESS = """
+ALTER TABLE {0} RENAME TO other;
+CREATE VIEW {1} AS WITH RECURSIVE r (seq) AS (SELECT 0 UNION ALL SELECT seq + 1 FROM r)
+SELECT seq, 0 AS committed_unix_nano, x'' AS hash, x'' AS record, seq AS size, x'' AS edge,
+  seq AS idx, 0 AS level, x'' AS hashes, seq AS rowid, '' AS note, 0 AS unix_nano, x'' AS json
+FROM r
+"""
+
+
+@pytest.mark.parametrize("table", ["leaf", "tile", "tree", "checkpoint", "resource"])
+@pytest.mark.parametrize("written", [str.lower, str.upper])
+def test_a_view_in_the_place_of_a_table_is_found_and_not_read(
+    trail: Victim, table: str, written: Callable[[str], str]
+) -> None:
+    trail.run(ENDLESS.format(table, written(table)))
+    report = trail.verify()
+    assert report.counts == {"schema-changed": 3}
+    assert (report.size, report.covered, report.root) == (0, 0, "")
+    assert any(f"'view' '{written(table)}'" in found.message for found in report.findings)
+    assert any(f"table {table} is missing" in found.message for found in report.findings)
+    assert report.warnings[0].startswith("no record was read")
+
+
+def test_views_answer_nobody(trail: Victim) -> None:
+    trail.run(ENDLESS.format("meta", "meta"))
+    with pytest.raises(TrailError, match="cannot be read"):
+        trail.verify()
+
+
+def test_a_table_that_is_defined_otherwise_is_found_and_not_read(trail: Victim) -> None:
+    trail.loosen()
+    trail.loose = False
+    report = trail.verify()
+    assert report.counts == {"schema-changed": len(schema.TABLES)}
+    assert "table 'meta' is defined otherwise" in report.findings[0].message
+    assert report.size == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        ("CREATE TABLE more (x)", "'table' 'more',"),
+        ("ANALYZE", "'table' 'sqlite_stat1'"),
+        ("CREATE TRIGGER leaf INSERT ON leaf BEGIN SELECT 1; END", "'trigger' 'leaf' on 'leaf'"),
+        ("CREATE VIEW more AS SELECT 1", "'view' 'more'"),
+    ],
+)
+def test_what_does_not_belong_into_a_trail_is_found(
+    trail: Victim, statement: str, named: str
+) -> None:
+    trail.run(statement)
+    report = trail.verify()
+    assert set(report.counts) == {"schema-changed"}
+    assert named in report.findings[0].message
+    assert (report.size, report.covered) == (700, 600), "the records are read all the same"
 
 
 @pytest.mark.parametrize("table", ["leaf", "tile", "tree", "checkpoint"])

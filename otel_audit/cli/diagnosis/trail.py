@@ -16,7 +16,7 @@ from otel_audit.cli.diagnosis.check import Check, Subject, fail, ok, unseen, war
 from otel_audit.cli.output import count, moment, span, visible
 from otel_audit.errors import ProofError, TrailKeyError, TrailVersionError
 from otel_audit.trail import merkle
-from otel_audit.trail.checkpoint import open_checkpoint, read_checkpoint
+from otel_audit.trail.checkpoint import OVERDUE_NANO, open_checkpoint, read_checkpoint
 from otel_audit.trail.keys import TrailKeys
 from otel_audit.trail.layout import DATABASE, KEY, MEMORY, PREVIOUS
 from otel_audit.trail.nearby import nearby
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 _SECOND: Final = 1_000_000_000
 _SLACK: Final = 2 * _SECOND
-_LATE: Final = 10 * _SECOND
-"""How long a record may wait for its checkpoint before something must be wrong."""
 
 _FIRST_RELEASE: Final = 1_704_067_200 * _SECOND
 """2024: no clock that is right shows an earlier time to this software."""
@@ -113,6 +111,10 @@ def _refused(path: Path, refusal: Exception | None) -> Check:
 
 def _rows(subject: Subject, reader: TrailReader) -> Check:
     try:
+        odd = reader.oddities()
+        if odd:
+            shown = "; ".join(one.what for one in odd)
+            return fail("trail", f"{reader.path} is not as a trail is made: {shown}", _VERIFY)
         tree = reader.tree()
     except UNREADABLE as error:
         return fail("trail", f"{reader.path} cannot be read: {error}", _VERIFY)
@@ -254,7 +256,7 @@ def checkpoint(subject: Subject) -> Iterator[Check]:
         return
     shown += f"; {count(waiting, 'record')} after it"
     age_of_oldest = subject.now - oldest.committed_unix_nano
-    if age_of_oldest <= _LATE:
+    if age_of_oldest <= OVERDUE_NANO:
         yield ok("checkpoint", shown)
         return
     yield warn(
