@@ -234,6 +234,12 @@ class TrailStore:
 
     def _stored_tree(self, connection: apsw.Connection) -> _Tree:
         size, joined, committed = stated_tree(connection, self.path)
+        if len(joined) != size.bit_count() * merkle.HASH_SIZE:
+            message = (
+                f"{self.path} is damaged, or was tampered with: the right edge of its tree is not "
+                f"one of {size} records; run `otel-audit verify`"
+            )
+            raise TrailError(message)
         return _Tree(size, split_hashes(joined), committed)
 
     def _swallowed(self) -> TrailMismatchError:
