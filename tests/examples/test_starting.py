@@ -104,7 +104,7 @@ def test_a_port_that_is_taken_is_said() -> None:
 
 
 def test_make_run_passes_options_on() -> None:
-    command = ["make", "--dry-run", "run", "ARGS=--port 8080"]
+    command = ["make", "--no-print-directory", "--dry-run", "run", "ARGS=--port 8080"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1].endswith("python -m examples.agenthub --port 8080")
 

@@ -14,8 +14,7 @@ import http.client
 import io
 import ssl
 import time
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import urllib3
@@ -64,8 +63,9 @@ class Site:
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """Send one request to the destination's address with ``rest`` behind it. Raises `OSError`."""
-        _clock.set(_Clock(self._destination.timeout))
-        token = otel_context.attach(otel_context.set_value(SUPPRESS, True))  # noqa: FBT003 - the API has no name for it
+        quiet = otel_context.set_value(SUPPRESS, True)  # noqa: FBT003 - the API has no name for it
+        clock = _Clock(self._destination.timeout)
+        token = otel_context.attach(otel_context.set_value(_CLOCK, clock, quiet))
         try:
             return self._ask(method, self.url + rest, body, headers or {})
         except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -150,8 +150,12 @@ class _Clock:
         return left
 
 
-_clock: ContextVar[_Clock] = ContextVar("otel_audit_request_clock")
-"""Of the request that is being made: urllib3 hands nothing of ours down to its connections."""
+_CLOCK: Final = otel_context.create_key("otel_audit_request_clock")
+
+
+def _clock() -> _Clock:
+    """Return that of the request that is made: urllib3 hands nothing down to its connections."""
+    return cast("_Clock", otel_context.get_value(_CLOCK))
 
 
 class _Timely(io.RawIOBase):
@@ -165,7 +169,7 @@ class _Timely(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer, /) -> int | None:
-        self._sock.settimeout(_clock.get().left())
+        self._sock.settimeout(_clock().left())
         return self._source.readinto(buffer)
 
     def close(self) -> None:
@@ -212,12 +216,12 @@ class _Plain(urllib3.connection.HTTPConnection):
 
     def _new_conn(self) -> socket.socket:
         sock = super()._new_conn()
-        _clock.get().restart()
+        _clock().restart()
         return sock
 
     def send(self, data: bytes) -> None:  # type: ignore[override]  # urllib3 sends nothing else
         if self.sock is not None:
-            self.sock.settimeout(_clock.get().left())
+            self.sock.settimeout(_clock().left())
         super().send(data)
 
 
