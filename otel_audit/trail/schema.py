@@ -43,6 +43,10 @@ CREATE TABLE resource (hash TEXT PRIMARY KEY, json BLOB NOT NULL) WITHOUT ROWID"
 
 CREATE: Final = ";\n".join((*TABLES.values(), "INSERT INTO tree VALUES (0, 0, x'', 0)"))
 
+_STATISTICS: Final = frozenset({"sqlite_stat1", "sqlite_stat4"})
+"""What ANALYZE leaves, which some tools do by themselves: names of SQLite's own, for its planner,
+which has nothing to choose from here."""
+
 _NAMED: Final = 40
 """Characters of a name that somebody else chose which a message has."""
 
@@ -77,6 +81,8 @@ def oddities(connection: apsw.Connection) -> list[Oddity]:
     for kind, name, table, sql in (tuple(map(_text, row)) for row in rows):
         if kind == "table" and missing.get(name) == sql and table == name:
             del missing[name]
+            continue
+        if kind == "table" and name in _STATISTICS:
             continue
         ours = kind in ("table", "view") and name.lower() in TABLES
         on = f" on {_short(table)}" if kind in ("index", "trigger") else ""
