@@ -80,13 +80,13 @@ def _directory(value: str) -> Path:
     if "\0" in place:
         message = "no path has a null byte"
         raise ValueError(message)
-    if not _is_utf_8(place):
+    if not is_utf_8(place):
         message = "expected a path in UTF-8, since SQLite opens no other"
         raise ValueError(message)
     return Path(place)
 
 
-def _is_utf_8(path: str) -> bool:
+def is_utf_8(path: str) -> bool:
     """Whether it can be written in UTF-8; what Python could not decode is in there as surrogates."""
     try:
         path.encode()

@@ -117,8 +117,9 @@ class RequestScope:
 
         Raises `AuditUnavailableError` when a record is not confirmed whose
         policy is to fail, also when the code that emitted it swallowed the
-        error, and from then on each time. It waits for one time-out at most, however many records there
-        are. ``expired`` says that ``last`` has been waited for, in vain.
+        error, and from then on each time. It waits for one time-out at most,
+        however many records there are. ``expired`` says that ``last`` has been
+        waited for, in vain.
         """
         pending = self.pending
         last = self.newest if last is None else last

@@ -3,8 +3,8 @@
 Promises: what cannot be used is an `AuditSettingsError` with the file, line
 and column, the key, what is wrong there, and what would be right; there are no
 silent defaults. Two rules that say different things about the same events are an
-error too, since the second would never count, as are two that make the same record. What rules mean is in `policy`
-and `derived`.
+error too, since the second would never count, as are two that make the same
+record. What rules mean is in `policy` and `derived`.
 """
 
 from __future__ import annotations
@@ -408,14 +408,15 @@ class _Reader:
         """Refuse a rule that makes the record of an earlier one once more, whatever else it says."""
         made: dict[object, str] = {}
         for one, rule in zip(self._items(node), rules, strict=True):
-            for same in rule.makes():
+            makes = rule.makes()
+            for same in makes:
                 if same in made:
                     self._refuse(
                         one,
                         f"this rule has the match, event, action and resource of the one at {made[same]}, so "
                         "there would be two records each time; keep one, or let them differ in one of these",
                     )
-            made.update(dict.fromkeys(rule.makes(), rule.origin))
+            made.update(dict.fromkeys(makes, rule.origin))
 
     # What a node has to be
 

@@ -247,9 +247,10 @@ class AuditProvider:
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything emitted is durable, the mirror has it, and a checkpoint covers it.
 
-        The checkpoint is no condition: it may be another process that signs. False when ``timeout`` (seconds, default: the settings') is up first,
-        and at once in a signal handler or finalizer that has interrupted a
-        commit of its own thread: that would be waiting for itself.
+        The checkpoint is no condition: it may be another process that signs.
+        False when ``timeout`` (seconds, default: the settings') is up first, and
+        at once in a signal handler or finalizer that has interrupted a commit of
+        its own thread: that would be waiting for itself.
         """
         if self._committer is None:
             return True

@@ -250,12 +250,19 @@ class Agent:
         with self._mutex:
             self._flushing += 1
         try:
-            return self._mirrored(target, deadline) and self._signed(target, deadline)
+            mirrored = self._mirrored(target, deadline)
+            if mirrored:  # the checkpoint is no condition
+                self._wait(
+                    lambda: not self._leading or self._checkpoints.covered >= target,
+                    lambda: bool(self._watches["checkpoint"].report),
+                    deadline,
+                )
         except TrailError:  # of the cursors; the duty whose they are says what is wrong with them
             return False
         finally:
             with self._mutex:
                 self._flushing -= 1
+        return mirrored
 
     def _mirrored(self, target: int, deadline: float) -> bool:
         if self.mirror_path is None:
@@ -263,18 +270,15 @@ class Agent:
         name = cursor_name(self.mirror_path)
         watch = self._watches["mirror"]
         hopeless = watch.lasting + _HOPELESS
-        while self._cursors.get(name) < target:
-            if time.monotonic() >= deadline or watch.lasting >= hopeless:
-                return False
-            self.hurry()
-            time.sleep(_POLL_SECONDS)
-        return True
+        return self._wait(
+            lambda: self._cursors.get(name) >= target, lambda: watch.lasting >= hopeless, deadline
+        )
 
-    def _signed(self, target: int, deadline: float) -> bool:
-        """Wait for the checkpoint, which is no condition of a flush."""
-        while self._leading and self._checkpoints.covered < target:
-            if time.monotonic() >= deadline or self._watches["checkpoint"].report:
-                break
+    def _wait(self, done: Callable[[], bool], in_vain: Callable[[], bool], deadline: float) -> bool:
+        """Have the agent work until it is done; False when time is up, or it would be in vain."""
+        while not done():
+            if time.monotonic() >= deadline or in_vain():
+                return False
             self.hurry()
             time.sleep(_POLL_SECONDS)
         return True

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_audit.errors import TrailFileSystemError
-from otel_audit.settings import first_to_say
+from otel_audit.settings import first_to_say, is_utf_8
 from otel_audit.trail.durable import sync
 
 if TYPE_CHECKING:
@@ -111,16 +111,15 @@ def prepare(directory: Path) -> None:
     """Make the trail's directory (mode 0700) and make its name durable.
 
     One that is there, empty and this user's gets the mode too: a trail begins
-    in it. Of any other that is open to others there is a warning. Raises `TrailFileSystemError` when it cannot be made or is unsuitable.
+    in it. Of any other that is open to others there is a warning. Raises
+    `TrailFileSystemError` when it cannot be made or is unsuitable.
     """
-    try:
-        str(directory).encode()
-    except UnicodeEncodeError as error:
+    if not is_utf_8(str(directory)):
         message = (
             f"the trail cannot be in {str(directory)!r}, since SQLite opens only paths in UTF-8; "
             "set OTEL_AUDIT_DIR to another place"
         )
-        raise TrailFileSystemError(message) from error
+        raise TrailFileSystemError(message)
     warning = check(directory)
     try:
         _make(directory)
