@@ -114,6 +114,8 @@ def test_a_replay_is_done_by_whoever_serves(
     wait_for(lambda: status(cli)["waiting"] == 0)
     assert cli("ship", "replay", "--from", "10").out == "loki: was at record 12, goes on at 10\n"
     wait_for(lambda: len(loki.records) == 14)
+    # What has arrived is not written down yet.
+    wait_for(lambda: status(cli)["waiting"] == 0)
     early = json.loads(cli("ship", "replay", "--from", "2020-01-01", "--json").out)
     assert early == {"from": 0, "destinations": [{"destination": "loki", "was": 12, "now": 0}]}
     wait_for(lambda: len(loki.records) == 26)
