@@ -29,8 +29,21 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture
+def measures_programs() -> bool:
+    """Say whether the coverage of the programs that a test starts counts.
+
+    Measuring makes their start take twice as long. So it is where nothing else reaches some code:
+    the conftest.py of such tests says so.
+    """
+    return False
+
+
 @pytest.fixture(autouse=True)
-def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def isolated(
+    tmp_path_factory: pytest.TempPathFactory,
+    measures_programs: bool,  # noqa: FBT001 - a fixture
+) -> Iterator[Path]:
     """Hide the developer's environment, and forget the global provider afterwards.
 
     Gives the directory that stands in for the home directory. Whoever needs it asks for
@@ -40,6 +53,8 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(_PREFIXES)]:
             patch.delenv(name)
+        if not measures_programs:
+            patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
         patch.setenv("HOME", str(home))
         patch.setenv("XDG_STATE_HOME", str(home / "state"))
         # Said in one test is not said in the next one.
@@ -55,20 +70,21 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def unmeasured() -> Iterator[None]:
-    """Stop measuring coverage during a test whose signal handlers raise or emit at any point.
+    """Stop measuring coverage during a test: for one of two reasons.
 
-    Coverage's tracer calls Python code that takes a lock. A handler that strikes there leaves it
-    locked for ever, or waits for it. (pytest-cov's own ``no_cover`` stops one instance of three.)
+    Its signal handlers raise or emit at any point: coverage's tracer calls Python code that takes a
+    lock, and a handler that strikes there leaves it locked for ever, or waits for it. Or it is about
+    an amount or a time, of which measuring makes three, and reaches nothing that others do not.
     """
-    stopped: list[Coverage] = []
-    while (measuring := Coverage.current()) is not None:
-        measuring.stop()
-        stopped.append(measuring)
+    measuring = Coverage.current()
+    if measuring is None:
+        yield
+        return
+    measuring.stop()
     try:
         yield
     finally:
-        for measuring in reversed(stopped):
-            measuring.start()
+        measuring.start()
 
 
 def _reset_global_provider() -> None:

@@ -249,6 +249,7 @@ ODD: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("said", ODD.values(), ids=ODD)
 def test_whatever_is_odd_gets_the_same_record(said: dict[str, Any], bench: Bench) -> None:
     event = AuditEvent(**{"event": "login", "action": "start", **said})

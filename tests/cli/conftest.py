@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 
+@pytest.fixture
+def measures_programs() -> bool:
+    """Say yes: pipes, terminals, signals and an agent of its own are programs' matters."""
+    return True
+
+
 @pytest.fixture(autouse=True)
 def unlogged() -> Iterator[None]:
     """Take back how `otel-audit agent` logs, which is for a process of its own."""

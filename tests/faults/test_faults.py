@@ -459,6 +459,7 @@ async def test_emitting_faster_than_a_stopped_disk_is_refused_with_bounded_memor
     assert len(assert_whole(directory)) == len(receipts)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_20_000_records_do_not_make_the_process_grow(directory: Path) -> None:
     provider = open_provider(directory)
     audit = AuditLogger(provider=provider)

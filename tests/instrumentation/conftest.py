@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
+def measures_programs() -> bool:
+    """Say yes: `opentelemetry-instrument` starts programs."""
+    return True
+
+
+@pytest.fixture
 def trail() -> Iterator[AuditTrail]:
     with audit_trail() as trail:
         yield trail

@@ -20,7 +20,7 @@ def main(report: Path) -> str | None:
     if share >= NEEDED:
         return None
     missing = totals["missing_branches"]
-    return f"{missing} branches were not taken; `--cov-report html` shows which. Test them."
+    return f"{missing} branches were not taken; `coverage html` shows which. Test them."
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def test_of_a_secret_that_is_cut_nothing_is_left(
     assert "lorem" in record
 
 
+@pytest.mark.usefixtures("unmeasured")
 @settings(deadline=None, max_examples=150)
 @given(st.sampled_from(SAMPLES), st.sampled_from(sorted(WAYS)), st.integers(0, 400))
 @example(SAMPLES[0], "bytes", 20)

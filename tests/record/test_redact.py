@@ -470,6 +470,7 @@ def growth(unit: str) -> float:
     return large() / small()
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_the_time_grows_with_the_length_and_no_faster() -> None:
     pairs = [first + second for first, second in itertools.product(UNITS[:98], repeat=2)]
     units = [*UNITS, *random.Random(1).sample(pairs, 60)]

@@ -344,6 +344,7 @@ def test_a_subtree_beyond_the_end_of_a_tile_is_refused_at_every_height() -> None
             at(level, inside)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_threads_may_share_tiles() -> None:
     tiles = Tiles(2_000)
     at = merkle.TileHashes(tiles.tile, keep=1)

@@ -97,6 +97,7 @@ DIALECTS: dict[str, tuple[Strategy, Strategy]] = {
 }
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("dialect", DIALECTS)
 @given(data=st.data())
 def test_no_literal_survives(dialect: str, data: st.DataObject) -> None:
@@ -112,6 +113,7 @@ def test_no_literal_survives(dialect: str, data: st.DataObject) -> None:
         assert "unter" not in statement(said).text
 
 
+@pytest.mark.usefixtures("unmeasured")
 @given(st.text() | st.text(alphabet="'\"`[]{}()$#-/*;:=.,!? \\\nqEaN0", max_size=40))
 def test_any_text_is_looked_at(text: str) -> None:
     said = statement(text)
@@ -179,6 +181,7 @@ def test_texts_in_double_quotes_that_could_be_literals_are_taken_out(text: str) 
     assert "secret" not in statement(text).text
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(
     "repeated",
     [

@@ -90,6 +90,7 @@ QUERIES = {
 }
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("name", QUERIES)
 def test_pages_hold_exactly_what_a_look_at_each_record_finds(large: Ledger, name: str) -> None:
     query, _ = parse(QUERIES[name])
@@ -331,6 +332,7 @@ def test_words_are_found_with_and_without_the_index_of_words(
     assert pages(search, query) == ledger.expected(query) != []
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_letters_of_all_scripts_are_found_with_and_without_the_index(ledger: Ledger) -> None:
     """Combining marks, letters without case or with two, and such as SQLite's Unicode lacks."""
     letters = (
@@ -413,6 +415,7 @@ _CHANGES = {
 }
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("change", _CHANGES)
 def test_whatever_is_changed_in_the_index_answers_stay_right(ledger: Ledger, change: str) -> None:
     ledger.fill(6 * SMALL)

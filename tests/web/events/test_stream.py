@@ -333,6 +333,7 @@ def test_a_stream_shows_what_another_worker_wrote_within_a_second(
     listener.close()
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_thousand_clients_that_are_slow_or_vanish_harm_no_emit(
     server: int, tmp_path: Path
 ) -> None:
