@@ -156,11 +156,17 @@ def stream(audit: AuditLogger, hold: Hold, opening: list[Any], rest: list[Any]) 
 async def test_of_a_failure_all_tasks_that_send_hear(
     wrap: Wrap, audit: AuditLogger, hold: Hold
 ) -> None:
+    """Of a response that has begun."""
     app = stream(audit, hold, [START, CHUNK], [CHUNK, BODY])
     wire = Wire({"type": "http.request"})
     with pytest.raises(AuditUnavailableError):
         await wrap(app)(http(), wire.receive, wire.send)
     assert wire.sent[1:] == [CHUNK]
+
+
+async def test_of_a_failure_all_tasks_of_a_connection_hear(
+    wrap: Wrap, audit: AuditLogger, hold: Hold
+) -> None:
     app = stream(audit, hold, [ACCEPT], [SEND, SEND, SEND])
     wire = Wire({"type": "websocket.connect"})
     await wrap(app)(websocket(), wire.receive, wire.send)
