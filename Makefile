@@ -45,8 +45,8 @@ unit: $(INSTALLED) ## the tests and the documents' examples, with the coverage g
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --dist worksteal
 	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage json --quiet
 	$(BIN)/coverage report
+	$(BIN)/coverage json --quiet
 	$(BIN)/python tests/project/branches.py coverage.json
 
 docs-test: $(INSTALLED) ## the examples of README.md and docs/ only
