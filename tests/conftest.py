@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from coverage import Coverage
+from hypothesis import settings
 from opentelemetry.context import Context, attach, detach
 
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 # Everything that settings.py or OpenTelemetry would read, wherever the developer set it.
 _PREFIXES = ("OTEL_", "LOKI_", "AUDIT_", "LOG_DIR", "XDG_")
+
+
+# How long an example takes says something about the machine only.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Status, StatusCode
@@ -46,7 +46,6 @@ def ended(
     )
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -738,7 +738,7 @@ VALUES = st.recursive(
 
 
 @pytest.mark.usefixtures("unmeasured")
-@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(KEYS, VALUES), max_size=8),
     # By number: Hypothesis looks at what it draws, which hostile objects do not survive.

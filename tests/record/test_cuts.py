@@ -93,7 +93,7 @@ def test_of_a_secret_that_is_cut_nothing_is_left(
 
 
 @pytest.mark.usefixtures("unmeasured")
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.sampled_from(SAMPLES), st.sampled_from(sorted(WAYS)), st.integers(0, 400))
 @example(SAMPLES[0], "bytes", 20)
 def test_wherever_a_secret_of_any_shape_is_cut(sample: secrets.Sample, way: str, left: int) -> None:

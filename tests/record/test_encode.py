@@ -471,7 +471,7 @@ anything: st.SearchStrategy[Any] = st.recursive(
 words = st.text(st.characters(exclude_categories=()), min_size=1)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(
     event=words,
     action=words,

@@ -352,14 +352,14 @@ FRAGMENTS = st.sampled_from(
 TEXTS = st.lists(FRAGMENTS | st.text(max_size=12), max_size=8).map("".join)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.lists(TEXTS, min_size=1, max_size=4))
 def test_the_quick_look_never_misses_what_the_search_would_find(texts: list[str]) -> None:
     if any(any(SEARCH.find(text)) for text in texts):
         assert SEARCH.suspect(texts)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(TEXTS)
 def test_places_are_in_order_and_apart(text: str) -> None:
     end = 0

@@ -136,7 +136,7 @@ JSON = st.recursive(
 
 
 @pytest.mark.usefixtures("unmeasured")
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.dictionaries(st.text(max_size=8), JSON, max_size=12), st.integers(0, 5_000))
 def test_as_much_goes_as_was_asked_for(fields: dict[str, JsonValue], excess: int) -> None:
     original = copy.deepcopy(fields)

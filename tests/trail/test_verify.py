@@ -291,7 +291,7 @@ def test_a_trail_without_checkpoints_is_sound_but_covered_by_nothing(tmp_path: P
     assert "10 of 10 records are not covered" in report.warnings[0]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     size=st.sampled_from([0, 1, 2, 3, 255, 256, 257, 511, 512, 513]),
     data=st.data(),

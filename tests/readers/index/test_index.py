@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_audit import AuditLogger, AuditProvider, Settings
@@ -124,7 +124,6 @@ FIELDS = st.dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(FIELDS, max_size=5))
 def test_what_is_gathered_is_what_each_record_has(documents: list[dict[str, Any]]) -> None:
     rows: dict[tuple[str, str], list[int]] = {}

@@ -105,7 +105,7 @@ RECORDS = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     RECORDS,
     st.integers(0, 2_000_000),

@@ -100,7 +100,7 @@ def ours(records: Sequence[OtelLogRecord], encoder: Encoder) -> bytes:
 ENCODER = Encoder()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(RECORDS, min_size=1, max_size=4))
 def test_any_log_record_is_written_as_the_sdk_writes_it(records: list[OtelLogRecord]) -> None:
     # The SDK leaves out what protobuf leaves out; an unset time is None to it, not 0.
