@@ -158,10 +158,11 @@ class TrailFile:
         except FileNotFoundError:
             return ""  # `recognise` says so
         if length < self._length or copied == number:
-            # Else pages may only be in the log; and somebody may have run VACUUM.
-            needed = connection.pragma("page_count") * connection.pragma("page_size")
-            if length < needed:
-                return f"{self.path} was cut off (it has {length} bytes, and needs {needed})"
+            # It may have become shorter by VACUUM, and have grown again in the log alone.
+            count, size = connection.pragma("page_count"), connection.pragma("page_size")
+            logged = frames.pages_in(log, size, copied, number)
+            if any(page not in logged for page in range(length // size + 1, count + 1)):
+                return f"{self.path} was cut off (it has {length} bytes, and needs {count * size})"
         self._length = length
         return ""
 

@@ -250,6 +250,27 @@ def test_a_database_that_vacuum_made_shorter_takes_records(trail: Trail, directo
     append(trail, b"b")
 
 
+def test_a_database_that_vacuum_made_shorter_may_grow_in_the_log_of_another_process(
+    trail: Trail, directory: Path
+) -> None:
+    """What it needs is then more than it has, although nobody cut it off."""
+    tool = apsw.Connection(str(directory / "trail.db"))
+    tool.execute("CREATE TABLE scratch AS SELECT zeroblob(500000); DROP TABLE scratch")
+    trail.store.wal.empty(reset=True)
+    time.sleep(0.11)
+    append(trail, b"the last look is here")
+    other = Trail.open(directory)
+    before = (directory / "trail.db").stat().st_size
+    tool.execute("VACUUM")
+    tool.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    tool.close()
+    assert (directory / "trail.db").stat().st_size < before
+    append(other, *[b"x" * LONG] * 100)
+    time.sleep(0.11)
+    append(trail, b"looked at")
+    other.close()
+
+
 def open_and_append(directory: Path, start: float) -> None:
     time.sleep(max(0.0, start - time.time()))
     trail = Trail.open(directory, service="shop")
