@@ -58,8 +58,8 @@ class TrailFile:
         self._length = 0
         self._log: frames.Log | None = None
         """The log at the last look; None if nothing was in it."""
-        self._schema = 0
-        """SQLite's number of the schema that was found right."""
+        self._schema: int | None = None
+        """SQLite's number of the schema that was found right; None if none was since it was opened."""
         self._look_again = 0.0
 
     def open(self, *, leave_log: bool) -> apsw.Connection:
@@ -197,7 +197,7 @@ class TrailFile:
             connection.pragma("auto_vacuum", 2)
         else:
             check_version(connection, self.path)
-            self._schema = 0
+            self._schema = None
             self._check_schema(connection)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")

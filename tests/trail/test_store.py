@@ -205,6 +205,15 @@ def test_a_trigger_swallows_nothing_and_is_refused_with_its_name(store: TrailSto
     open_store(store.directory).close()
 
 
+def test_a_schema_whose_number_was_set_to_nothing_is_refused_as_well(store: TrailStore) -> None:
+    store.close()
+    other_program(
+        store, "CREATE INDEX few ON leaf (seq) WHERE seq < 3", "PRAGMA schema_version = 0"
+    )
+    with pytest.raises(TrailMismatchError, match="there is 'index' 'few' on 'leaf'"):
+        open_store(store.directory)
+
+
 def test_a_table_that_swallows_records_gives_no_receipt(store: TrailStore) -> None:
     """Seen in the same transaction, whatever the schema was when it was looked at last."""
     store.append([b"alice"], {})
