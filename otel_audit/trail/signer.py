@@ -35,6 +35,7 @@ from otel_audit.trail.checkpoint import (
 from otel_audit.trail.interruption import on_the_stack, refuse
 from otel_audit.trail.layout import MEMORY, SIGNER_LOCK
 from otel_audit.trail.lock import FileLock
+from otel_audit.trail.reader import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +78,8 @@ class CheckpointSigner:
         _signers.add(self)
         self._claim()
         # Before the file: it is written first, so that whoever signs now is no reason to warn.
-        stored = reader.last_checkpoint() is not None
+        with readable(store.path):
+            stored = reader.last_checkpoint() is not None
         signed = self._remembered()
         self.check(signed)
         if signed is None and (stored or self._should_be_signed()):
@@ -126,7 +128,7 @@ class CheckpointSigner:
         was signed.
         """
         self._refuse_forgotten(signed)
-        with self._reader.moment():
+        with readable(self._store.path), self._reader.moment():
             tree = self._reader.tree()
             # Nothing that was read before: it may have been changed since.
             hash_at = merkle.TileHashes(self._reader.tile)
@@ -214,8 +216,9 @@ class CheckpointSigner:
 
     def _sign(self) -> str:
         tree = self.check(self._remembered())
-        last = self._reader.last_checkpoint()
-        now = max(self._clock(), last.unix_nano if last else 0)
+        with readable(self._store.path):
+            last = self._reader.last_checkpoint()
+            now = max(self._clock(), last.unix_nano if last else 0)
         checkpoint = Checkpoint(self._store.origin, tree.size, tree.root)
         note = sign(checkpoint, self.keys, now // _SECOND)
         self._remember(note)

@@ -214,6 +214,42 @@ def test_a_missing_tile_is_not_signed_over(trail: Trail) -> None:
         trail.signer.sign()
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE tile SET hashes = 'a text' WHERE level = 1",
+        "UPDATE tile SET hashes = 1000000000000 WHERE level = 1",
+        "UPDATE leaf SET hash = CAST(x'ff' AS TEXT) WHERE seq = 299",
+        "UPDATE checkpoint SET unix_nano = 'a text'",
+        "UPDATE checkpoint SET note = CAST(x'ff' AS TEXT)",
+    ],
+)
+def test_values_of_other_types_are_an_error_that_says_what_to_do(
+    trail: Trail, statement: str
+) -> None:
+    append(trail, *(b"%d" % number for number in range(300)))
+    trail.signer.sign()
+    changed(trail, statement)
+    for _ in range(2):
+        with pytest.raises(TrailError, match=r"was tampered with: .*run `otel-audit verify`"):
+            trail.signer.sign()
+
+
+def test_damaged_pages_are_an_error_that_says_what_to_do(trail: Trail, directory: Path) -> None:
+    append(trail, *(b"%d" % number for number in range(300)))
+    trail.signer.sign()
+    with trail.store._handle.use() as connection:
+        (page,) = (
+            connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'tile'").get,
+        )
+    trail.close()
+    with (directory / "trail.db").open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(bytes(4096))
+    with pytest.raises(TrailError, match=r"the file is damaged; .*run `otel-audit verify`"):
+        Trail.open(directory)
+
+
 @pytest.mark.parametrize("content", ["", "not a checkpoint", "x\n0\n", "\u2014 é"])
 def test_a_damaged_memory_is_an_error_that_says_what_to_do(
     trail: Trail, directory: Path, content: str

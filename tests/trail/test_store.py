@@ -235,6 +235,27 @@ def test_a_table_that_swallows_records_gives_no_receipt(store: TrailStore) -> No
     assert stored(store) == [b"alice"]
 
 
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("UPDATE leaf SET hash = 'a text' WHERE seq = 2", "hashes of its last records are missing"),
+        ("UPDATE leaf SET hash = CAST(x'ff' AS TEXT) WHERE seq = 2", "hashes of its last records"),
+        ("DELETE FROM leaf WHERE seq = 2", "hashes of its last records are missing"),
+        ("INSERT INTO tile VALUES (0, 0, x'')", "somebody put rows where new ones belong"),
+        ("INSERT INTO leaf VALUES (9, 0, x'', x'')", "somebody put rows where new ones belong"),
+    ],
+)
+def test_rows_that_do_not_make_a_tile_are_an_error_that_says_what_to_do(
+    store: TrailStore, statement: str, words: str
+) -> None:
+    store.append(records(0, 5), {})
+    other_program(store, statement)
+    for _ in range(2):
+        with pytest.raises(TrailError, match=f"{words}.*run `otel-audit verify`"):
+            store.append(records(5, 256), {})
+    assert TrailReader(store.directory).tree().size == 5
+
+
 def test_a_foreign_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "trail.db"
     foreign = apsw.Connection(str(path))
