@@ -11,6 +11,7 @@ cut off, but is followed by an error.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import time
 from typing import TYPE_CHECKING, Final
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 _LOOK_SECONDS: Final = 0.1
 """How long the files beside the database are believed to be the same: after a look at a file's
 times Linux writes them anew with the next write, which costs a fifth of a commit."""
+
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE)
+"""Too many files are open, in this process or on this machine."""
 
 
 class TrailFile:
@@ -97,14 +101,20 @@ class TrailFile:
     def look(self, connection: apsw.Connection) -> None:
         """Refuse a file that has lost what is beside it, or another schema; and `inspect`.
 
-        Ten times a second at most, since the last time that all was right.
+        Ten times a second at most, since the last time that all was right; not
+        at the log and the file's length while too many files are open.
         """
         now = time.monotonic()
         if now < self._look_again:
             return
         if self._side_files() != self._beside:
             raise self._replaced()
-        self.inspect(connection)
+        try:
+            self.inspect(connection)
+        except OSError as error:
+            # Who has no descriptor left has seen nothing, and must still be able to record.
+            if error.errno not in _EXHAUSTED:
+                raise
         self._check_schema(connection)
         self._look_again = now + _LOOK_SECONDS
 
@@ -112,7 +122,7 @@ class TrailFile:
         """Refuse a file or a log that was cut off.
 
         To be called with the lock of all writers, and outside of a transaction.
-        Raises `TrailMismatchError`; the log is then left as it is, for what was
+        Raises `OSError` and `TrailMismatchError`; the log is then left as it is, for what was
         cut off there SQLite would copy into the database as zeros.
         """
         # Twice: an administrator's tool may write, which knows nothing of our lock.
