@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from otel_audit.trail.filesystem import room
+from otel_audit.trail.reader import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,8 +98,9 @@ class Checkpoints:
         stored = reader.last_checkpoint()
         last = None if stored is None else (stored.size, stored.unix_nano)
         if last is not None and last != self._last:
-            # A clock that was set back must not make a checkpoint look younger than it can be.
-            age = max(0, time.time_ns() - last[1]) / 1e9
+            with readable(reader.path):
+                # A clock that was set back must not make a checkpoint look younger than it can be.
+                age = max(0, time.time_ns() - last[1]) / 1e9
             self._size, self._signed_at = last[0], time.monotonic() - age
         self._last, self._known = last, True
 

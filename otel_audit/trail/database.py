@@ -119,7 +119,13 @@ class Handle:
 
     @property
     def interrupted(self) -> bool:
-        """Whether this thread is in a transaction: a signal handler or finalizer asks."""
+        """Whether this thread is in a transaction or a fork: a signal handler or finalizer asks.
+
+        Who writes meanwhile may be waiting for what this thread has.
+        """
+        return threading.get_ident() in _forkers or self._writes()
+
+    def _writes(self) -> bool:
         if self.writer is None:
             return False
         thread, code = self.writer
@@ -155,7 +161,7 @@ class Handle:
             self._connection = None
 
     def _before_fork(self) -> bool:
-        if self.interrupted or not self.mutex.acquire(timeout=_PATIENCE):
+        if self._writes() or not self.mutex.acquire(timeout=_PATIENCE):
             _logger.error("a fork happens inside a transaction; the child cannot use the trail")
             return False
         self._shut()
@@ -185,6 +191,8 @@ def _poison(connection: apsw.Connection) -> None:
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
 _registry = threading.RLock()
 """Held by whoever adds a handle, and during a fork: two threads may fork at a time."""
+_forkers: set[int] = set()
+"""The threads that fork, or wait for their turn."""
 _forking: list[tuple[Handle, bool]] = []
 _dropped: list[apsw.Connection] = []
 """Open connections of handles that were given up in the middle of a fork."""
@@ -194,6 +202,7 @@ _fork_waits = False
 
 def _before_fork() -> None:
     global _fork_waits  # noqa: PLW0603 - said to all handles at once
+    _forkers.add(threading.get_ident())
     _registry.acquire()
     _fork_waits = True
     _forking.extend((handle, handle._before_fork()) for handle in list(_handles))  # noqa: SLF001 - same module
@@ -211,12 +220,14 @@ def _after_fork_in_parent() -> None:
     while _dropped:
         _dropped.pop().close()
     _registry.release()
+    _forkers.discard(threading.get_ident())
 
 
 def _after_fork_in_child() -> None:
     global _registry, _fork_waits  # noqa: PLW0603 - a lock that was held in the parent is of no use here
     _registry = threading.RLock()
     _fork_waits = False
+    _forkers.clear()
     # All: a server that forks by itself (uWSGI) may not have told us before.
     for handle in list(_handles):
         handle._in_child()  # noqa: SLF001 - same module

@@ -24,9 +24,9 @@ def write(
     """Write a file whole and durably, in place of the one that is there if ``replace``.
 
     It has mode 0600, or, if ``public``, what the umask leaves of 0666. With
-    ``for_owner`` a file that root makes belongs to the owner of its directory:
-    else the service whose trail it is could not go on with it (SQLite does the
-    same with the files beside a database). Raises `OSError` that names
+    ``for_owner`` a file that root makes belongs to the owner of its directory,
+    where root may do that: else the service whose trail it is could not go on
+    with it (SQLite does the same with the files beside a database). Raises `OSError` that names
     ``path``, and without ``replace`` `FileExistsError` if it is there.
     """
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -63,7 +63,9 @@ def _fill(path: Path, data: bytes, *, public: bool, for_owner: bool) -> None:
             os.fchmod(descriptor, 0o600)  # whatever the umask left
         if for_owner and os.geteuid() == 0:
             owner = path.parent.stat()
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+            # In a container root may be without that right, or the owner be nobody there.
+            with suppress(OSError):
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
         file.write(data)
         file.flush()
         os.fsync(descriptor)

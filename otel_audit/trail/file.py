@@ -11,6 +11,7 @@ cut off, but is followed by an error.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import time
 from typing import TYPE_CHECKING, Final
@@ -36,6 +37,9 @@ _LOOK_SECONDS: Final = 0.1
 """How long the files beside the database are believed to be the same: after a look at a file's
 times Linux writes them anew with the next write, which costs a fifth of a commit."""
 
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE)
+"""Too many files are open, in this process or on this machine."""
+
 
 class TrailFile:
     """The database file of one trail, for who writes it."""
@@ -58,8 +62,8 @@ class TrailFile:
         self._length = 0
         self._log: frames.Log | None = None
         """The log at the last look; None if nothing was in it."""
-        self._schema = 0
-        """SQLite's number of the schema that was found right."""
+        self._schema: int | None = None
+        """SQLite's number of the schema that was found right; None if none was since it was opened."""
         self._look_again = 0.0
 
     def open(self, *, leave_log: bool) -> apsw.Connection:
@@ -97,14 +101,20 @@ class TrailFile:
     def look(self, connection: apsw.Connection) -> None:
         """Refuse a file that has lost what is beside it, or another schema; and `inspect`.
 
-        Ten times a second at most, since the last time that all was right.
+        Ten times a second at most, since the last time that all was right; not
+        at the log and the file's length while too many files are open.
         """
         now = time.monotonic()
         if now < self._look_again:
             return
         if self._side_files() != self._beside:
             raise self._replaced()
-        self.inspect(connection)
+        try:
+            self.inspect(connection)
+        except OSError as error:
+            # Who has no descriptor left has seen nothing, and must still be able to record.
+            if error.errno not in _EXHAUSTED:
+                raise
         self._check_schema(connection)
         self._look_again = now + _LOOK_SECONDS
 
@@ -112,7 +122,7 @@ class TrailFile:
         """Refuse a file or a log that was cut off.
 
         To be called with the lock of all writers, and outside of a transaction.
-        Raises `TrailMismatchError`; the log is then left as it is, for what was
+        Raises `OSError` and `TrailMismatchError`; the log is then left as it is, for what was
         cut off there SQLite would copy into the database as zeros.
         """
         # Twice: an administrator's tool may write, which knows nothing of our lock.
@@ -158,10 +168,11 @@ class TrailFile:
         except FileNotFoundError:
             return ""  # `recognise` says so
         if length < self._length or copied == number:
-            # Else pages may only be in the log; and somebody may have run VACUUM.
-            needed = connection.pragma("page_count") * connection.pragma("page_size")
-            if length < needed:
-                return f"{self.path} was cut off (it has {length} bytes, and needs {needed})"
+            # It may have become shorter by VACUUM, and have grown again in the log alone.
+            count, size = connection.pragma("page_count"), connection.pragma("page_size")
+            logged = frames.pages_in(log, size, copied, number)
+            if any(page not in logged for page in range(length // size + 1, count + 1)):
+                return f"{self.path} was cut off (it has {length} bytes, and needs {count * size})"
         self._length = length
         return ""
 
@@ -196,7 +207,7 @@ class TrailFile:
             connection.pragma("auto_vacuum", 2)
         else:
             check_version(connection, self.path)
-            self._schema = 0
+            self._schema = None
             self._check_schema(connection)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")

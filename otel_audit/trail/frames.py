@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 _HEADER: Final = struct.Struct(">4s 4x I 4x 8s 8s")
 """The log's header: magic number, page size, salts, checksum."""
 
-_FRAME: Final = struct.Struct(">4x I 8s 8x")
-"""A frame's header: the database's size if it ends a transaction, and the salts of the log."""
+_FRAME: Final = struct.Struct(">I I 8s 8x")
+"""A frame's header: the number of its page, the database's size if it ends a transaction, and the
+salts of the log."""
 
 _LITTLE, _BIG = bytes.fromhex("377f0682"), bytes.fromhex("377f0683")
 _WORDS: Final = 6
@@ -59,7 +60,7 @@ def look_into(path: str, number: int, known: Log | None) -> Log:
     if length < end:
         msg = f"it has {length} bytes, its {number} frames need {end}"
         raise ValueError(msg)
-    ends, own = _FRAME.unpack(last)
+    _, ends, own = _FRAME.unpack(last)
     if own != salts or not ends:
         msg = f"frame {number}, its last one, is not there"
         raise ValueError(msg)
@@ -74,6 +75,25 @@ def look_into(path: str, number: int, known: Log | None) -> Log:
     return Log(salts, length)
 
 
+def pages_in(path: str, page: int, start: int, stop: int) -> set[int]:
+    """Return the numbers of the pages, ``page`` bytes long, that the frames after ``start`` hold.
+
+    ``stop`` is the last frame. Raises `OSError`.
+    """
+    if start == stop:
+        return set()
+    step = _FRAME.size + page
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        headers = (
+            os.pread(descriptor, _FRAME.size, _HEADER.size + number * step)
+            for number in range(start, stop)
+        )
+        return {_FRAME.unpack(header)[0] for header in headers if len(header) == _FRAME.size}
+    finally:
+        os.close(descriptor)
+
+
 def bytes_in(log: Path) -> int:
     """Return how many bytes of pages stand in the log: what it can hide at most."""
     try:
@@ -81,7 +101,7 @@ def bytes_in(log: Path) -> int:
             _, page, salts, _ = _HEADER.unpack(file.read(_HEADER.size))
             pages = 0
             while page and len(header := file.read(_FRAME.size)) == _FRAME.size:
-                if _FRAME.unpack(header)[1] != salts:
+                if _FRAME.unpack(header)[2] != salts:
                     break
                 pages += 1
                 file.seek(page, os.SEEK_CUR)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import apsw
 import orjson
 
-from otel_audit.errors import ProofError, TrailError, TrailVersionError
+from otel_audit.errors import OtelAuditError, ProofError, TrailError, TrailVersionError
 from otel_audit.trail import merkle
 from otel_audit.trail.database import BUSY_MILLISECONDS, Handle, fetch
 from otel_audit.trail.layout import DATABASE, MEMORY
@@ -256,13 +256,12 @@ class TrailReader:
         Raises `ProofError` when there is no such tile.
         """
         with self._handle.use() as connection:
-            row = connection.execute(
-                "SELECT hashes FROM tile WHERE level = ? AND idx = ?", (level, index)
-            ).fetchone()
-            if row is not None:
-                return bytes(row[0])
-            rows: list[Any] = []
-            if level == 0:
+            rows = fetch(
+                connection,
+                "SELECT hashes FROM tile WHERE level = ? AND idx = ?",
+                (level, index),
+            )
+            if not rows and level == 0:
                 first = index * merkle.TILE_WIDTH
                 rows = fetch(
                     connection,
@@ -407,6 +406,44 @@ def _names(record: bytes, record_id: str) -> bool:
     except orjson.JSONDecodeError:
         return False
     return isinstance(parsed, dict) and parsed.get("record_id") == record_id
+
+
+_ADVICE: Final[tuple[tuple[type[apsw.Error], str], ...]] = (
+    (apsw.FullError, "free space on the disk; the trail goes on by itself afterwards"),
+    (apsw.ReadOnlyError, "make the file and its directory writable for this user"),
+    (apsw.CantOpenError, "make the file and its directory readable and writable for this user"),
+    (apsw.BusyError, "another program holds the database; close it"),
+    (apsw.ConstraintError, "somebody put rows where new ones belong; run `otel-audit verify`"),
+    (apsw.CorruptError, "the file is damaged; keep it, run `otel-audit verify`, restore a copy"),
+    (apsw.NotADBError, "this is not a trail; keep it, and restore the right file"),
+    (apsw.IOError, "the disk reports an error; look at the kernel's log (dmesg)"),
+)
+
+
+def explained(error: apsw.Error, path: Path) -> TrailError:
+    """Return the error that says what to do about what SQLite reports of the trail at ``path``."""
+    for kind, advice in _ADVICE:
+        if isinstance(error, kind):
+            return TrailError(f"{path}: {error}: {advice}")
+    return TrailError(f"{path}: {type(error).__name__}: {error}")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Make a `TrailError`, which says what to do, of all that reading a damaged trail raises."""
+    try:
+        yield
+    except OtelAuditError:
+        raise
+    except apsw.Error as error:
+        raise explained(error, path) from error
+    except (OverflowError, TypeError, ValueError) as error:
+        message = (
+            f"{path} is damaged, or was tampered with: a value is of another type than its column "
+            f"({error}). Keep a copy as evidence and run `otel-audit verify`; to go on recording, "
+            "begin a new origin with `otel-audit new-origin`"
+        )
+        raise TrailError(message) from error
 
 
 def stated_tree(connection: apsw.Connection, path: Path) -> tuple[int, bytes, int]:

@@ -28,6 +28,7 @@ from otel_audit.trail import durable, merkle
 from otel_audit.trail.checkpoint import (
     OVERDUE_NANO,
     Checkpoint,
+    SignedCheckpoint,
     open_checkpoint,
     read_checkpoint,
     sign,
@@ -35,6 +36,7 @@ from otel_audit.trail.checkpoint import (
 from otel_audit.trail.interruption import on_the_stack, refuse
 from otel_audit.trail.layout import MEMORY, SIGNER_LOCK
 from otel_audit.trail.lock import FileLock
+from otel_audit.trail.reader import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,9 +79,10 @@ class CheckpointSigner:
         _signers.add(self)
         self._claim()
         # Before the file: it is written first, so that whoever signs now is no reason to warn.
-        stored = reader.last_checkpoint() is not None
+        with readable(store.path):
+            stored = reader.last_checkpoint() is not None
         signed = self._remembered()
-        self.check(signed)
+        self.check(signed.checkpoint if signed else None)
         if signed is None and (stored or self._should_be_signed()):
             self._warn_without_memory()
 
@@ -126,7 +129,7 @@ class CheckpointSigner:
         was signed.
         """
         self._refuse_forgotten(signed)
-        with self._reader.moment():
+        with readable(self._store.path), self._reader.moment():
             tree = self._reader.tree()
             # Nothing that was read before: it may have been changed since.
             hash_at = merkle.TileHashes(self._reader.tile)
@@ -213,9 +216,11 @@ class CheckpointSigner:
         )
 
     def _sign(self) -> str:
-        tree = self.check(self._remembered())
-        last = self._reader.last_checkpoint()
-        now = max(self._clock(), last.unix_nano if last else 0)
+        signed = self._remembered()
+        tree = self.check(signed.checkpoint if signed else None)
+        # Not after a time that only the database states: anybody may have written that.
+        last = (signed.timestamp if signed else None) or 0
+        now = max(self._clock(), last * _SECOND)
         checkpoint = Checkpoint(self._store.origin, tree.size, tree.root)
         note = sign(checkpoint, self.keys, now // _SECOND)
         self._remember(note)
@@ -223,13 +228,14 @@ class CheckpointSigner:
         self._store.add_checkpoint(tree.size, now, note)
         return note
 
-    def _remembered(self) -> Checkpoint | None:
+    def _remembered(self) -> SignedCheckpoint | None:
         """Return what the file ``signed`` says; None where there is none."""
         try:
             text = self._memory.read_text("utf-8")
-            signed = read_checkpoint(text)
-            if signed.origin == self._store.origin:
-                open_checkpoint(text, self.keys.verifiers())
+            origin = read_checkpoint(text).origin
+            if origin == self._store.origin:
+                return open_checkpoint(text, self.keys.verifiers())
+            found = f"is of the trail {origin}, not of {self._store.origin}"
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -240,10 +246,6 @@ class CheckpointSigner:
             raise TrailError(message) from error
         except ValueError as error:  # also of the decoding
             found = f"is damaged ({error})"
-        else:
-            if signed.origin == self._store.origin:
-                return signed
-            found = f"is of the trail {signed.origin}, not of {self._store.origin}"
         message = (
             f"{self._memory} {found}: it says up to where the trail was signed. Keep it as "
             "evidence and run `otel-audit verify`; when all is right there, move it away"

@@ -26,7 +26,7 @@ from otel_audit.trail.file import TrailFile
 from otel_audit.trail.interruption import refuse
 from otel_audit.trail.layout import DATABASE, LOCK
 from otel_audit.trail.lock import FairFileLock
-from otel_audit.trail.reader import refuse_newer, split_hashes, stated_tree
+from otel_audit.trail.reader import explained, refuse_newer, split_hashes, stated_tree
 from otel_audit.trail.wal import LogEmptier
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class TrailStore:
             edge = merkle.extend(edge, size, hashes)
             grown = size + len(records)
             self._grown = _Tree(grown, edge, now)
-            _complete_tiles(connection, size, grown)
+            _complete_tiles(connection, size, grown, self.path)
             connection.execute(
                 "UPDATE tree SET size = ?, edge = ?, committed_unix_nano = ?",
                 (grown, b"".join(edge), now),
@@ -184,7 +184,7 @@ class TrailStore:
         except TrailError:
             raise  # among them one that is a TimeoutError, hence an OSError
         except apsw.Error as error:
-            raise self._explained(error) from error
+            raise explained(error, self.path) from error
         except OSError as error:
             if error.errno is None:
                 raise  # by a signal handler: the system gives a number
@@ -249,12 +249,6 @@ class TrailStore:
         )
         return TrailMismatchError(message)
 
-    def _explained(self, error: apsw.Error) -> TrailError:
-        for kind, advice in _ADVICE:
-            if isinstance(error, kind):
-                return TrailError(f"{self.path}: {error}: {advice}")
-        return TrailError(f"{self.path}: {type(error).__name__}: {error}")
-
     def _connect_to_write(self) -> apsw.Connection:
         connection = self._connect(self._lock)
         self._file.remember()
@@ -266,36 +260,25 @@ class TrailStore:
             return self._file.open(leave_log=self.wal.stuck)
 
 
-_ADVICE: Final[tuple[tuple[type[apsw.Error], str], ...]] = (
-    (apsw.FullError, "free space on the disk; the trail goes on by itself afterwards"),
-    (apsw.ReadOnlyError, "make the file and its directory writable for this user"),
-    (apsw.CantOpenError, "make the file and its directory readable and writable for this user"),
-    (apsw.BusyError, "another program holds the database; close it"),
-    (apsw.CorruptError, "the file is damaged; keep it, run `otel-audit verify`, restore a copy"),
-    (apsw.NotADBError, "this is not a trail; keep it, and restore the right file"),
-    (apsw.IOError, "the disk reports an error; look at the kernel's log (dmesg)"),
-)
-
-
 def _origin(connection: apsw.Connection) -> str:
     return str(connection.execute("SELECT value FROM meta WHERE key = 'origin'").get)
 
 
-def _complete_tiles(connection: apsw.Connection, size: int, grown: int) -> None:
+def _complete_tiles(connection: apsw.Connection, size: int, grown: int, path: Path) -> None:
     """Store each tile that was completed, and its root one level up."""
     width = merkle.TILE_WIDTH
     for index in range(size // width, grown // width):
         rows = fetch(
             connection,
-            "SELECT hash FROM leaf WHERE seq >= ? AND seq < ? ORDER BY seq",
+            "SELECT CAST(hash AS BLOB) FROM leaf WHERE seq >= ? AND seq < ? ORDER BY seq",
             (index * width, (index + 1) * width),
         )
         hashes = b"".join(row[0] for row in rows)
         connection.execute("INSERT INTO tile VALUES (0, ?, ?)", (index, hashes))
-        _climb(connection, index, merkle.tile_root(hashes))
+        _climb(connection, index, _root_of(hashes, path), path)
 
 
-def _climb(connection: apsw.Connection, index: int, root: bytes) -> None:
+def _climb(connection: apsw.Connection, index: int, root: bytes, path: Path) -> None:
     """Append the root of the tile ``index`` to the tiles above it."""
     width, level = merkle.TILE_WIDTH, 0
     while True:
@@ -309,6 +292,18 @@ def _climb(connection: apsw.Connection, index: int, root: bytes) -> None:
         if place != width - 1:
             return
         hashes = connection.execute(
-            "SELECT hashes FROM tile WHERE level = ? AND idx = ?", (level, parent)
+            "SELECT CAST(hashes AS BLOB) FROM tile WHERE level = ? AND idx = ?", (level, parent)
         ).get
-        index, root = parent, merkle.tile_root(hashes)
+        index, root = parent, _root_of(hashes, path)
+
+
+def _root_of(tile: bytes, path: Path) -> bytes:
+    """Return the root of a complete tile. Raises `TrailError` where it is none."""
+    if len(tile) != merkle.TILE_WIDTH * merkle.HASH_SIZE:
+        message = (
+            f"{path} is damaged, or was tampered with: hashes of its last records are missing or "
+            "none. Keep a copy as evidence and run `otel-audit verify`; to go on recording, begin "
+            "a new origin with `otel-audit new-origin`"
+        )
+        raise TrailError(message)
+    return merkle.tile_root(tile)

@@ -15,7 +15,7 @@ from otel_audit.errors import TrailError, TrailKeyError
 from otel_audit.trail.keys import TrailKeys, new_origin
 from otel_audit.trail.layout import KEY
 from otel_audit.trail.proof import prove
-from otel_audit.trail.reader import TrailReader
+from otel_audit.trail.reader import TrailReader, readable
 from otel_audit.trail.signer import CheckpointSigner
 from otel_audit.trail.store import TrailStore
 
@@ -78,8 +78,9 @@ class Trail:
 
     def sign_if_grown(self) -> str | None:
         """Sign a checkpoint if the last one does not cover all records."""
-        last = self.reader.last_checkpoint()
-        size = self.reader.tree().size
+        with readable(self.store.path):
+            last = self.reader.last_checkpoint()
+            size = self.reader.tree().size
         if size == (last.size if last else 0):
             return None
         return self.signer.sign()

@@ -112,6 +112,34 @@ def fork():
 during(fork, emit, lambda: handled >= 100)
 """
 
+EMITS_IN_A_FORK = """
+import threading
+ends = threading.Event()
+
+def keep_the_trail_busy():
+    while not ends.is_set():
+        audit.audit_event("job", "other")
+
+def emit_in_handler():
+    global handled
+    began = time.monotonic()
+    emit()
+    assert time.monotonic() - began < 9, "it waited for the fork that it has interrupted"
+    handled += 1
+
+def fork():
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+other = threading.Thread(target=keep_the_trail_busy)
+other.start()
+during(emit_in_handler, fork, lambda: handled >= 200)
+ends.set()
+other.join()
+"""
+
 
 @pytest.mark.parametrize(
     ("program", "code"),
@@ -123,8 +151,13 @@ during(fork, emit, lambda: handled >= 100)
         pytest.param(
             FORKS + END, 0, marks=pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
         ),
+        pytest.param(
+            EMITS_IN_A_FORK + END,
+            0,
+            marks=pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"),
+        ),
     ],
-    ids=["closes", "flushes", "emits", "signs", "forks"],
+    ids=["closes", "flushes", "emits", "signs", "forks", "emits-in-a-fork"],
 )
 def test_a_signal_handler(tmp_path: Path, program: str, code: int) -> None:
     # Not measured: what a handler raises may strike while coverage has its lock, for ever.

@@ -6,6 +6,8 @@ import itertools
 import os
 import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -182,6 +184,19 @@ def test_what_root_writes_belongs_to_the_directorys_owner_where_that_is_wanted(
     status = path.stat()
     assert (status.st_uid, status.st_gid) == ((65_534, 65_533) if for_owner else (0, 0))
     assert status.st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="ONLY ROOT CAN GIVE FILES TO OTHERS: not tested")
+def test_root_without_the_right_to_give_files_away_writes_them(path: Path) -> None:
+    """As in a container that was started with --cap-drop=CHOWN."""
+    os.chown(path.parent, 65_534, 65_533)
+    program = (
+        "import pathlib, sys; from otel_audit.trail import durable; "
+        "durable.write(pathlib.Path(sys.argv[1]), b'new', replace=True, for_owner=True)"
+    )
+    rights = ("setpriv", "--bounding-set=-chown", "--inh-caps=-chown")
+    subprocess.run([*rights, sys.executable, "-c", program, str(path)], check=True)
+    assert path.read_bytes() == b"new"
 
 
 def test_a_directory_that_is_missing_is_told_by_the_files_name(path: Path) -> None:

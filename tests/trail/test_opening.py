@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import time
 import uuid
 from contextlib import suppress
@@ -248,6 +249,54 @@ def test_a_database_that_vacuum_made_shorter_takes_records(trail: Trail, directo
     assert (directory / "trail.db").stat().st_size < before
     time.sleep(0.11)
     append(trail, b"b")
+
+
+def test_a_database_that_vacuum_made_shorter_may_grow_in_the_log_of_another_process(
+    trail: Trail, directory: Path
+) -> None:
+    """What it needs is then more than it has, although nobody cut it off."""
+    tool = apsw.Connection(str(directory / "trail.db"))
+    tool.execute("CREATE TABLE scratch AS SELECT zeroblob(500000); DROP TABLE scratch")
+    trail.store.wal.empty(reset=True)
+    time.sleep(0.11)
+    append(trail, b"the last look is here")
+    other = Trail.open(directory)
+    before = (directory / "trail.db").stat().st_size
+    tool.execute("VACUUM")
+    tool.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    tool.close()
+    assert (directory / "trail.db").stat().st_size < before
+    append(other, *[b"x" * LONG] * 100)
+    time.sleep(0.11)
+    append(trail, b"looked at")
+    other.close()
+
+
+def test_who_has_no_descriptor_left_records_and_copies_nothing(
+    trail: Trail, directory: Path
+) -> None:
+    append(trail, b"a")
+    before = (directory / "trail.db").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits[0], 300), limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.open(directory, os.O_RDONLY))
+        time.sleep(0.11)
+        append(trail, b"b")
+        with pytest.raises(OSError, match="Too many open files"):
+            trail.store.wal.empty(reset=True)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (directory / "trail.db").stat().st_size == before
+    os.truncate(directory / "trail.db-wal", 5_000)
+    time.sleep(0.11)
+    with pytest.raises(TrailMismatchError, match="was cut off or overwritten"):
+        append(trail, b"c")
 
 
 def open_and_append(directory: Path, start: float) -> None:

@@ -86,6 +86,17 @@ def test_checkpoint_times_never_decrease_when_the_clock_does(directory: Path) ->
     trail.close()
 
 
+@pytest.mark.parametrize("time", ["4000000000000000000", "'a text'"])
+def test_what_the_database_states_decides_no_time_that_is_signed(trail: Trail, time: str) -> None:
+    append(trail, b"a")
+    trail.signer.sign()
+    changed(trail, f"UPDATE checkpoint SET unix_nano = {time}")  # noqa: S608 - our own words
+    append(trail, b"b")
+    signed = open_checkpoint(trail.signer.sign(), trail.keys.verifiers())
+    assert signed.timestamp is not None
+    assert signed.timestamp < 3_900_000_000
+
+
 def test_a_restored_older_database_is_refused_when_it_is_opened(
     trail: Trail, directory: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +223,40 @@ def test_a_missing_tile_is_not_signed_over(trail: Trail) -> None:
     changed(trail, "DELETE FROM tile WHERE level = 1")
     with pytest.raises(TrailMismatchError, match=r"cannot be signed: .* has no tile 1/0"):
         trail.signer.sign()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE tile SET hashes = 'a text' WHERE level = 1",
+        "UPDATE tile SET hashes = 1000000000000 WHERE level = 1",
+        "UPDATE leaf SET hash = CAST(x'ff' AS TEXT) WHERE seq = 299",
+    ],
+)
+def test_values_of_other_types_are_an_error_that_says_what_to_do(
+    trail: Trail, statement: str
+) -> None:
+    append(trail, *(b"%d" % number for number in range(300)))
+    trail.signer.sign()
+    changed(trail, statement)
+    for _ in range(2):
+        with pytest.raises(TrailError, match=r"was tampered with: .*run `otel-audit verify`"):
+            trail.signer.sign()
+
+
+def test_damaged_pages_are_an_error_that_says_what_to_do(trail: Trail, directory: Path) -> None:
+    append(trail, *(b"%d" % number for number in range(300)))
+    trail.signer.sign()
+    with trail.store._handle.use() as connection:
+        (page,) = (
+            connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'tile'").get,
+        )
+    trail.close()
+    with (directory / "trail.db").open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(bytes(4096))
+    with pytest.raises(TrailError, match=r"the file is damaged; .*run `otel-audit verify`"):
+        Trail.open(directory)
 
 
 @pytest.mark.parametrize("content", ["", "not a checkpoint", "x\n0\n", "\u2014 é"])

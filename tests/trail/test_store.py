@@ -205,6 +205,15 @@ def test_a_trigger_swallows_nothing_and_is_refused_with_its_name(store: TrailSto
     open_store(store.directory).close()
 
 
+def test_a_schema_whose_number_was_set_to_nothing_is_refused_as_well(store: TrailStore) -> None:
+    store.close()
+    other_program(
+        store, "CREATE INDEX few ON leaf (seq) WHERE seq < 3", "PRAGMA schema_version = 0"
+    )
+    with pytest.raises(TrailMismatchError, match="there is 'index' 'few' on 'leaf'"):
+        open_store(store.directory)
+
+
 def test_a_table_that_swallows_records_gives_no_receipt(store: TrailStore) -> None:
     """Seen in the same transaction, whatever the schema was when it was looked at last."""
     store.append([b"alice"], {})
@@ -224,6 +233,27 @@ def test_a_table_that_swallows_records_gives_no_receipt(store: TrailStore) -> No
     with pytest.raises(TrailMismatchError, match="does not keep"):
         store.append([b"mallory"], {})
     assert stored(store) == [b"alice"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("UPDATE leaf SET hash = 'a text' WHERE seq = 2", "hashes of its last records are missing"),
+        ("UPDATE leaf SET hash = CAST(x'ff' AS TEXT) WHERE seq = 2", "hashes of its last records"),
+        ("DELETE FROM leaf WHERE seq = 2", "hashes of its last records are missing"),
+        ("INSERT INTO tile VALUES (0, 0, x'')", "somebody put rows where new ones belong"),
+        ("INSERT INTO leaf VALUES (9, 0, x'', x'')", "somebody put rows where new ones belong"),
+    ],
+)
+def test_rows_that_do_not_make_a_tile_are_an_error_that_says_what_to_do(
+    store: TrailStore, statement: str, words: str
+) -> None:
+    store.append(records(0, 5), {})
+    other_program(store, statement)
+    for _ in range(2):
+        with pytest.raises(TrailError, match=f"{words}.*run `otel-audit verify`"):
+            store.append(records(5, 256), {})
+    assert TrailReader(store.directory).tree().size == 5
 
 
 def test_a_foreign_database_is_refused_and_left_alone(tmp_path: Path) -> None:
