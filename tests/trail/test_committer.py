@@ -8,6 +8,7 @@ import fcntl
 import gc
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -388,7 +389,8 @@ def test_a_follower_waits_no_longer_than_the_time_out(make: Make, hold: Hold) ->
         one = Ticket(b"follows")
         with pytest.raises(AuditTimeoutError, match=r"within 0\.2 s \(OTEL_AUDIT_TIMEOUT\)"):
             committer.commit(one)
-        assert 0.15 < time.monotonic() - began < 1.0
+        assert time.monotonic() - began > 0.15
+        assert one.sequence == -1
     assert committer.drain(5.0)
     assert one.settled
     assert one.sequence == 1
@@ -399,10 +401,9 @@ async def test_a_task_waits_no_longer_than_the_time_out(make: Make, hold: Hold) 
     one = Ticket(b"x")
     with hold():
         committer.submit(one)
-        began = time.monotonic()
         with pytest.raises(AuditTimeoutError):
             await one
-        assert time.monotonic() - began < 1.0
+        assert not one.settled
     await one
     assert one.sequence == 0
 
@@ -427,15 +428,16 @@ def _expect_timeout(committer: Committer) -> None:
 def test_too_many_records_are_refused_at_once(make: Make, hold: Hold) -> None:
     committer = make(queue_size=10)
     with hold():
-        for _ in range(10):
-            committer.submit(Ticket(b"x"))
-        began = time.monotonic()
+        waiting = [Ticket(b"x") for _ in range(10)]
+        for one in waiting:
+            committer.submit(one)
         for put in (committer.submit, committer.commit):
             with pytest.raises(
                 AuditBackpressureError, match=r"10 records .* OTEL_AUDIT_QUEUE_SIZE"
             ):
                 put(Ticket(b"x"))
-        assert time.monotonic() - began < 0.5
+        # It was not waited for a place: they would have had an answer after five seconds.
+        assert not any(one.settled for one in waiting)
     assert committer.drain(5.0)
     assert (committer.statistics.refused, committer.statistics.committed) == (2, 10)
 
@@ -476,11 +478,11 @@ def test_a_closed_committer_refuses_and_finishes_what_it_has(
 
 def test_close_says_when_records_remain(make: Make, hold: Hold) -> None:
     committer = make()
+    one = Ticket(b"x")
     with hold():
-        committer.submit(Ticket(b"x"))
-        began = time.monotonic()
+        committer.submit(one)
         assert not committer.close(0.2)
-        assert time.monotonic() - began < 1.0
+        assert not one.settled
 
 
 def test_drain_does_not_wait_for_what_comes_later(committer: Committer) -> None:
@@ -579,11 +581,12 @@ def test_a_commit_that_does_not_end_counts_as_broken_and_asking_does_not_block(
     disk = threading.Event()
     memory.inside = lambda: assert_true(disk.wait(10))
     committer = Committer(memory, timeout=0.1)
-    committer.submit(Ticket(b"x"))
-    time.sleep(0.15)
-    began = time.monotonic()
-    assert "under way for 0 s; the disk may hang" in str(committer.broken)
-    assert time.monotonic() - began < 0.05
+    one = Ticket(b"x")
+    committer.submit(one)
+    until(lambda: committer.broken is not None)
+    assert re.search(r"under way for \d s; the disk may hang", str(committer.broken))
+    # Whoever asks and waits for the commit has its answer after ten seconds.
+    assert not one.settled
     disk.set()
     assert committer.drain(5.0)
     assert committer.broken is None
@@ -751,12 +754,11 @@ async def test_many_tasks_of_one_loop_share_groups(committer: Committer) -> None
 
 async def test_submitting_never_blocks_the_loop(committer: Committer, hold: Hold) -> None:
     with hold():
-        began = time.monotonic()
         tickets = [Ticket(b"%d" % number) for number in range(1_000)]
         for one in tickets:
             committer.submit(one)
-        assert time.monotonic() - began < 0.5
         await asyncio.sleep(0.05)
+        # Each that waits would do so until it has an answer, or for five seconds.
         assert not any(one.settled for one in tickets)
     for one in tickets:
         await one
@@ -811,10 +813,8 @@ def test_a_ticket_that_is_done_at_the_worst_moment_wakes_its_task() -> None:
         loop.before = lambda: wake([one])
         await one
 
-    began = time.monotonic()
-    loop.run_until_complete(body())
+    loop.run_until_complete(body())  # not woken, it raises after five seconds
     loop.close()
-    assert time.monotonic() - began < 1.0
 
 
 def test_a_loop_closed_with_pending_tickets_harms_nobody(
