@@ -1095,7 +1095,8 @@ def test_a_signal_handler_may_emit_in_the_middle_of_a_commit(
 
     with Shots(emit) as shots:
         deadline = time.monotonic() + 2.0
-        while len(emitted) < 300 and time.monotonic() < deadline:
+        # A slow disk takes longer for as many as it needs.
+        while len(emitted) <= 50 or (len(emitted) < 300 and time.monotonic() < deadline):
             shots.armed = True
             one = Ticket(b"main")
             committer.commit(one)
