@@ -255,7 +255,7 @@ def test_another_key_is_refused_and_named(trail: Trail, directory: Path) -> None
 
 
 def sign_often(directory: Path, rounds: int) -> None:
-    trail = Trail.open(directory)
+    trail = Trail.open(directory, timeout=60.0)  # the lock is for whoever comes, in no order
     for _ in range(rounds):
         append(trail, b"x")
         trail.signer.sign()
