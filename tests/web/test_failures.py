@@ -235,7 +235,7 @@ async def test_there_is_one_503_however_soon_the_background_ends(
         wire = await request(wrap(app))
         assert wire.types == [START["type"], BODY["type"]]
         assert wire.status == 503
-        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
     assert set(results) <= {None}
 
 
@@ -276,7 +276,7 @@ async def test_an_endless_stream_ends_after_the_503(
             raise
 
     with hold():
-        wire = await asyncio.wait_for(request(wrap(app)), 5)
+        wire = await asyncio.wait_for(request(wrap(app)), 30)
     assert wire.status == 503
     assert isinstance(errors[0], GoneError)
 
@@ -470,7 +470,7 @@ async def test_cancellation_is_never_swallowed(wrap: Wrap, audit: AuditLogger, h
         await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, 30)
 
 
 async def room(provider: AuditProvider) -> None:
@@ -610,7 +610,7 @@ async def test_an_open_websocket_is_closed(wrap: Wrap, audit: AuditLogger, hold:
             await send({"type": "websocket.send", "text": "written"})
 
     with hold():
-        wire = await asyncio.wait_for(connect(wrap(app)), 5)
+        wire = await asyncio.wait_for(connect(wrap(app)), 30)
     assert wire.types == ["websocket.accept", "websocket.close"]
     assert wire.sent[1]["code"] == 1011
 

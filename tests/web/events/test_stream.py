@@ -76,7 +76,7 @@ class Listener:
         self.gone.set()
         self.blocked.set()
         if self.task is not None:
-            await asyncio.wait_for(self.task, 5)
+            await asyncio.wait_for(self.task, 30)
 
     async def receive(self) -> Message:
         await self.gone.wait()
