@@ -285,8 +285,9 @@ def test_refusal_says_why_while_it_is_broken_and_heals_by_itself(
         with pytest.raises(AuditUnavailableError):
             emit(provider)
         began = time.monotonic()
-        refusal = provider.refusal()
-        assert time.monotonic() - began < 0.1
+        refusals = [provider.refusal() for _ in range(100)]
+        assert time.monotonic() - began < 5.0, "100 time-outs are 15 s"
+        refusal = refusals[0]
         assert isinstance(refusal, AuditUnavailableError)
         assert f"held for 0.15 s by process {os.getpid()}" in str(refusal)
         assert provider.statistics["failed"] == 1

@@ -680,7 +680,7 @@ def test_a_stopped_process_is_a_failure(
         time.sleep(0.05)
     assert outcome(cli, "agent")["message"] == f"process {child.pid} (python) serves the trail"
     child.send_signal(signal.SIGSTOP)
-    time.sleep(0.1)
+    os.waitpid(child.pid, os.WUNTRACED)  # until it stands still
     check = outcome(cli, "agent", 1)
     assert check["remedy"].startswith(f"kill -CONT {child.pid}")
     child.send_signal(signal.SIGCONT)
@@ -696,6 +696,7 @@ def test_a_stopped_writer(trail: Path) -> None:
         assert child.stdout is not None
         child.stdout.readline()
         child.send_signal(signal.SIGSTOP)
+        os.waitpid(child.pid, os.WUNTRACED)  # until it stands still
         (check,) = processes.lock(Subject(Settings.from_env({}, directory=trail)))
         child.kill()
     assert check.state == "fail"

@@ -63,6 +63,7 @@ async def test_stop_kills_what_does_not_listen(
     monkeypatch.setattr(mcp_process, "GRACE_SECONDS", 0.2)
     server = await launch("text", tmp_path)
     os.kill(server.pid, signal.SIGSTOP)  # it sees neither its stdin end nor SIGTERM
+    await asyncio.to_thread(os.waitpid, server.pid, os.WUNTRACED)  # until it stands still
     assert await server.stop() == -signal.SIGKILL
     assert not psutil.pid_exists(server.pid)
 
@@ -73,6 +74,7 @@ async def test_no_answer_in_time_is_an_error(
     server = await launch("text", tmp_path)
     monkeypatch.setattr(mcp_process, "ANSWER_SECONDS", 0.1)
     os.kill(server.pid, signal.SIGSTOP)
+    await asyncio.to_thread(os.waitpid, server.pid, os.WUNTRACED)  # until it stands still
     with pytest.raises(McpError, match=r"no answer to tools/call within 0\.1 s"):
         await server.call("count_words", {"text": "hello"})
     os.kill(server.pid, signal.SIGCONT)

@@ -486,7 +486,7 @@ def test_20_000_records_do_not_make_the_process_grow(directory: Path) -> None:
 
 
 def test_asking_for_the_refusal_never_waits_for_a_commit_that_hangs(directory: Path) -> None:
-    provider = open_provider(directory, timeout=0.3)
+    provider = open_provider(directory, timeout=2.0)
     lock = FileLock(directory / "lock")
     lock.acquire(5.0)
     failed: list[Exception] = []
@@ -508,5 +508,6 @@ def test_asking_for_the_refusal_never_waits_for_a_commit_that_hangs(directory: P
     thread.join()
     lock.close()
     assert len(failed) == 1
-    assert slowest < 0.2
+    # Who waits for the commit waits for all of its two seconds.
+    assert slowest < 1.5
     provider.close()

@@ -322,11 +322,11 @@ def test_no_value_is_given_out_without_a_record(backend: Memory) -> None:
 @pytest.mark.usefixtures("instrumented")
 async def test_nor_in_an_event_loop(backend: Memory) -> None:
     filled(backend)
-    with audit_trail(timeout=0.2) as trail:
+    with audit_trail() as trail:
         assert keyring.get_password("hub", "github") == SECRET
         with trail.provider.reader() as reader:
             assert reader.tree().size == 1
-        with (trail.directory / "lock").open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            with pytest.raises(AuditUnavailableError):
-                keyring.get_password("hub", "github")
+    with audit_trail(timeout=0.2) as trail, (trail.directory / "lock").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(AuditUnavailableError):
+            keyring.get_password("hub", "github")

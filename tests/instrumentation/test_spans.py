@@ -497,7 +497,6 @@ def test_the_answer_waits_for_it_and_fails_with_it(
     trail: AuditTrail, spans: InMemorySpanExporter, where: str
 ) -> None:
     """Also where the library's caller runs in a thread, and never hears of it."""
-    del trail
     provider = tracers(ALWAYS_ON, spans)
     app = FastAPI()
 
@@ -511,13 +510,19 @@ def test_the_answer_waits_for_it_and_fails_with_it(
 
     app.get("/")(in_a_thread if where == "thread" else on_the_loop)
     instrument_app(app, http_activity="off")
-    with audit_trail(timeout=0.2) as held, TestClient(app) as client:
-        instrumentor = SpanInstrumentor()
-        instrumentor._processor._audit = held.logger
+    processor = SpanInstrumentor()._processor
+    with TestClient(app) as client:
+        processor._audit = trail.logger
         assert client.get("/").status_code == 200
-        with (held.directory / "lock").open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            assert client.get("/").status_code == 503
+    assert len(trail.records()) == 1
+    with (
+        audit_trail(timeout=0.2) as held,
+        TestClient(app) as client,
+        (held.directory / "lock").open("r+b") as file,
+    ):
+        processor._audit = held.logger
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert client.get("/").status_code == 503
 
 
 @pytest.mark.usefixtures("instrumented")

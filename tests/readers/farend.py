@@ -44,6 +44,7 @@ class Reply:
     store: bool = False
     cut: bool = False
     wait: float = 0.0
+    waits_for: threading.Event | None = None
 
 
 def partial(rejected: int, message: str = "") -> Reply:
@@ -169,6 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
             reply = Reply()
         elif reply.store:
             far_end.take(request)
+        if reply.waits_for is not None:
+            reply.waits_for.wait(60)
         threading.Event().wait(reply.wait)
         self._write(reply)
 

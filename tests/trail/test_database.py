@@ -149,9 +149,8 @@ def test_close_gives_up_on_a_thread_that_hangs(
     thread = threading.Thread(target=hang)
     thread.start()
     inside.wait(5)
-    began = time.monotonic()
     handle.close()
-    assert time.monotonic() - began < 1.0
+    assert thread.is_alive()
     assert "does not end; its database is left open" in caplog.text
     leave.set()
     thread.join()

@@ -76,7 +76,8 @@ def test_a_time_out_says_who_holds_it(path: Path) -> None:
         began = time.monotonic()
         with pytest.raises(TrailLockedError) as caught:
             FileLock(path).acquire(0.2)
-        assert 0.2 <= time.monotonic() - began < 1.0
+        assert time.monotonic() - began >= 0.2
+        assert process.poll() is None
         assert f"held for 0.2 s by process {process.pid}; nothing can be committed until" in str(
             caught.value
         )
@@ -124,15 +125,25 @@ def test_a_stopped_holder_keeps_it(path: Path) -> None:
 
 def test_who_waits_gets_it_soon_after_it_is_free(path: Path) -> None:
     first, second = FileLock(path), FileLock(path)
-    assert first.try_acquire()
-    free = threading.Timer(0.2, first.release)
-    free.start()
-    began = time.monotonic()
-    second.acquire(5.0)
-    assert 0.15 < time.monotonic() - began < 0.5
-    free.join()
+    freed: list[float] = []
+
+    def let_go() -> None:
+        freed.append(time.monotonic())
+        first.release()
+
+    waited: list[float] = []
+    for _ in range(5):
+        assert first.try_acquire()
+        free = threading.Timer(0.2, let_go)
+        free.start()
+        second.acquire(30.0)
+        waited.append(time.monotonic() - freed.pop())
+        second.release()
+        free.join()
     first.close()
     second.close()
+    # A loaded machine lets some of them wait, and not all.
+    assert min(waited) < 0.1
 
 
 def test_a_block_lets_go_also_when_it_raises(path: Path) -> None:

@@ -124,10 +124,10 @@ async def test_an_answer_waits_for_one_time_out(
     with hold():
         # The group before fails two seconds from now, that of the request two seconds later.
         audit.audit_event("order", "before")
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.1)
         began = asyncio.get_running_loop().time()
         assert (await request(audited)).status == 503
-        assert 1.9 < asyncio.get_running_loop().time() - began < 2.7
+        assert 1.9 < asyncio.get_running_loop().time() - began < 3.5
 
 
 def stream(audit: AuditLogger, hold: Hold, opening: list[Any], rest: list[Any]) -> ASGIApp:
@@ -235,7 +235,7 @@ async def test_there_is_one_503_however_soon_the_background_ends(
         wire = await request(wrap(app))
         assert wire.types == [START["type"], BODY["type"]]
         assert wire.status == 503
-        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
     assert set(results) <= {None}
 
 
@@ -276,7 +276,7 @@ async def test_an_endless_stream_ends_after_the_503(
             raise
 
     with hold():
-        wire = await asyncio.wait_for(request(wrap(app)), 5)
+        wire = await asyncio.wait_for(request(wrap(app)), 30)
     assert wire.status == 503
     assert isinstance(errors[0], GoneError)
 
@@ -470,7 +470,12 @@ async def test_cancellation_is_never_swallowed(wrap: Wrap, audit: AuditLogger, h
         await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, 30)
+
+
+async def room(provider: AuditProvider) -> None:
+    """Wait until a queue that was full has room, however long the disk takes."""
+    assert await asyncio.to_thread(provider.flush, 30)
 
 
 async def test_the_client_s_503_is_recorded(
@@ -484,7 +489,7 @@ async def test_the_client_s_503_is_recorded(
         with hold(), suppress(AuditBackpressureError):
             while True:
                 audit.audit_event("order", "place")
-        await asyncio.sleep(0.2)
+        await room(provider)
         await send(START)
 
     wire = await request(AuditMiddleware(app, provider=provider))
@@ -514,7 +519,7 @@ async def test_a_declined_handshake_is_recorded(
         with hold(), suppress(AuditBackpressureError):
             while True:
                 audit.audit_event("chat", "join")
-        await asyncio.sleep(0.2)
+        await room(provider)
         if accepts:
             await send({"type": "websocket.accept"})
 
@@ -538,7 +543,7 @@ async def test_an_error_that_passes_is_recorded_as_503(
                 while True:
                     audit.audit_event("order", "place")
         finally:
-            await asyncio.sleep(0.2)
+            await room(provider)
 
     assert (await request(AuditMiddleware(app, provider=provider))).status == 503
     assert provider.flush()
@@ -605,7 +610,7 @@ async def test_an_open_websocket_is_closed(wrap: Wrap, audit: AuditLogger, hold:
             await send({"type": "websocket.send", "text": "written"})
 
     with hold():
-        wire = await asyncio.wait_for(connect(wrap(app)), 5)
+        wire = await asyncio.wait_for(connect(wrap(app)), 30)
     assert wire.types == ["websocket.accept", "websocket.close"]
     assert wire.sent[1]["code"] == 1011
 
@@ -762,7 +767,7 @@ async def test_shutdown_fails(wrap: Wrap, audit: AuditLogger, hold: Hold) -> Non
 
 
 async def test_a_broken_trail_refuses_before_the_handler(
-    wrap: Wrap, audit: AuditLogger, hold: Hold
+    impatient: AuditProvider, wrap: Wrap, audit: AuditLogger, hold: Hold
 ) -> None:
     """What cannot be recorded had better not happen."""
     called: list[str] = []
@@ -778,7 +783,10 @@ async def test_a_broken_trail_refuses_before_the_handler(
     audited = wrap(app, exclude=["/health"])
     with hold():
         assert (await request(audited, http("/order"))).status == 503
-        await asyncio.sleep(0.2)  # until the committer gives up on the lock as well
+        for _ in range(3000):
+            if "lock has been held" in str(impatient.refusal()):
+                break  # the committer has given up on the lock as well
+            await asyncio.sleep(0.01)
         refused = await request(audited, http("/order"))
         declined = await connect(audited)
         healthy = await request(audited, http("/health/live"))
@@ -792,16 +800,21 @@ async def test_a_broken_trail_refuses_before_the_handler(
     assert called == ["/order", "/health/live"]
 
 
+async def healed(audited: ASGIApp) -> bool:
+    """Ask until there is an answer; one of the next may be late again on a disk that stalls."""
+    for _ in range(300):
+        if (await request(audited)).status == 200:
+            return True
+        await asyncio.sleep(0.1)
+    return False
+
+
 async def test_it_heals_by_itself(wrap: Wrap, audit: AuditLogger, hold: Hold) -> None:
     """Nobody has to restart anything."""
     audited = wrap(emitting(audit))
     with hold():
         assert (await request(audited)).status == 503
-    for _ in range(60):
-        if (await request(audited)).status == 200:
-            break
-        await asyncio.sleep(0.1)
-    assert (await request(audited)).status == 200
+    assert await healed(audited)
 
 
 async def test_a_closed_provider_refuses(impatient: AuditProvider, wrap: Wrap) -> None:
@@ -871,11 +884,7 @@ async def test_a_full_disk_is_a_503_until_there_is_room(
     assert statuses[-1] == 503
     assert len(records()) >= statuses.count(200)
     filler.unlink()
-    for _ in range(50):
-        if (await request(audited)).status == 200:
-            break
-        await asyncio.sleep(0.1)
-    assert (await request(audited)).status == 200
+    assert await healed(audited)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from otel_audit.api.context import get_audit_context, set_actor
+from otel_audit.api.context import current_scope, get_audit_context, set_actor
 from otel_audit.api.current import get_audit_provider, is_configured
 from otel_audit.errors import OtelAuditError
 from otel_audit.trail.checkpoint import read_checkpoint
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from otel_audit.api.context import RequestScope
     from otel_audit.api.logger import AuditLogger
     from otel_audit.api.provider import AuditProvider
     from otel_audit.web.asgi import ASGIApp, Message, Receive, Scope, Send
@@ -160,6 +161,8 @@ def test_tasks_of_the_start_go_on_as_the_service(
     provider: AuditProvider, audit: AuditLogger, records: Records
 ) -> None:
     """A worker that is started there runs for ever; nothing piles up that waits for it."""
+    turned = asyncio.Event()
+    scopes: list[RequestScope | None] = []
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -171,12 +174,17 @@ def test_tasks_of_the_start_go_on_as_the_service(
         while True:
             assert not get_audit_context().get("request_id")
             await audit.audit_event("worker", "turn")
+            scopes.append(current_scope())
+            turned.set()
 
     app = FastAPI(lifespan=lifespan)
 
     @app.get("/")
     async def root() -> None:
-        await asyncio.sleep(0.05)
+        for _ in range(4):
+            turned.clear()
+            await turned.wait()
+        assert scopes[-1] is None
 
     instrument_app(app, provider=provider, http_activity="off")
     with TestClient(app) as client:

@@ -86,11 +86,13 @@ def test_a_route_becomes_an_event_class_without_activity(tmp_path: Path) -> None
 
 def test_such_a_record_holds_the_answer_back(tmp_path: Path) -> None:
     """Unlike activity, it is evidence: without it there is no answer."""
-    with trail_of(tmp_path, timeout=0.2) as trail, TestClient(application()) as client:
-        assert client.delete("/users/7").status_code == 200
-        with (trail.directory / "lock").open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            answer = client.delete("/users/8")
+    with (
+        trail_of(tmp_path, timeout=0.2) as trail,
+        TestClient(application()) as client,
+        (trail.directory / "lock").open("r+b") as file,
+    ):
+        fcntl.flock(file, fcntl.LOCK_EX)
+        answer = client.delete("/users/8")
         assert answer.status_code == 503
         assert answer.json()["record_id"]
 

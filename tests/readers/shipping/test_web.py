@@ -126,11 +126,19 @@ def served(answer: Callable[[socket.socket], None]) -> int:
 def test_an_answer_that_trickles_is_not_waited_for_for_ever(
     said: bytes, dripped: bytes, by: str
 ) -> None:
+    drops: list[bytes] = []
+    hung_up = threading.Event()
+
     def trickle(connection: socket.socket) -> None:
         connection.sendall(said)
-        for _ in range(100):
-            connection.sendall(dripped)
-            time.sleep(0.05)
+        try:
+            for _ in range(200):
+                connection.sendall(dripped)
+                drops.append(dripped)
+                time.sleep(0.1)
+        except OSError:
+            hung_up.set()
+            raise
 
     url = f"http://127.0.0.1:{served(trickle)}"
     where = (
@@ -138,10 +146,11 @@ def test_an_answer_that_trickles_is_not_waited_for_for_ever(
         if by == "itself"
         else destination("https://collector.example", proxy=url, timeout=0.2)
     )
-    began = time.monotonic()
     answer = HttpSender(where).send(b"")
     assert answer.verdict == "later"
-    assert time.monotonic() - began < 2
+    # It did not come to its end, nor to the hundred headers that are too many for Python.
+    assert hung_up.wait(30)
+    assert len(drops) < 90
 
 
 def test_reading_slowly_and_answering_slowly_share_the_time() -> None:
@@ -159,9 +168,9 @@ def test_reading_slowly_and_answering_slowly_share_the_time() -> None:
 
 def test_a_kept_connection_gives_each_request_all_its_time() -> None:
     with HttpFarEnd() as far_end:
-        sender = HttpSender(destination(far_end.url, timeout=0.8))
-        for _ in range(3):
-            far_end.answers.append(Reply(wait=0.4))
+        sender = HttpSender(destination(far_end.url, timeout=1.9))
+        for _ in range(4):
+            far_end.answers.append(Reply(wait=0.5))
             assert sender.send(b"").verdict == "delivered"
         assert len(far_end.peers) == 1
 
