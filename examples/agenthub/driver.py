@@ -23,7 +23,7 @@ import random
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -32,7 +32,7 @@ from typing import Any, Final
 
 import httpx
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
 from examples.agenthub.services import DEMO_USERS
@@ -396,13 +396,14 @@ def play(
     try:
         with ExitStack() as rooms:
             scenes = Scenes(url, password, seed, played, rooms)
-            script: Iterable[Callable[[], None]] = [
-                scene for _ in range(rounds) for scene in scenes.all()
-            ]
-            if console is not None:
-                script = track(script, "Playing", console=console, transient=True)
-            for scene in script:
-                scene()
+            script = [scene for _ in range(rounds) for scene in scenes.all()]
+            # Not `track`: the thread that it starts ends with its generator, which an error leaves to
+            # the end of the process, where Python 3.13 waits for that thread for ever.
+            with Progress(console=console, transient=True, disable=console is None) as bar:
+                playing = bar.add_task("Playing", total=len(script))
+                for scene in script:
+                    scene()
+                    bar.advance(playing)
             scenes.tidy_up()
     except httpx.TransportError as error:
         if not played.answered:
