@@ -9,6 +9,7 @@ What the bytes mean, and whether they are right, is left to others.
 
 from __future__ import annotations
 
+import errno
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -419,9 +420,23 @@ _ADVICE: Final[tuple[tuple[type[apsw.Error], str], ...]] = (
     (apsw.IOError, "the disk reports an error; look at the kernel's log (dmesg)"),
 )
 
+_SYSTEM_ADVICE: Final = {
+    errno.EACCES: "make it readable and writable for this user",
+    errno.EPERM: "make it readable and writable for this user",
+    errno.EROFS: "mount its file system for writing",
+    errno.EMFILE: "close files, or let this process have more of them open (`ulimit -n`)",
+    errno.ENFILE: "close files, or let this machine have more of them open (`sysctl fs.file-max`)",
+    errno.ENOSPC: "free space on the disk; the trail goes on by itself afterwards",
+    errno.EIO: "the disk reports an error; look at the kernel's log (dmesg)",
+}
 
-def explained(error: apsw.Error, path: Path) -> TrailError:
-    """Return the error that says what to do about what SQLite reports of the trail at ``path``."""
+
+def explained(error: apsw.Error | OSError, path: Path) -> TrailError:
+    """Return the error that says what to do about what SQLite, or the system, reports of ``path``."""
+    if isinstance(error, OSError):
+        name, said = error.filename or path, error.strerror or str(error)
+        advice = _SYSTEM_ADVICE.get(error.errno or 0)
+        return TrailError(f"{name}: {said}: {advice}" if advice else f"{name}: {said}")
     for kind, advice in _ADVICE:
         if isinstance(error, kind):
             return TrailError(f"{path}: {error}: {advice}")

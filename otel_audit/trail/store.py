@@ -188,8 +188,7 @@ class TrailStore:
         except OSError as error:
             if error.errno is None:
                 raise  # by a signal handler: the system gives a number
-            message = f"the trail's lock {self._lock.path} cannot be used: {error.strerror}"
-            raise TrailError(message) from error
+            raise explained(error, self._lock.path) from error
 
     def _transact(self, work: Callable[[apsw.Connection], _T]) -> _T:
         """Do ``work`` in a transaction, with the mutex held. No generator: see database.py."""
