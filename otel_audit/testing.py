@@ -118,7 +118,8 @@ class AuditTrail:
         Waits for what was emitted before. Raises `TimeoutError` if that does
         not become durable.
         """
-        if not self.provider.flush():
+        refused = self.provider.statistics["failed"]
+        if not self.provider.flush() or self.provider.statistics["failed"] > refused:
             message = "what was emitted did not become durable; is the disk full, or the lock held?"
             raise TimeoutError(message)
         with self.provider.reader() as reader:

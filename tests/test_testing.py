@@ -170,7 +170,7 @@ def test_who_looks_for_one_record_is_told_what_there_is_instead(
 
 
 async def test_what_cannot_become_durable_is_said_and_not_waited_for_for_ever() -> None:
-    with audit_trail(timeout=0.2) as trail, (trail.directory / "lock").open("r+b") as file:
+    with audit_trail(timeout=1.0) as trail, (trail.directory / "lock").open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         trail.logger.audit_event("order", "create")
         with pytest.raises(TimeoutError, match="did not become durable"):
