@@ -12,8 +12,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Two processes suit two cores; `make WORKERS=8 unit` suits more.
-WORKERS ?= 2
+# Tests wait for disks, clocks and processes a third of their time, so three suit two cores; `make WORKERS=8 unit` suits more.
+WORKERS ?= 3
 
 .PHONY: help setup test lint types unit docs-test wheel-test test-stack run stack bench constraints clean
 
