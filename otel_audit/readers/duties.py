@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from otel_audit.trail.advice import readable
 from otel_audit.trail.filesystem import room
-from otel_audit.trail.reader import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

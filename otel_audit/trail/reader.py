@@ -9,7 +9,6 @@ What the bytes mean, and whether they are right, is left to others.
 
 from __future__ import annotations
 
-import errno
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import apsw
 import orjson
 
-from otel_audit.errors import OtelAuditError, ProofError, TrailError, TrailVersionError
+from otel_audit.errors import ProofError, TrailError, TrailVersionError
 from otel_audit.trail import merkle
+from otel_audit.trail.advice import damaged
 from otel_audit.trail.database import BUSY_MILLISECONDS, Handle, fetch
 from otel_audit.trail.layout import DATABASE, MEMORY
 from otel_audit.trail.nearby import nearby
@@ -373,10 +373,7 @@ class TrailReader:
             raise self._disordered()
 
     def _disordered(self) -> TrailError:
-        return TrailError(
-            f"{self.path} is damaged, or was tampered with: its rows are not in order; run "
-            "`otel-audit verify`"
-        )
+        return damaged(self.path, "its rows are not in order")
 
     def _connect(self) -> apsw.Connection:
         if not self.path.is_file():
@@ -409,58 +406,6 @@ def _names(record: bytes, record_id: str) -> bool:
     return isinstance(parsed, dict) and parsed.get("record_id") == record_id
 
 
-_ADVICE: Final[tuple[tuple[type[apsw.Error], str], ...]] = (
-    (apsw.FullError, "free space on the disk; the trail goes on by itself afterwards"),
-    (apsw.ReadOnlyError, "make the file and its directory writable for this user"),
-    (apsw.CantOpenError, "make the file and its directory readable and writable for this user"),
-    (apsw.BusyError, "another program holds the database; close it"),
-    (apsw.ConstraintError, "somebody put rows where new ones belong; run `otel-audit verify`"),
-    (apsw.CorruptError, "the file is damaged; keep it, run `otel-audit verify`, restore a copy"),
-    (apsw.NotADBError, "this is not a trail; keep it, and restore the right file"),
-    (apsw.IOError, "the disk reports an error; look at the kernel's log (dmesg)"),
-)
-
-_SYSTEM_ADVICE: Final = {
-    errno.EACCES: "make it readable and writable for this user",
-    errno.EPERM: "make it readable and writable for this user",
-    errno.EROFS: "mount its file system for writing",
-    errno.EMFILE: "close files, or let this process have more of them open (`ulimit -n`)",
-    errno.ENFILE: "close files, or let this machine have more of them open (`sysctl fs.file-max`)",
-    errno.ENOSPC: "free space on the disk; the trail goes on by itself afterwards",
-    errno.EIO: "the disk reports an error; look at the kernel's log (dmesg)",
-}
-
-
-def explained(error: apsw.Error | OSError, path: Path) -> TrailError:
-    """Return the error that says what to do about what SQLite, or the system, reports of ``path``."""
-    if isinstance(error, OSError):
-        name, said = error.filename or path, error.strerror or str(error)
-        advice = _SYSTEM_ADVICE.get(error.errno or 0)
-        return TrailError(f"{name}: {said}: {advice}" if advice else f"{name}: {said}")
-    for kind, advice in _ADVICE:
-        if isinstance(error, kind):
-            return TrailError(f"{path}: {error}: {advice}")
-    return TrailError(f"{path}: {type(error).__name__}: {error}")
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Make a `TrailError`, which says what to do, of all that reading a damaged trail raises."""
-    try:
-        yield
-    except OtelAuditError:
-        raise
-    except apsw.Error as error:
-        raise explained(error, path) from error
-    except (OverflowError, TypeError, ValueError) as error:
-        message = (
-            f"{path} is damaged, or was tampered with: a value is of another type than its column "
-            f"({error}). Keep a copy as evidence and run `otel-audit verify`; to go on recording, "
-            "begin a new origin with `otel-audit new-origin`"
-        )
-        raise TrailError(message) from error
-
-
 def stated_tree(connection: apsw.Connection, path: Path) -> tuple[int, bytes, int]:
     """Return size, joined right edge and last commit time as the trail at ``path`` states them.
 
@@ -470,11 +415,7 @@ def stated_tree(connection: apsw.Connection, path: Path) -> tuple[int, bytes, in
         (row,) = fetch(connection, "SELECT size, edge, committed_unix_nano FROM tree")
         return _of_their_types(*row)
     except (TypeError, ValueError) as error:  # also of the decoding
-        message = (
-            f"{path} is damaged, or was tampered with: the row of its tree does not state a size "
-            "and a right edge; run `otel-audit verify`"
-        )
-        raise TrailError(message) from error
+        raise damaged(path, "the row of its tree does not state a size and a right edge") from error
 
 
 def _of_their_types(size: object, edge: object, committed: object) -> tuple[int, bytes, int]:

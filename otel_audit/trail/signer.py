@@ -25,6 +25,7 @@ import apsw
 
 from otel_audit.errors import ProofError, TrailError, TrailKeyError, TrailMismatchError
 from otel_audit.trail import durable, merkle
+from otel_audit.trail.advice import readable
 from otel_audit.trail.checkpoint import (
     OVERDUE_NANO,
     Checkpoint,
@@ -36,7 +37,6 @@ from otel_audit.trail.checkpoint import (
 from otel_audit.trail.interruption import on_the_stack, refuse
 from otel_audit.trail.layout import MEMORY, SIGNER_LOCK
 from otel_audit.trail.lock import FileLock
-from otel_audit.trail.reader import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,12 +21,13 @@ import apsw
 
 from otel_audit.errors import TrailError, TrailMismatchError
 from otel_audit.trail import filesystem, merkle
+from otel_audit.trail.advice import damaged, explained
 from otel_audit.trail.database import Handle, fetch
 from otel_audit.trail.file import TrailFile
 from otel_audit.trail.interruption import refuse
 from otel_audit.trail.layout import DATABASE, LOCK
 from otel_audit.trail.lock import FairFileLock
-from otel_audit.trail.reader import explained, refuse_newer, split_hashes, stated_tree
+from otel_audit.trail.reader import refuse_newer, split_hashes, stated_tree
 from otel_audit.trail.wal import LogEmptier
 
 if TYPE_CHECKING:
@@ -234,11 +235,7 @@ class TrailStore:
     def _stored_tree(self, connection: apsw.Connection) -> _Tree:
         size, joined, committed = stated_tree(connection, self.path)
         if len(joined) != size.bit_count() * merkle.HASH_SIZE:
-            message = (
-                f"{self.path} is damaged, or was tampered with: the right edge of its tree is not "
-                f"one of {size} records; run `otel-audit verify`"
-            )
-            raise TrailError(message)
+            raise damaged(self.path, f"the right edge of its tree is not one of {size} records")
         return _Tree(size, split_hashes(joined), committed)
 
     def _swallowed(self) -> TrailMismatchError:
@@ -299,10 +296,5 @@ def _climb(connection: apsw.Connection, index: int, root: bytes, path: Path) -> 
 def _root_of(tile: bytes, path: Path) -> bytes:
     """Return the root of a complete tile. Raises `TrailError` where it is none."""
     if len(tile) != merkle.TILE_WIDTH * merkle.HASH_SIZE:
-        message = (
-            f"{path} is damaged, or was tampered with: hashes of its last records are missing or "
-            "none. Keep a copy as evidence and run `otel-audit verify`; to go on recording, begin "
-            "a new origin with `otel-audit new-origin`"
-        )
-        raise TrailError(message)
+        raise damaged(path, "hashes of its last records are missing or none")
     return merkle.tile_root(tile)

@@ -12,10 +12,11 @@ import time
 from typing import TYPE_CHECKING
 
 from otel_audit.errors import TrailError, TrailKeyError
+from otel_audit.trail.advice import readable
 from otel_audit.trail.keys import TrailKeys, new_origin
 from otel_audit.trail.layout import KEY
 from otel_audit.trail.proof import prove
-from otel_audit.trail.reader import TrailReader, readable
+from otel_audit.trail.reader import TrailReader
 from otel_audit.trail.signer import CheckpointSigner
 from otel_audit.trail.store import TrailStore
 
