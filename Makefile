@@ -15,6 +15,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests wait for disks, clocks and processes a third of their time, so three suit two cores; `make WORKERS=8 unit` suits more.
 WORKERS ?= 3
 
+# Servers, disks and clocks are real, and sometimes somebody else has the machine: what fails is told,
+# and run once more. What fails twice has failed. $(1) is pytest and what both runs need, $(2) the rest.
+twice = $(1) $(2) || { code=$$?; [ $$code -eq 1 ] || exit $$code; \
+		echo "the tests that failed above are run once more" >&2; \
+		$(1) --last-failed --last-failed-no-failures none; }
+
 .PHONY: help setup test lint types unit docs-test wheel-test test-stack run stack bench constraints clean
 
 help: ## list the targets
@@ -43,10 +49,7 @@ types: $(INSTALLED) ## mypy, strict, on the package, its tests, examples, benchm
 unit: $(INSTALLED) ## the tests and the documents' examples, with the coverage gate
 	@# Not pytest-cov: in each of xdist's processes it would be the third that measures, and write the third file.
 	$(BIN)/coverage erase
-	@# Processes, disks and clocks are real here as well: see test-stack.
-	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --dist worksteal || { code=$$?; [ $$code -eq 1 ] || exit $$code; \
-		echo "tests: those that failed above are run once more" >&2; \
-		$(BIN)/coverage run -m pytest --last-failed --last-failed-no-failures none; }
+	$(call twice,$(BIN)/coverage run -m pytest,--numprocesses $(WORKERS) --dist worksteal)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 	$(BIN)/coverage json --quiet
@@ -62,11 +65,7 @@ test-stack: $(INSTALLED) ## tests with the real Collector, Loki, Prometheus and 
 	tests/stack/setup
 	$(PIP) install --quiet --constraint constraints.txt --group stack
 	$(BIN)/python -m collector.stack.build
-	@# Servers, disks and clocks are real, and sometimes somebody else has the machine: what fails is
-	@# told, and run once more. What fails twice has failed.
-	$(BIN)/python -m pytest tests/stack || { code=$$?; [ $$code -eq 1 ] || exit $$code; \
-		echo "tests/stack: the tests that failed above are run once more" >&2; \
-		$(BIN)/python -m pytest tests/stack --last-failed --last-failed-no-failures none; }
+	$(call twice,$(BIN)/python -m pytest tests/stack)
 
 run: $(INSTALLED) ## start the example application, and say where to click (ARGS="--port 8080")
 	$(BIN)/python -m examples.agenthub $(ARGS)
